@@ -1,0 +1,349 @@
+"""What people and programs may ask the agent: the control socket's calls, and those that nodes pass on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from crnode.agent import doctor, status
+from crnode.agent.maintenance import Maintenance
+from crnode.agent.restore import Restore
+from crnode.agent.sets import RunningSource
+from crnode.cluster.document import ReplicationSet, Role
+from crnode.cluster.membership import SetSpec, add_set, remove_node, remove_set
+from crnode.errors import CrnodeError, ExitCode
+from crnode.net.peer import PeerClosed
+from crnode.store.catalog import FUZZY, ROLLING, Image
+from crnode.versions.retention import Candidate, retain
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+
+Args = dict[str, Any]
+Progress = Callable[[Args], None]
+Handler = Callable[[Args, Progress], Awaitable[Args]]
+
+SYNC_SECONDS = 60.0
+VERDICTS = ("untested", "good", "suspect", "bad")
+
+
+class Calls:
+    """The calls of one agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.restore = Restore(agent)
+        self.maintenance = Maintenance(agent)
+
+    def control_handlers(self) -> dict[str, Handler]:
+        """For the control socket: whoever can open it owns the node."""
+        return {
+            "status": self._status,
+            "node.list": self._node_list,
+            "node.remove": self._node_remove,
+            "set.list": self._set_list,
+            "set.show": self._set_show,
+            "set.add": self._set_add,
+            "set.remove": self._set_remove,
+            "set.rebase": self._set_rebase,
+            "invite": self._invite,
+            "sync": self._sync,
+            "versions": self._versions,
+            "restore": self._restore,
+            "events": self._events,
+            "doctor": self._doctor,
+            "scrub": self.maintenance.scrub,
+            "gc": self.maintenance.collect,
+        }
+
+    def peer_methods(self) -> dict[str, Callable[[str, Args], Awaitable[Args]]]:
+        """For other nodes: questions that any node may ask, and orders that only the master gives."""
+        return {
+            "status": self._peer_status,
+            "settle": self._peer_settle,
+            "sync": self._peer_sync,
+            "versions": self._peer_versions,
+            "rebase": self._peer_rebase,
+            "grant": self._peer_grant,
+            "restore": self._peer_restore,
+        }
+
+    # -- helpers
+
+    def _set(self, name: str) -> ReplicationSet:
+        spec = self.agent.document.set_named(name)
+        if spec is None:
+            names = ", ".join(s.name for s in self.agent.document.sets) or "there are none"
+            raise CrnodeError(f"There is no set '{name}'.", f"Sets: {names}.", "", ExitCode.USAGE)
+        return spec
+
+    def _master_only(self, what: str) -> None:
+        master = self.agent.document.master.name
+        if self.agent.node.name != master:
+            raise CrnodeError(
+                f"{what} is done at the master.",
+                f"This node is {self.agent.node.name}; the cluster document belongs to {master}.",
+                f"Run the same command on {master}.",
+                ExitCode.REFUSED,
+            )
+
+    async def _forward(self, node: str, method: str, args: Args, seconds: float | None = None) -> Args:
+        link = self.agent.links.get(node)
+        if link is None or not await link.wait_up(5.0):
+            reason = link.reason if link is not None else "it is not in the cluster"
+            raise CrnodeError(f"{node} is not reachable.", reason, "Start its agent.", ExitCode.UNREACHABLE)
+        return await link.call(method, args, seconds)
+
+    # -- cluster
+
+    async def _status(self, args: Args, progress: Progress) -> Args:
+        return await status.cluster(self.agent)
+
+    async def _peer_status(self, sender: str, args: Args) -> Args:
+        return await status.local(self.agent)
+
+    async def _node_list(self, args: Args, progress: Progress) -> Args:
+        return {"nodes": status.nodes(self.agent)}
+
+    async def _node_remove(self, args: Args, progress: Progress) -> Args:
+        self._master_only("Removing a node")
+        name = str(args["name"])
+        document = remove_node(self.agent.document, name, time.time_ns(), bool(args.get("lose")))
+        await self.agent.change(document)
+        self.agent.journal.add("cluster", f"{name} was removed from the cluster.")
+        return {"removed": name}
+
+    async def _invite(self, args: Args, progress: Progress) -> Args:
+        self._master_only("Inviting")
+        if self.agent.desk is None:
+            raise CrnodeError("The cluster's CA key is not here.", "", "Invite where the cluster was made.")
+        out = self.agent.desk.invite(str(args["name"]), str(args["role"]), int(args.get("ttl_s") or 86400))
+        self.agent.journal.add("cluster", f"{args['name']} was invited as {args['role']}.")
+        return out
+
+    # -- sets
+
+    async def _set_list(self, args: Args, progress: Progress) -> Args:
+        return {"sets": [s.model_dump(mode="json") for s in self.agent.document.sets]}
+
+    async def _set_show(self, args: Args, progress: Progress) -> Args:
+        return {"set": self._set(str(args["name"])).model_dump(mode="json")}
+
+    async def _set_add(self, args: Args, progress: Progress) -> Args:
+        self._master_only("Adding a set")
+        spec = SetSpec.parse(args)
+        uuid = secrets.token_hex(16)
+        document = add_set(self.agent.document, spec, time.time_ns(), uuid)
+        if spec.source == self.agent.node.name:
+            added = document.set_by_uuid(uuid)
+            assert added is not None
+            self.agent.sets.check_new_source(added)
+        await self.agent.change(document)
+        self.agent.journal.add("cluster", f"Set {spec.name} was added.", spec.name)
+        return {"name": spec.name, "uuid": uuid, "problem": self.agent.sets.refused.get(uuid)}
+
+    async def _set_remove(self, args: Args, progress: Progress) -> Args:
+        self._master_only("Removing a set")
+        name = str(args["name"])
+        await self.agent.change(remove_set(self.agent.document, name, time.time_ns(), bool(args.get("now"))))
+        self.agent.journal.add("cluster", f"Set {name} was removed.", name)
+        return {"removed": name}
+
+    async def _set_rebase(self, args: Args, progress: Progress) -> Args:
+        spec = self._set(str(args["name"]))
+        if spec.source == self.agent.node.name:
+            return await self._peer_rebase(self.agent.node.name, {"set": spec.name})
+        return await self._forward(spec.source, "rebase", {"set": spec.name})
+
+    async def _peer_rebase(self, sender: str, args: Args) -> Args:
+        if sender not in (self.agent.node.name, self.agent.document.master.name):
+            raise CrnodeError("A rebase is asked for at the source or the master.", "", "", ExitCode.REFUSED)
+        running = self._source(self._set(str(args["set"])))
+        running.source.accept()
+        self.agent.journal.add("source", f"Set {running.spec.name}: a person accepted the source as it is.")
+        return {"accepted": running.spec.name}
+
+    def _source(self, spec: ReplicationSet) -> RunningSource:
+        running = self.agent.sets.sources.get(spec.uuid)
+        if running is None:
+            why = self.agent.sets.refused.get(spec.uuid, "It is not running on this node.")
+            raise CrnodeError(f"Set {spec.name} has no running source here.", why)
+        return running
+
+    # -- sync
+
+    async def _sync(self, args: Args, progress: Progress) -> Args:
+        spec = self._set(str(args["set"]))
+        seconds = float(args.get("timeout_s") or SYNC_SECONDS)
+        if spec.source == self.agent.node.name:
+            return await self.sync(spec, seconds, progress)
+        return await self._forward(spec.source, "sync", {"set": spec.name, "timeout_s": seconds}, seconds + 10)
+
+    async def _peer_sync(self, sender: str, args: Args) -> Args:
+        return await self.sync(self._set(str(args["set"])), float(args["timeout_s"]), lambda _: None)
+
+    async def sync(self, spec: ReplicationSet, seconds: float, progress: Progress) -> Args:
+        """Scan now; return when every target has acknowledged and shows all that was written before the call."""
+        running = self._source(spec)
+        begun = time.monotonic()
+        deadline = begun + seconds
+        try:
+            await asyncio.wait_for(running.source.scan_now(), seconds)
+        except TimeoutError:
+            state, detail = running.source.state, running.source.detail
+            raise CrnodeError(
+                f"Set {spec.name} could not be captured within {seconds:.0f} s.",
+                f"Its source is in state '{state}'. {detail}".strip(),
+                "See crnode status.",
+                ExitCode.BEHIND,
+            ) from None
+        newest = running.source.newest
+        sequence = newest.sequence if newest is not None else 0
+        results = await asyncio.gather(
+            *(self._sync_target(running, name, sequence, deadline, progress) for name in spec.targets)
+        )
+        out: Args = {
+            "set": spec.name, "targets": results, "sequence": sequence,
+            "digest": newest.digest.hex() if newest is not None else "", "seconds": time.monotonic() - begun,
+        }  # fmt: skip
+        missing = [r for r in results if not r["ok"]]
+        if missing:
+            said = "; ".join(f"{r['node']}: {r['reason']}" for r in missing)
+            raise CrnodeError(
+                f"Set {spec.name}: not every target has everything.", said, "Repeat it when they are back.", ExitCode.BEHIND
+            )
+        return out
+
+    async def _sync_target(
+        self, running: RunningSource, name: str, sequence: int, deadline: float, progress: Progress
+    ) -> Args:
+        pushing = running.pushes.get(name)
+        if pushing is None:
+            return {"node": name, "ok": False, "reason": "it is paused"}
+        push = pushing[0]
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0.01)):
+                await push.reached(sequence)
+                progress({"text": f"{name} has acknowledged image {sequence}"})
+                while True:
+                    try:
+                        answer = await push.settle()
+                        break
+                    except PeerClosed:
+                        await asyncio.sleep(0.2)
+        except TimeoutError:
+            return {"node": name, "ok": False, "reason": push.reason or f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}"}
+        except CrnodeError as error:
+            return {"node": name, "ok": False, "reason": str(error)}
+        put_right = int(answer.get("put_right", 0))
+        reason = f"{put_right} local changes were put right" if put_right else ""
+        return {"node": name, "ok": True, "reason": reason, "digest": answer.get("digest"), "unapplied": answer.get("unapplied")}
+
+    async def _peer_settle(self, sender: str, args: Args) -> Args:
+        running = self.agent.sets.targets.get(str(args.get("set")))
+        if running is None or running.spec.source != sender:
+            raise CrnodeError("This node does not receive that set from you.", "", "", ExitCode.REFUSED)
+        report = await running.target.check_live()
+        await running.target.settled()
+        newest = await self.agent.writer.submit(running.target.catalog.newest)
+        return {
+            "put_right": report.written + report.removed + len(report.set_aside) if report.set_aside or report.written else 0,
+            "digest": newest.digest.hex() if newest is not None else "",
+            "unapplied": running.target.status.unapplied,
+        }  # fmt: skip
+
+    # -- versions
+
+    async def _versions(self, args: Args, progress: Progress) -> Args:
+        spec = self._set(str(args["set"]))
+        here = [await self._peer_versions(self.agent.node.name, {"set": spec.name, "path": args.get("path")})]
+        for name in (spec.source, *spec.targets):
+            if name != self.agent.node.name:
+                with contextlib.suppress(CrnodeError):
+                    here.append(await self._forward(name, "versions", {"set": spec.name, "path": args.get("path")}, 10))
+        rows = [row for answer in here for row in answer["versions"]]
+        rows.sort(key=lambda r: (r["number"], r["node"]))
+        return {"versions": rows}
+
+    async def _peer_versions(self, sender: str, args: Args) -> Args:
+        spec = self._set(str(args["set"]))
+        if not (sender == self.agent.node.name or self.agent.server.may_read(sender, spec.uuid)):
+            raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
+        catalog = self.agent.sets.catalogs.get(spec.uuid)
+        path = args.get("path")
+        if catalog is None or spec.uuid not in self.agent.sets.targets:
+            return {"versions": []}
+
+        def look() -> list[Args]:
+            images = catalog.images()
+            why = retain([Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images])
+            if path is None:
+                return [_version(i, why.get(i.ordinal, "being pruned"), self.agent.node.name) for i in images]
+            rows = []
+            for born, _, entry in catalog.history(str(path).encode("utf-8", "surrogateescape").strip(b"/")):
+                at = next((i for i in images if i.ordinal >= born), None)
+                if at is not None:
+                    rows.append({**_version(at, why.get(at.ordinal, ""), self.agent.node.name), "size": entry.size})
+            return rows
+
+        return {"versions": await self.agent.writer.submit(look)}
+
+    # -- restore
+
+    async def _restore(self, args: Args, progress: Progress) -> Args:
+        spec = self._set(str(args["set"]))
+        node = str(args.get("node") or self.agent.node.name)
+        if node == self.agent.node.name:
+            return await self.restore.run(spec, args, progress)
+        self._master_only("A restore on another node")
+        if self.agent.document.node(node) is None:
+            raise CrnodeError(f"The cluster has no node '{node}'.", "", "See crnode node list.", ExitCode.USAGE)
+        for holder in (spec.source, *spec.targets):
+            if holder == self.agent.node.name:
+                self.agent.server.grant(node, spec.uuid)
+            elif holder != node:
+                with contextlib.suppress(CrnodeError):
+                    await self._forward(holder, "grant", {"node": node, "set": spec.uuid}, 10)
+        return await self._forward(node, "restore", {k: v for k, v in args.items() if k != "node"})
+
+    async def _peer_restore(self, sender: str, args: Args) -> Args:
+        if sender != self.agent.document.master.name:
+            raise CrnodeError("Only the master orders a restore on another node.", "", "", ExitCode.REFUSED)
+        return await self.restore.run(self._set(str(args["set"])), args, lambda _: None)
+
+    async def _peer_grant(self, sender: str, args: Args) -> Args:
+        if sender != self.agent.document.master.name:
+            raise CrnodeError("Only the master grants reading.", "", "", ExitCode.REFUSED)
+        self.agent.server.grant(str(args["node"]), str(args["set"]))
+        return {}
+
+    # -- the rest
+
+    async def _events(self, args: Args, progress: Progress) -> Args:
+        events = self.agent.journal.latest(int(args.get("limit") or 50))
+        if not args.get("follow"):
+            return {"events": events}
+        for event in events:
+            progress({"event": event})
+        async for event in self.agent.journal.follow():
+            progress({"event": event})
+        return {"events": []}
+
+    async def _doctor(self, args: Args, progress: Progress) -> Args:
+        return {"checks": await doctor.checks(self.agent)}
+
+
+def _version(image: Image, why: str, node: str) -> Args:
+    quality = "fuzzy" if image.flags & FUZZY else "rolling" if image.flags & ROLLING else "clean"
+    return {
+        "number": image.sequence, "id": (image.id or b"").hex(), "time_ns": image.at_ns, "entries": image.entries,
+        "bytes": image.bytes, "digest": image.digest.hex(), "quality": quality, "verdict": VERDICTS[image.verdict],
+        "name": image.name, "why": image.why or why, "node": node,
+    }  # fmt: skip
+
+
+__all__ = ["Calls", "Role"]

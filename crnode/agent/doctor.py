@@ -1,0 +1,134 @@
+"""`crnode doctor`: what stands in the way of the promises on this node, each with what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from crnode.agent.links import OFFSET_WARNING_S
+from crnode.cluster.identity import valid_until_ns
+from crnode.cluster.node_file import CERTIFICATE_FILE
+from crnode.errors import CrnodeError
+from crnode.store.catalog import MINIMUM_SQLITE
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+
+Check = dict[str, Any]
+
+
+def _check(name: str, ok: bool | None, text: str, hint: str = "") -> Check:
+    return {"name": name, "ok": ok, "text": text, "hint": hint}
+
+
+async def checks(agent: Agent) -> list[Check]:
+    """All checks, in the order in which a person should read them; `ok` is None for 'worth knowing'."""
+    out = [_space(agent), _sqlite(), _root(), _watches(agent)]
+    out += _network(agent)
+    out += _clocks(agent)
+    out += await asyncio.to_thread(_catalogs, agent)
+    out += _sets(agent)
+    out.append(_certificate(agent))
+    return out
+
+
+def _space(agent: Agent) -> Check:
+    try:
+        agent.store.check_room()
+    except CrnodeError as error:
+        return _check("room", False, error.what + " " + error.why, error.hint)
+    return _check("room", True, "The object store has room.")
+
+
+def _sqlite() -> Check:
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    fine = version >= MINIMUM_SQLITE
+    return _check(
+        "sqlite", fine, f"The catalog uses SQLite {apsw.sqlite_lib_version()}.",
+        "" if fine else "Versions before 3.51.3 can damage a database in WAL mode: install a newer apsw.",
+    )  # fmt: skip
+
+
+def _root() -> Check:
+    if os.geteuid() == 0:
+        return _check("owner", True, "The agent runs as root and can keep owners and modes of files.")
+    return _check(
+        "owner", None, "The agent does not run as root: files in live trees belong to its own user.",
+        "Run it as root where owners of files matter.",
+    )  # fmt: skip
+
+
+def _watches(agent: Agent) -> Check:
+    try:
+        limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    except (OSError, ValueError):
+        return _check("watches", None, "The system's limit of inotify watches is not known.")
+    scanning = [r.spec.name for r in agent.sets.sources.values() if r.source.watch_kind == "scan" and r.source.state == "ok"]
+    if scanning:
+        return _check(
+            "watches", False, f"Too few inotify watches (limit {limit}): scanned instead: {', '.join(scanning)}.",
+            "sysctl -w fs.inotify.max_user_watches=1048576",
+        )  # fmt: skip
+    return _check("watches", True, f"The system allows {limit} inotify watches.")
+
+
+def _network(agent: Agent) -> list[Check]:
+    out = []
+    for name, link in agent.links.items():
+        up = link.peer is not None
+        out.append(_check(f"node {name}", up, f"{name} is connected." if up else f"{name} is not reachable: {link.reason}"))
+    return out
+
+
+def _clocks(agent: Agent) -> list[Check]:
+    out = []
+    for name, link in agent.links.items():
+        if link.peer is not None and link.peer.clock_offset_ns is not None:
+            offset = link.peer.clock_offset_ns / 1e9
+            if abs(offset) > OFFSET_WARNING_S:
+                out.append(_check(f"clock {name}", False, f"Its clock differs by {offset:.1f} s.", "Set both clocks by NTP."))
+    return out
+
+
+def _catalogs(agent: Agent) -> list[Check]:
+    out = []
+    for uuid, catalog in list(agent.sets.catalogs.items()):
+        spec = agent.document.set_by_uuid(uuid)
+        with catalog.reader() as reader:
+            said = reader.quick_check()
+        if said != "ok":
+            out.append(_check(f"catalog {spec.name if spec else uuid}", False, said, "Stop the agent and move the file away; it is made anew."))
+    return out or [_check("catalogs", True, "All catalogs pass SQLite's check.")]
+
+
+def _sets(agent: Agent) -> list[Check]:
+    out = []
+    for uuid, reason in agent.sets.refused.items():
+        spec = agent.document.set_by_uuid(uuid)
+        out.append(_check(f"set {spec.name if spec else uuid}", False, reason))
+    for running in agent.sets.sources.values():
+        fine = running.source.state in ("ok", "scanning", "capturing")
+        out.append(_check(f"set {running.spec.name}", fine, f"Source: {running.source.state}. {running.source.detail}".strip()))
+        for name, (push, _) in running.pushes.items():
+            out.append(_check(f"set {running.spec.name} to {name}", push.state in ("in sync", "copying"), f"{push.state}. {push.reason}".strip()))
+    for target in agent.sets.targets.values():
+        if target.target.status.unapplied:
+            out.append(
+                _check(
+                    f"live tree {target.spec.name}", None,
+                    f"{target.target.status.unapplied} paths cannot be represented here.", "See crnode status.",
+                )  # fmt: skip
+            )
+    return out
+
+
+def _certificate(agent: Agent) -> Check:
+    pem = (agent.data / CERTIFICATE_FILE).read_text()
+    days = (valid_until_ns(ssl.PEM_cert_to_DER_cert(pem)) / 1e9 - time.time()) / 86400
+    return _check("certificate", days > 60, f"This node's certificate ends in {days:.0f} days.", "" if days > 60 else "Join anew before it ends.")

@@ -1,0 +1,86 @@
+"""Self-healing: damaged or missing objects are fetched again from the source or another holder, and said so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from crnode.errors import CrnodeError
+from crnode.store.packs import Lane, Record
+from crnode.store.store import identify
+from crproto import delta
+from crproto.errors import RemoteProtocolError
+from crproto.messages import Objects
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+
+IDS_A_QUESTION = 2000
+
+
+class Healer:
+    """Fetches objects by id from whoever holds them. Everything fetched is verified before it is stored."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    def holders(self, uuid: str) -> list[str]:
+        """Nodes that may hold the set's objects, the source first."""
+        spec = self.agent.document.set_by_uuid(uuid)
+        if spec is None:
+            return []
+        return [n for n in (spec.source, *spec.targets) if n != self.agent.node.name]
+
+    async def heal(self, uuid: str, ids: set[bytes]) -> set[bytes]:
+        """Fetch `ids` and store them; returns those that are whole again."""
+        healed = await self.fetch(uuid, ids)
+        if healed:
+            names = ", ".join(sorted(set(healed.values())))
+            self.agent.journal.add("healed", f"{len(healed)} damaged or missing objects were fetched again from {names}.")
+        lost = ids - healed.keys()
+        if lost:
+            self.agent.journal.add(
+                "damage", f"{len(lost)} objects are damaged here and no reachable node has them; it is tried again."
+            )
+        return set(healed)
+
+    async def fetch(self, uuid: str, ids: set[bytes]) -> dict[bytes, str]:
+        """id -> node it came from, for everything that could be fetched into the store."""
+        found: dict[bytes, str] = {}
+        for name in self.holders(uuid):
+            wanted = [i for i in ids if i not in found]
+            if not wanted:
+                break
+            link = self.agent.links.get(name)
+            if link is None or not await link.wait_up(2.0):
+                continue
+
+            async def take(message: Objects, payload: memoryview, name: str = name) -> None:
+                for got in await self.agent.writer.submit(self._store, message, payload):
+                    found[got] = name
+
+            try:
+                for at in range(0, len(wanted), IDS_A_QUESTION):
+                    await link.fetch(uuid, wanted[at : at + IDS_A_QUESTION], take)
+            except (CrnodeError, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                continue  # the next holder is asked
+        return found
+
+    def _store(self, message: Objects, payload: memoryview) -> list[bytes]:
+        """Verify and append what came (in the writer thread); returns the ids."""
+        records: list[Record] = []
+        at = 0
+        for name, kind, codec, raw, stored, _ in message.records:
+            part = payload[at : at + stored]
+            at += stored
+            try:
+                data = delta.decode_object(codec, part, raw, None)
+            except RemoteProtocolError:
+                continue
+            if identify(kind, data) == name:
+                records.append(Record(name, kind, delta.RAW, len(data), memoryview(bytes(data))))
+        self.agent.store.put(records, Lane.BULK, cache=False)
+        self.agent.store.sync()
+        return [record.id for record in records]

@@ -1,0 +1,238 @@
+"""Links: one connection of ours to each other node, for the cluster document, questions and healing.
+
+Pushes have connections of their own, so nothing here ever waits behind bulk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from crnode.cluster.document import ClusterDocument, Node
+from crnode.errors import CrnodeError, ExitCode
+from crnode.net.peer import Peer, PeerClosed
+from crproto.messages import (
+    Call,
+    Document,
+    DocumentRequest,
+    Entries,
+    EntriesEnd,
+    EntriesRequest,
+    Fetch,
+    FetchDone,
+    Images,
+    ImagesRequest,
+    Objects,
+    Result,
+)
+from crproto.shapes import Message
+
+RETRY_FIRST, RETRY_MOST = 0.3, 8.0
+CALL_SECONDS = 60.0
+OFFSET_WARNING_S = 2.0
+
+Part = tuple[Message, memoryview]
+
+
+class Link:
+    """A connection to `node` that is kept up; questions go over it one answer queue each."""
+
+    def __init__(
+        self,
+        node: Node,
+        dial: Callable[[Node], Awaitable[Peer]],
+        on_document: Callable[[str, bytes], Awaitable[None]],
+        document: Callable[[], ClusterDocument],
+        is_master: Callable[[], bool],
+    ) -> None:
+        self.node = node
+        self.state = "down"
+        self.reason = "not connected yet"
+        self.seen_at: float | None = None
+        self._dial = dial
+        self._on_document = on_document
+        self._document = document
+        self._is_master = is_master
+        self._peer: Peer | None = None
+        self._number = 0
+        self._waiting: dict[tuple[type[Message], int], asyncio.Queue[Part | PeerClosed]] = {}
+        self._parts: dict[type[Message], asyncio.Queue[Part | PeerClosed]] = {}
+        self._part_turn = asyncio.Lock()
+        self._up = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep the connection up until cancelled."""
+        wait = RETRY_FIRST
+        while True:
+            try:
+                peer = await self._dial(self.node)
+            except PeerClosed as error:
+                self.state, self.reason = "down", str(error)
+            else:
+                wait = RETRY_FIRST
+                await self._serve(peer)
+            await asyncio.sleep(wait * random.uniform(0.7, 1.3))
+            wait = min(wait * 2, RETRY_MOST)
+
+    async def _serve(self, peer: Peer) -> None:
+        self._peer = peer
+        self.state, self.reason = "up", ""
+        self._up.set()
+        try:
+            await self._exchange_documents(peer)
+            async for received in peer.events():
+                self.seen_at = time.monotonic()
+                self._take(received.message, received.payload)
+                if isinstance(received.message, Document):
+                    await self._on_document(self.node.name, received.message.body)
+                peer.consumed(received.cost)
+        except PeerClosed:
+            pass  # told below, with the reason that the connection itself has
+        finally:
+            reason = peer.close_reason or PeerClosed("lost", f"The connection to {self.node.name} ended.")
+            self.state, self.reason = "down", str(reason)
+            self._peer = None
+            self._up.clear()
+            for queue in (*self._waiting.values(), *self._parts.values()):
+                queue.put_nowait(reason)
+            await peer.close()
+
+    async def _exchange_documents(self, peer: Peer) -> None:
+        hello = peer.hello
+        if hello is None:
+            return
+        mine = self._document()
+        theirs = tuple(hello.document)
+        if self._is_master() and theirs < tuple(mine.version):
+            await peer.send(Document(mine.to_bytes()))
+        elif self.node.name == mine.master.name and theirs > tuple(mine.version):
+            await peer.send(DocumentRequest())
+
+    async def send_document(self, document: ClusterDocument) -> None:
+        """The master made a change: this node hears of it at once if it is connected, else when it connects."""
+        if self._peer is not None:
+            with contextlib.suppress(PeerClosed):
+                await self._peer.send(Document(document.to_bytes()))
+
+    def _take(self, message: Message, payload: memoryview) -> None:
+        queue: asyncio.Queue[Part | PeerClosed] | None = None
+        if isinstance(message, Result | FetchDone | Images | EntriesEnd):
+            queue = self._waiting.get((type(message), message.number))
+        elif isinstance(message, Objects):
+            queue = self._parts.get(Objects)
+        elif isinstance(message, Entries):
+            queue = self._parts.get(Entries)
+        if queue is not None:
+            queue.put_nowait((message, payload))
+
+    @property
+    def peer(self) -> Peer | None:
+        """The connection, while it is up."""
+        return self._peer
+
+    async def wait_up(self, seconds: float) -> bool:
+        """Wait for the link to come up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._up.wait(), seconds)
+        return self._peer is not None
+
+    def _connected(self) -> Peer:
+        if self._peer is None:
+            raise PeerClosed("lost", f"{self.node.name} is not reachable.", self.reason, "Start its agent, or wait.")
+        return self._peer
+
+    # -- questions
+
+    async def call(self, method: str, body: dict[str, Any], seconds: float | None = CALL_SECONDS) -> dict[str, Any]:
+        """Ask the other agent something. Raises CrnodeError as the other agent said it."""
+        answer, _ = await self._question(lambda n: Call(n, method, json.dumps(body).encode()), Result, seconds)
+        assert isinstance(answer, Result)
+        out = json.loads(answer.body)
+        if not answer.ok:
+            raise CrnodeError.from_dict(out)
+        if not isinstance(out, dict):
+            raise CrnodeError(f"{self.node.name} gave an answer that is not understood.")
+        return out
+
+    async def images(self, uuid: str) -> tuple[tuple[Any, ...], ...]:
+        """The images of a set that the node keeps (fields of crproto's Images)."""
+        answer, _ = await self._question(lambda n: ImagesRequest(n, bytes.fromhex(uuid)), Images, CALL_SECONDS)
+        assert isinstance(answer, Images)
+        return answer.images
+
+    async def _question(
+        self, question: Callable[[int], Message], answer: type[Message], seconds: float | None
+    ) -> Part:
+        peer = self._connected()
+        self._number += 1
+        number = self._number
+        queue: asyncio.Queue[Part | PeerClosed] = asyncio.Queue()
+        self._waiting[(answer, number)] = queue
+        try:
+            await peer.send(question(number))
+            async with asyncio.timeout(seconds):
+                got = await queue.get()
+        except TimeoutError:
+            raise CrnodeError(
+                f"{self.node.name} did not answer within {seconds:.0f} s.", "", "Look at its events.", ExitCode.UNREACHABLE
+            ) from None
+        finally:
+            self._waiting.pop((answer, number), None)
+        if isinstance(got, PeerClosed):
+            raise got.again()
+        return got
+
+    async def fetch(self, uuid: str, ids: list[bytes], take: Callable[[Objects, memoryview], Awaitable[None]]) -> list[bytes]:
+        """Fetch objects of a set; each frame goes to `take`. Returns the ids that the node cannot give."""
+        peer = self._connected()
+        async with self._part_turn:
+            self._number += 1
+            number = self._number
+            queue: asyncio.Queue[Part | PeerClosed] = asyncio.Queue()
+            self._parts[Objects] = queue
+            self._waiting[(FetchDone, number)] = queue
+            try:
+                await peer.send(Fetch(number, bytes.fromhex(uuid)), [b"".join(ids)])
+                while True:
+                    got = await queue.get()
+                    if isinstance(got, PeerClosed):
+                        raise got.again()
+                    message, payload = got
+                    if isinstance(message, FetchDone):
+                        return [bytes(payload[at : at + 32]) for at in range(0, len(payload), 32)]
+                    assert isinstance(message, Objects)
+                    await take(message, payload)
+            finally:
+                self._parts.pop(Objects, None)
+                self._waiting.pop((FetchDone, number), None)
+
+    async def entries(
+        self, uuid: str, image: bytes, path: bytes, take: Callable[[Entries], Awaitable[None]]
+    ) -> int:
+        """The entries of an image at and below `path`; each frame goes to `take`. Returns how many there were."""
+        peer = self._connected()
+        async with self._part_turn:
+            self._number += 1
+            number = self._number
+            queue: asyncio.Queue[Part | PeerClosed] = asyncio.Queue()
+            self._parts[Entries] = queue
+            self._waiting[(EntriesEnd, number)] = queue
+            try:
+                await peer.send(EntriesRequest(number, bytes.fromhex(uuid), image, path))
+                while True:
+                    got = await queue.get()
+                    if isinstance(got, PeerClosed):
+                        raise got.again()
+                    message, _ = got
+                    if isinstance(message, EntriesEnd):
+                        return message.count
+                    assert isinstance(message, Entries)
+                    await take(message)
+            finally:
+                self._parts.pop(Entries, None)
+                self._waiting.pop((EntriesEnd, number), None)

@@ -1,0 +1,311 @@
+"""The agent process of one node: composition root and order of start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import uvloop
+
+from crnode import __version__
+from crnode.agent.calls import Calls
+from crnode.agent.heal import Healer
+from crnode.agent.links import Link
+from crnode.agent.serve import Server
+from crnode.agent.sets import Sets
+from crnode.cluster.document import ClusterDocument, Node, Role, parse_document, split_address
+from crnode.cluster.join import JoinDesk
+from crnode.cluster.membership import accept
+from crnode.cluster.node_file import (
+    CA_KEY_FILE,
+    CONTROL_SOCKET,
+    DOCUMENT_FILE,
+    DataLock,
+    NodeFile,
+    check_data_dir,
+    read_node_file,
+)
+from crnode.errors import CrnodeError, ExitCode
+from crnode.net.control import ControlServer
+from crnode.net.dial import dial
+from crnode.net.hello import node_hello
+from crnode.net.join import serve_joiner
+from crnode.net.listen import Listener, listen
+from crnode.net.peer import Peer, PeerClosed
+from crnode.net.tls import client_context, server_context
+from crnode.observe.journal import Journal
+from crnode.platform.files import atomic_write, machine_id
+from crnode.store.packs import StoreFailed
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
+from crproto.connection import Connected
+from crproto.messages import Hello
+
+SWITCH_SECONDS = 0.0005  # one busy thread of Python may hold the loop up no longer than this
+log = logging.getLogger(__name__)
+
+
+class Agent:
+    """Everything one node runs. Build it inside a running loop, then `await run()`."""
+
+    def __init__(self, data: Path, node: NodeFile, document: ClusterDocument, listen_at: str) -> None:
+        self.data = data
+        self.node = node
+        self.document = document
+        self.listen_at = listen_at
+        self.started_ns = time.time_ns()
+        self.journal = Journal(data / "journal.jsonl", node.name, time.time_ns)
+        self.links: dict[str, Link] = {}
+        self._link_tasks: dict[str, asyncio.Task[None]] = {}
+        self._heard: dict[str, float] = {}
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._turn = asyncio.Lock()
+        self._client_tls = client_context(data)
+        self._loop = asyncio.get_running_loop()
+
+    # -- life
+
+    async def run(self, ready: Callable[[], None] | None = None) -> int:
+        """Run until stopped by a signal or a failed disk. Returns the exit code."""
+        self.store = await asyncio.to_thread(ObjectStore, self.data / "store")
+        self._tell_recovery()
+        self.sets: Sets
+        self.writer = Writer(self._loop, self._keep_house, self._store_failed)
+        self.healer = Healer(self)
+        self.sets = Sets(
+            self.data, self.node, self.store, self.writer,
+            dial=self._dial_by_name, heal=self.healer.heal, journal=self.journal.add, now_ns=time.time_ns,
+            crashed=self._crashed,
+        )  # fmt: skip
+        self.server = Server(self)
+        self.calls = Calls(self)
+        self.server.methods = self.calls.peer_methods()
+        self.desk = self._make_desk()
+        listener: Listener | None = None
+        control: ControlServer | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        try:
+            host, port = split_address(self.listen_at)
+            listener = await listen(
+                host, port, server_context(self.data), self._hello, self._on_peer, lambda: self.document
+            )
+            control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
+            await control.start()
+            self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
+            await self._follow(self.document)
+            if ready is not None:
+                ready()
+            gc.freeze()  # what is there now lives as long as the process: no collection need look at it again
+            await self._stop.wait()
+        finally:
+            if control is not None:
+                await control.close()
+            for task in self._link_tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._link_tasks.values(), return_exceptions=True)
+            if listener is not None:
+                await listener.close()
+            with contextlib.suppress(StoreFailed):
+                await self.sets.close()
+            await self.writer.close()
+            clean = self._failure is None
+            await asyncio.to_thread(lambda: self.store.close(clean=clean))
+            self.journal.add("stop", f"{self.node.name} stopped.")
+            self.journal.close()
+        if self._failure is not None:
+            print(f"crnode: stopped: {self._failure}", file=sys.stderr)
+            return int(ExitCode.FAILED)
+        return int(ExitCode.OK)
+
+    def stop(self) -> None:
+        """Ask the agent to stop in order."""
+        self._stop.set()
+
+    def _keep_house(self) -> None:
+        self.store.tick()
+        self.sets.keep_house()
+
+    def _store_failed(self, error: BaseException) -> None:
+        """A failed disk: acknowledge nothing more, end, start again as suspect (rule 33)."""
+        if self._failure is None:
+            if isinstance(error, CrnodeError) and error.exit_code == ExitCode.FULL:
+                self.journal.add("full", str(error))
+                return
+            self._failure = error
+            with contextlib.suppress(FileNotFoundError):
+                (self.data / "store" / "boot").unlink()  # the next start reads recent records again
+            self.journal.add("failed", f"The store failed and the agent stops: {error}")
+            self._stop.set()
+
+    def _crashed(self, error: BaseException) -> None:
+        """A defect in a task of ours: say so and stop, rather than go on half alive."""
+        log.error("a task ended by a defect", exc_info=error)
+        if self._failure is None:
+            self._failure = error
+            self.journal.add("defect", f"A defect stopped the agent: {type(error).__name__}: {error}")
+            self._stop.set()
+
+    def _tell_recovery(self) -> None:
+        found = self.store.recovery
+        if found.rebuilt:
+            self.journal.add("recovery", "The index of the object store was rebuilt from the packs.")
+        if found.torn_bytes:
+            self.journal.add("recovery", f"{found.torn_bytes} bytes of an unfinished append were cut off.")
+        if found.unclean_boot:
+            self.journal.add("recovery", f"The machine was cut off; {found.rehashed_bytes >> 20} MiB were read again.")
+        for gap in found.damaged:
+            self.journal.add("damage", f"Pack {gap.pack} is damaged from byte {gap.start} to {gap.end}; it is healed.")
+
+    def _make_desk(self) -> JoinDesk | None:
+        if self.node.role is not Role.MASTER or not (self.data / CA_KEY_FILE).exists():
+            return None
+        return JoinDesk(self.data, lambda: self.document, self.change)
+
+    # -- the document
+
+    async def change(self, document: ClusterDocument) -> None:
+        """The master made a new document: durable first, then in force here, then told to all."""
+        await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
+        await self._follow(document)
+        await asyncio.gather(*(link.send_document(document) for link in list(self.links.values())))
+
+    async def offered(self, sender: str, body: bytes) -> None:
+        """Another node sent a document: take it if it is news from the master (rules 85, 88)."""
+        try:
+            document = accept(self.document, parse_document(body, f"the document from {sender}"), sender)
+        except CrnodeError as error:
+            self.journal.add("refused", str(error))
+            return
+        if document.version == self.document.version:
+            return
+        await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
+        await self._follow(document)
+
+    async def _follow(self, document: ClusterDocument) -> None:
+        async with self._turn:
+            self.document = document
+            here = document.node(self.node.name)
+            if here is not None and here.role is not self.node.role:
+                self.journal.add("cluster", f"The role of this node is now {here.role}.")
+            others = {n.name: n for n in document.nodes if n.name != self.node.name}
+            for name in [n for n in self.links if n not in others or self.links[n].node != others[n]]:
+                self._link_tasks.pop(name).cancel()
+                del self.links[name]
+            for name, node in others.items():
+                if name not in self.links:
+                    link = Link(node, self._dial, self.offered, lambda: self.document, self._is_master)
+                    self.links[name] = link
+                    self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
+            await self.sets.apply(document)
+
+    def _is_master(self) -> bool:
+        return self.document.master.name == self.node.name
+
+    # -- connections
+
+    def heard(self, name: str) -> None:
+        """A node is alive: something came from it."""
+        self._heard[name] = time.monotonic()
+
+    def heard_ago(self, name: str) -> float | None:
+        """Seconds since anything came from that node, None if nothing ever did."""
+        link = self.links.get(name)
+        times = [t for t in (self._heard.get(name), link.seen_at if link is not None else None) if t is not None]
+        if link is not None and link.peer is not None:
+            return 0.0
+        return time.monotonic() - max(times) if times else None
+
+    def _hello(self) -> Hello:
+        return node_hello(self.node, self.document, time.time_ns())
+
+    async def _dial(self, node: Node) -> Peer:
+        peer, _ = await dial(node.address, self._client_tls, self._hello(), node.fingerprint, node.name)
+        self.heard(node.name)
+        return peer
+
+    async def _dial_by_name(self, name: str) -> Peer:
+        node = self.document.node(name)
+        if node is None:
+            raise PeerClosed("unknown", f"The cluster has no node {name}.")
+        return await self._dial(node)
+
+    async def _on_peer(self, peer: Peer, connected: Connected) -> None:
+        if peer.name is None:
+            if self.desk is None:
+                peer.fail("denied", f"{self.node.name} is not the master; machines join at {self.document.master.name}.")
+                return
+            await serve_joiner(peer, self.desk)
+            return
+        await self.server.serve(peer)
+
+
+def run(data: Path, role: str, listen: str | None = None) -> int:
+    """Run the agent in the foreground until SIGTERM or SIGINT; returns the exit code. CrnodeError says why not."""
+    check_data_dir(data)
+    with DataLock(data):
+        node = read_node_file(data)
+        document = parse_document((data / DOCUMENT_FILE).read_bytes(), str(data / DOCUMENT_FILE))
+        here = document.node(node.name)
+        if here is None:
+            raise CrnodeError(
+                f"This node, {node.name}, is not in its own cluster document.",
+                f"It may have been removed from {document.name}.",
+                "Ask for a new invitation and join with an empty data directory.",
+                ExitCode.REFUSED,
+            )
+        if role != here.role.value:
+            raise CrnodeError(
+                f"This node is the {here.role} of cluster {document.name}, not a {role}.",
+                "The cluster document says so, and it is changed at the master alone.",
+                f"Start it with: crnode --role {here.role} --data {data}",
+                ExitCode.REFUSED,
+            )
+        node = _same_machine(data, node)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        sys.setswitchinterval(SWITCH_SECONDS)
+
+        def ready() -> None:
+            if sys.stdout.isatty() or os.environ.get("CRNODE_SAY_READY"):
+                print(f"crnode: {node.name} ({here.role}) is running; stop it with Ctrl-C.", flush=True)
+
+        async def main() -> int:
+            agent = Agent(data, node, document, listen or node.listen)
+            return await agent.run(ready)
+
+        return _run_loop(main)
+
+
+def _run_loop(main: Callable[[], Awaitable[int]]) -> int:
+    async def outer() -> int:
+        return await main()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(outer())
+
+
+def _same_machine(data: Path, node: NodeFile) -> NodeFile:
+    """A data directory that was copied to another machine must not speak as the first one (rule 90)."""
+    if node.is_this_machine():
+        return node
+    fresh = node.model_copy(update={"incarnation": secrets.token_hex(16), "machine_id": machine_id()})
+    fresh.write(data)
+    print(
+        f"crnode: the data directory {data} was made on another machine; this one goes on under a new incarnation. If"
+        " the other machine still runs, stop it now, or join this one with a token of its own.",
+        file=sys.stderr,
+    )
+    return fresh
+
+
+__all__ = ["Agent", "run"]

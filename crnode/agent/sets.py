@@ -1,0 +1,343 @@
+"""The sets of a node as the cluster document has them: started, changed and stopped while everything else runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import apsw
+
+from crnode.capture.commit import Point, SourceCommit
+from crnode.capture.source import SourceSet
+from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
+from crnode.cluster.node_file import NodeFile
+from crnode.errors import CrnodeError, ExitCode
+from crnode.net.peer import Peer
+from crnode.replicate.commit import TargetCommit
+from crnode.replicate.place import Place, locate, prepare, release
+from crnode.replicate.push import Push
+from crnode.replicate.receive import TargetSet
+from crnode.store.catalog import Catalog, CatalogDamaged
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
+
+Journal = Callable[..., None]
+
+
+@dataclass
+class RunningSource:
+    """A set whose source this node is."""
+
+    spec: ReplicationSet
+    source: SourceSet
+    commit: SourceCommit
+    task: asyncio.Task[None]
+    pushes: dict[str, tuple[Push, asyncio.Task[None]]] = field(default_factory=dict)
+
+
+@dataclass
+class RunningTarget:
+    """A set that this node receives."""
+
+    spec: ReplicationSet
+    target: TargetSet
+    commit: TargetCommit
+    task: asyncio.Task[None]
+
+
+class Sets:
+    """Keeps what runs equal to what the document says. `apply` is called with each new document."""
+
+    def __init__(
+        self,
+        data: Path,
+        node: NodeFile,
+        store: ObjectStore,
+        writer: Writer,
+        *,
+        dial: Callable[[str], Awaitable[Peer]],
+        heal: Callable[[str, set[bytes]], Awaitable[set[bytes]]],
+        journal: Journal,
+        now_ns: Callable[[], int],
+        crashed: Callable[[BaseException], None],
+    ) -> None:
+        self.data = data
+        self.node = node
+        self.store = store
+        self.writer = writer
+        self.dial = dial
+        self.heal = heal
+        self.journal = journal
+        self.now_ns = now_ns
+        self.crashed = crashed
+        self.sources: dict[str, RunningSource] = {}
+        self.targets: dict[str, RunningTarget] = {}
+        self.catalogs: dict[str, Catalog] = {}
+        self.readers_roots: dict[str, set[int]] = {}  # ordinals that running restores of a set read
+        self.refused: dict[str, str] = {}  # sets that cannot run here, and why
+        self._turn = asyncio.Lock()
+
+    # -- the document
+
+    async def apply(self, document: ClusterDocument) -> None:
+        """Start what is new, stop what is gone, change what changed; sets that are alike are not touched."""
+        async with self._turn:
+            mine = {s.uuid: s for s in document.sets_from(self.node.name)}
+            theirs = {s.uuid: s for s in document.sets_to(self.node.name)}
+            for uuid in [u for u in self.sources if u not in mine]:
+                await self._stop_source(uuid)
+            for uuid in [u for u in self.targets if u not in theirs]:
+                await self._stop_target(uuid, removed=True)
+            for uuid, spec in mine.items():
+                await self._guarded(spec, lambda s=spec: self._source(s))
+            for uuid, spec in theirs.items():
+                await self._guarded(spec, lambda s=spec: self._target(s))
+            known = mine.keys() | theirs.keys()
+            for uuid in [u for u in self.refused if u not in known]:
+                del self.refused[uuid]
+
+    async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
+        """A set that cannot run here does not stop the others; its status says why."""
+        try:
+            await start()
+            self.refused.pop(spec.uuid, None)
+        except CrnodeError as error:
+            if self.refused.get(spec.uuid) != str(error):
+                self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
+            self.refused[spec.uuid] = str(error)
+
+    def _task(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task)
+        task.set_name(name)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.crashed(error)
+
+        task.add_done_callback(ended)
+        return task
+
+    async def catalog(self, uuid: str) -> Catalog:
+        """The open catalog of a set. A damaged one is set aside and begun anew; the source sends what is missing."""
+        if uuid not in self.catalogs:
+            path = self.data / "sets" / f"{uuid}.db"
+            try:
+                self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
+            except (CatalogDamaged, apsw.Error) as error:
+                aside = path.with_name(f"{path.name}.damaged-{self.now_ns() // 10**9}")
+                for suffix in ("", "-wal", "-shm"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+                self.journal("damage", f"The catalog {path} is damaged ({error}); it was set aside as {aside} and is made anew.")
+                self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
+        return self.catalogs[uuid]
+
+    # -- sources
+
+    async def _source(self, spec: ReplicationSet) -> None:
+        running = self.sources.get(spec.uuid)
+        if running is not None and _same_source(running.spec, spec):
+            await self._pushes(running, spec)
+            return
+        if running is not None:
+            await self._stop_source(spec.uuid)
+        self._check_source(spec)
+        catalog = await self.catalog(spec.uuid)
+        running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
+        commit = await self.writer.submit(
+            SourceCommit, catalog, self.store, bytes.fromhex(self.node.incarnation), 0, len(spec.paths), self.now_ns,
+            lambda: {i for push, _ in list(running_pushes.values()) for i in list(push.in_flight)},
+        )  # fmt: skip
+
+        def on_point(point: Point) -> None:
+            for push, _ in running_pushes.values():
+                push.announce(point)
+
+        source = SourceSet(
+            spec, catalog, self.store, self.writer, commit,
+            cookie_dir=self.data / "cookies" / spec.uuid,
+            seed=self.node.hash_seed,
+            now_ns=self.now_ns,
+            on_point=on_point,
+            journal=lambda kind, text: self.journal(kind, text, spec.name),
+        )  # fmt: skip
+        source.newest = await self.writer.submit(catalog.newest)
+        running = RunningSource(spec, source, commit, self._task(source.run(), f"source {spec.name}"), running_pushes)
+        self.sources[spec.uuid] = running
+        await self._pushes(running, spec)
+
+    def check_new_source(self, spec: ReplicationSet) -> None:
+        """Refuse a set whose paths cannot be protected on this node. Raises CrnodeError."""
+        for text in spec.paths:
+            if not Path(text).is_dir():
+                raise CrnodeError(
+                    f"The path {text} is not a directory on {self.node.name}.",
+                    "It does not exist, or it is a file.",
+                    "Create it first, or name the directory that holds the file.",
+                    ExitCode.REFUSED,
+                )
+        self._check_source(spec)
+
+    def _check_source(self, spec: ReplicationSet) -> None:
+        for text in spec.paths:
+            path = Path(text).resolve()
+            if _inside(path, self.data.resolve()) or _inside(self.data.resolve(), path):
+                raise CrnodeError(
+                    f"The path {text} and the data directory {self.data} lie in one another.",
+                    "crnode would copy its own files for ever.",
+                    "Move the data directory, or protect the folders beside it one by one.",
+                    ExitCode.REFUSED,
+                )
+            for other in self.targets.values():
+                place = self.destination(other.spec).resolve()
+                if _inside(path, place) or _inside(place, path):
+                    raise CrnodeError(
+                        f"The path {text} and the destination {place} of set {other.spec.name} lie in one another.",
+                        "A copy would be copied again.",
+                        "Choose another path or destination.",
+                        ExitCode.REFUSED,
+                    )
+
+    async def _pushes(self, running: RunningSource, spec: ReplicationSet) -> None:
+        running.spec = spec
+        running.source.spec = spec
+        for name in [n for n in running.pushes if n not in spec.targets]:
+            push, task = running.pushes.pop(name)
+            await _cancel(task)
+            await self.writer.submit(running.commit.forget, name)
+        for name, target in spec.targets.items():
+            if target.paused:
+                if name in running.pushes:
+                    await _cancel(running.pushes.pop(name)[1])
+                continue
+            if name in running.pushes:
+                continue
+            push = Push(
+                running.source, running.commit, name, self.dial, set_name=spec.name, term=spec.term,
+                throttle=target.throttle_bytes_s, journal=lambda kind, text: self.journal(kind, text, spec.name),
+            )  # fmt: skip
+            if running.source.newest is not None:
+                push.lag.made(running.source.newest.sequence, asyncio.get_running_loop().time())
+            running.pushes[name] = (push, self._task(push.run(), f"push {spec.name} to {name}"))
+
+    async def _stop_source(self, uuid: str) -> None:
+        running = self.sources.pop(uuid)
+        for _, task in running.pushes.values():
+            await _cancel(task)
+        await _cancel(running.task)
+
+    # -- targets
+
+    def destination(self, spec: ReplicationSet) -> Path:
+        """Where the set's live tree is on this node."""
+        named = spec.targets[self.node.name].destination
+        return Path(named) if named is not None else self.data / "trees" / spec.name
+
+    async def _target(self, spec: ReplicationSet) -> None:
+        running = self.targets.get(spec.uuid)
+        if running is not None and _same_target(running.spec, spec, self.node.name):
+            running.spec = running.target.spec = spec
+            return
+        if running is not None:
+            await self._stop_target(spec.uuid, removed=False)
+        self._check_target(spec)
+        catalog = await self.catalog(spec.uuid)
+        target = spec.targets[self.node.name]
+        roots = self.readers_roots.setdefault(spec.uuid, set())
+        commit = TargetCommit(
+            catalog, self.store, archive=target.mode is Mode.ARCHIVE, now_ns=self.now_ns, retain_roots=lambda: set(roots)
+        )
+        destination, uuid = self.destination(spec), bytes.fromhex(spec.uuid)
+
+        def make_place() -> Place:
+            return prepare(destination, uuid, adopt=target.adopt)
+
+        here = TargetSet(
+            spec, target, catalog, self.store, self.writer, commit, make_place,
+            heal=self.heal,
+            journal=lambda kind, text: self.journal(kind, text, spec.name),
+            root=os.geteuid() == 0,
+        )  # fmt: skip
+        self.targets[spec.uuid] = RunningTarget(spec, here, commit, self._task(here.run(), f"target {spec.name}"))
+
+    def _check_target(self, spec: ReplicationSet) -> None:
+        place = self.destination(spec).resolve()
+        trees = (self.data / "trees").resolve()
+        data = self.data.resolve()
+        if (_inside(place, data) or _inside(data, place)) and not (_inside(place, trees) and place != trees):
+            raise CrnodeError(
+                f"The destination {place} and the data directory {self.data} lie in one another.",
+                "A mirror would delete the node's own files.",
+                "Choose a destination outside the data directory.",
+                ExitCode.REFUSED,
+            )
+        others = [(r.spec.name, self.destination(r.spec).resolve()) for r in self.targets.values() if r.spec.uuid != spec.uuid]
+        others += [(r.spec.name, Path(p).resolve()) for r in self.sources.values() for p in r.spec.paths]
+        for name, other in others:
+            if _inside(place, other) or _inside(other, place):
+                raise CrnodeError(
+                    f"The destination {place} overlaps {other} of set {name}.",
+                    "Two sets in one place would delete each other's files.",
+                    "Choose another destination.",
+                    ExitCode.REFUSED,
+                )
+
+    async def _stop_target(self, uuid: str, *, removed: bool) -> None:
+        running = self.targets.pop(uuid)
+        await running.target.close_session("The set was changed or removed.")
+        await _cancel(running.task)
+        if removed:
+            with contextlib.suppress(OSError):
+                release(locate(self.destination_of(running), bytes.fromhex(uuid)))
+
+    def destination_of(self, running: RunningTarget) -> Path:
+        """The destination of a set that may have left the document."""
+        named = running.target.target.destination
+        return Path(named) if named is not None else self.data / "trees" / running.spec.name
+
+    async def close(self) -> None:
+        """Stop everything and close the catalogs."""
+        async with self._turn:
+            for uuid in list(self.sources):
+                await self._stop_source(uuid)
+            for uuid in list(self.targets):
+                await self._stop_target(uuid, removed=False)
+            for catalog in self.catalogs.values():
+                await self.writer.submit(_close, catalog)
+            self.catalogs.clear()
+
+    def keep_house(self) -> None:
+        """Between jobs of the writer thread: checkpoints, and pruning that commits left over."""
+        for catalog in list(self.catalogs.values()):
+            catalog.checkpoint()
+        for running in list(self.targets.values()):
+            running.commit.thin(500)
+
+
+def _close(catalog: Catalog) -> None:
+    catalog.checkpoint()
+    catalog.close()
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _inside(path: Path, other: Path) -> bool:
+    return path == other or other in path.parents
+
+
+def _same_source(old: ReplicationSet, new: ReplicationSet) -> bool:
+    """Whether capture can go on as it is; targets may differ."""
+    return old.model_copy(update={"targets": {}}) == new.model_copy(update={"targets": {}})
+
+
+def _same_target(old: ReplicationSet, new: ReplicationSet, node: str) -> bool:
+    return old.targets[node] == new.targets[node] and old.privileged == new.privileged and old.name == new.name

@@ -1,0 +1,183 @@
+"""What `crnode status` shows: this node's own view, and the cluster's put together from all that answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from crnode.agent.links import OFFSET_WARNING_S
+from crnode.errors import CrnodeError
+from crnode.store.catalog import FUZZY, ROLLING
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+    from crnode.agent.sets import RunningSource, RunningTarget
+
+Out = dict[str, Any]
+ANSWER_SECONDS = 2.0
+
+
+def nodes(agent: Agent) -> list[Out]:
+    """All nodes of the cluster as this one sees them."""
+    out: list[Out] = []
+    for node in agent.document.nodes:
+        link = agent.links.get(node.name)
+        offset = None
+        problems: list[str] = []
+        if link is not None and link.peer is not None and link.peer.clock_offset_ns is not None:
+            offset = link.peer.clock_offset_ns / 1e9
+            if abs(offset) > OFFSET_WARNING_S:
+                problems.append(f"Its clock differs by {offset:.1f} s; set both clocks by NTP.")
+        if link is not None and link.state == "down":
+            problems.append(link.reason)
+        state = "self" if node.name == agent.node.name else (link.state if link is not None else "down")
+        out.append(
+            {
+                "name": node.name, "role": node.role.value, "address": node.address, "state": state,
+                "seen_s_ago": agent.heard_ago(node.name), "clock_offset_s": offset, "problems": problems,
+            }
+        )  # fmt: skip
+    return out
+
+
+async def local(agent: Agent) -> Out:
+    """Sets as this node has them, as their source or their target."""
+    sources = {u: _source(agent, r) for u, r in agent.sets.sources.items()}
+    targets = {u: await _target(agent, r) for u, r in agent.sets.targets.items()}
+    return {"node": agent.node.name, "sources": sources, "targets": targets, "refused": dict(agent.sets.refused)}
+
+
+def _source(agent: Agent, running: RunningSource) -> Out:
+    source = running.source
+    newest = source.newest
+    now = time.time_ns()
+    problems = [{"path": p.decode("utf-8", "replace"), "reason": r} for p, r in source.lost[:20]]
+    return {
+        "state": source.state,
+        "detail": source.detail,
+        "files": newest.entries if newest else 0,
+        "bytes": newest.bytes if newest else 0,
+        "sequence": newest.sequence if newest else 0,
+        "digest": newest.digest.hex() if newest else "",
+        "point_age_s": (now - newest.at_ns) / 1e9 if newest else None,
+        "quality": _quality(newest.flags) if newest else None,
+        "watch": source.watch_kind,
+        "problems": problems,
+        "problem_count": len(source.lost),
+        "targets": {name: _push(running, name) for name in running.pushes},
+    }
+
+
+def _quality(flags: int) -> str:
+    return "fuzzy" if flags & FUZZY else "rolling" if flags & ROLLING else "clean"
+
+
+def _push(running: RunningSource, name: str) -> Out:
+    push = running.pushes[name][0]
+    newest = running.source.newest
+    state = push.state
+    if state == "in sync" and newest is not None and push.acked != newest.id:
+        state = "behind"
+    return {
+        "state": state,
+        "lag_s": push.lag.seconds(asyncio.get_running_loop().time()),
+        "behind_points": push.lag.behind(),
+        "sequence": push.lag.acknowledged,
+        "applied": push.applied == push.acked and bool(push.acked),
+        "synced": push.synced,
+        "unapplied": push.unapplied,
+        "sent_bytes": push.total_sent(),
+        "reason": push.reason,
+        "last_lag_s": push.lag.last_seconds,
+    }
+
+
+async def _target(agent: Agent, running: RunningTarget) -> Out:
+    target = running.target
+    newest = await agent.writer.submit(target.catalog.newest)
+    return {
+        "state": target.status.state,
+        "reason": target.status.reason or target.status.live,
+        "sequence": newest.sequence if newest else 0,
+        "digest": newest.digest.hex() if newest else "",
+        "files": newest.entries if newest else 0,
+        "bytes": newest.bytes if newest else 0,
+        "unapplied": target.status.unapplied,
+        "problems": [{"path": p.decode("utf-8", "replace"), "reason": r} for p, r in target.status.problems],
+        "set_aside": target.status.set_aside,
+    }
+
+
+async def cluster(agent: Agent) -> Out:
+    """The whole cluster: every node is asked at once; who does not answer is shown as this node knows it."""
+    views = {agent.node.name: await local(agent)}
+
+    async def ask(name: str) -> None:
+        link = agent.links[name]
+        if link.peer is not None:
+            try:
+                views[name] = await link.call("status", {}, ANSWER_SECONDS)
+            except CrnodeError:
+                return
+
+    await asyncio.gather(*(ask(name) for name in agent.links))
+    document = agent.document
+    warnings: list[str] = []
+    sets = [_set(agent, spec, views, warnings) for spec in document.sets]
+    listed = nodes(agent)
+    for node in listed:
+        warnings += [f"{node['name']}: {problem}" for problem in node["problems"]]
+    for view in views.values():
+        for uuid, reason in view["refused"].items():
+            spec = document.set_by_uuid(uuid)
+            warnings.append(f"Set {spec.name if spec else uuid} does not run on {view['node']}: {reason}")
+    return {
+        "cluster": {"name": document.name, "id": document.id, "version": list(document.version)},
+        "node": agent.node.name,
+        "role": agent.node.role.value,
+        "nodes": listed,
+        "sets": sets,
+        "warnings": warnings,
+        "promise": "An acknowledged change is durable at its target. Copying is asynchronous: what a takeover could lose"
+        " is the lag shown here.",
+    }  # fmt: skip
+
+
+def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) -> Out:
+    source = views.get(spec.source, {}).get("sources", {}).get(spec.uuid, {})
+    targets: list[Out] = []
+    safe = agent.document.thresholds.safe_lag_s
+    for name, target in spec.targets.items():
+        push = source.get("targets", {}).get(name, {})
+        there = views.get(name, {}).get("targets", {}).get(spec.uuid, {})
+        state = "paused" if target.paused else push.get("state") or there.get("state") or "offline"
+        lag = push.get("lag_s")
+        if lag is not None and lag > safe:
+            warnings.append(f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {safe:g} s).")
+        targets.append(
+            {
+                "node": name, "mode": target.mode.value, "destination": target.destination, "state": state,
+                "lag_s": lag, "behind_entries": push.get("behind_points"), "behind_bytes": None,
+                "sequence": there.get("sequence", push.get("sequence")), "digest": there.get("digest"),
+                "applied": push.get("applied"), "synced": push.get("synced"),
+                "unapplied": there.get("unapplied", push.get("unapplied", 0)),
+                "set_aside": there.get("set_aside", 0), "sent_bytes": push.get("sent_bytes", 0),
+                "last_lag_s": push.get("last_lag_s"), "rate_bytes_s": None,
+                "reason": push.get("reason") or there.get("reason") or "",
+                "problems": there.get("problems", []),
+            }
+        )  # fmt: skip
+        for problem in there.get("problems", [])[:3]:
+            warnings.append(f"Set {spec.name}: {name} cannot hold {problem['path']}: {problem['reason']}")
+    for problem in source.get("problems", [])[:3]:
+        warnings.append(f"Set {spec.name}: {problem['path']}: {problem['reason']}")
+    if source.get("state") not in ("ok", "scanning", "capturing", "starting", None):
+        warnings.append(f"Set {spec.name}: {source['state']}. {source.get('detail', '')}".strip())
+    return {
+        "name": spec.name, "uuid": spec.uuid, "source": spec.source, "paths": list(spec.paths),
+        "state": source.get("state", "unknown"), "detail": source.get("detail", "its source does not answer" if not source else ""),
+        "files": source.get("files"), "bytes": source.get("bytes"), "sequence": source.get("sequence"),
+        "digest": source.get("digest"), "point_age_s": source.get("point_age_s"), "quality": source.get("quality"),
+        "watch": source.get("watch"), "problems": source.get("problems", []), "targets": targets,
+    }  # fmt: skip

@@ -1,0 +1,201 @@
+"""Committing a source's images: the durable half of capture. Everything here runs in the writer thread.
+
+Order: recipes (and, when spooling, chunks) are appended and synced, then one catalog transaction records rows, image,
+fingerprints and the digest state. A crash before the transaction leaves garbage in packs; after it, an image that is
+not sent yet.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from crnode.capture.job import Batch
+from crnode.capture.read import Fresh
+from crnode.store.catalog import CLEAN, DIVERGED, NO_IMAGE, ROLLING, STAGING, Catalog, Image, Totals
+from crnode.store.packs import Lane, Record
+from crnode.store.store import CHUNK, RECIPE, ObjectStore
+from crproto import delta
+from crproto.entries import Entry
+from crproto.ids import image_id
+
+PRUNE_ROWS = 500  # rows pruned at most inside a commit
+
+
+class EmptiedSet(Exception):
+    """This image would empty the set; a person has to say that it is meant (rule 59)."""
+
+
+@dataclass
+class Point:
+    """An image just committed, with what a target that has its parent needs: the push's shortcut through memory."""
+
+    image: Image
+    base: bytes  # id of the image it is a difference to, all zero for none
+    changed: list[Entry] = field(default_factory=list)
+    removed: list[bytes] = field(default_factory=list)
+    fresh: Fresh | None = None  # None: too large for memory, read it from catalog and files
+
+
+class SourceCommit:
+    """Makes images of one set.
+
+    Args:
+        incarnation: 16 bytes; drawn anew when this source learns that it was rolled back (rule 43).
+        epoch: the fencing number of this ownership.
+        roots: number of root directories: a set with no entry beyond them is empty.
+        in_flight: ids of images that were sent and not acknowledged; roots of pruning.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        incarnation: bytes,
+        epoch: int,
+        roots: int,
+        now_ns: Callable[[], int],
+        in_flight: Callable[[], set[bytes]],
+    ) -> None:
+        self.catalog = catalog
+        self.store = store
+        self.incarnation = catalog.meta("incarnation") or incarnation
+        self.rolled_back = False
+        self.epoch = epoch
+        self.roots = roots
+        self.now_ns = now_ns
+        self.in_flight = in_flight
+
+    def save_meta(self, key: str, value: bytes) -> None:
+        with self.catalog.transaction():
+            self.catalog.set_meta(key, value)
+
+    # -- images
+
+    def stage(self, batch: Batch, spool: bool) -> None:
+        """Commit a batch of a large image under a staging ordinal: invisible until :meth:`finish`, and kept over a
+        crash, so that a first copy goes on where it was."""
+        self.store.check_room(batch.fresh.held if spool else 0)
+        self._put(batch, spool)
+        with self.catalog.transaction():
+            staging = self.catalog.staging()
+            if staging is None:
+                staging = self._blank(self.catalog.next_ordinal())
+                self.catalog.begin(staging)
+            totals = self.catalog.staged_totals() or self.catalog.totals()
+            totals = self.catalog.change(staging.ordinal, totals, batch.changed.values(), batch.removed)
+            self._side_rows(batch)
+            self.catalog.save_staged(totals)
+
+    def finish(
+        self, batch: Batch, flags: int, staged: bool, confirm: bool, accept: bool, spool: bool
+    ) -> Point | None:
+        """Commit the last batch and, if anything changed, the image. None when there is no new image.
+
+        `confirm`: make an image even without changes, because the one before was rolling. `accept`: an emptied set
+        is meant. Raises EmptiedSet with nothing changed.
+        """
+        newest = self.catalog.newest()
+        if batch.empty() and not staged and newest is not None and not confirm:
+            if batch.prints or batch.lost:
+                with self.catalog.transaction():
+                    self._side_rows(batch)
+            return None
+        self._put(batch, spool)
+        with self.catalog.transaction():
+            staging = self.catalog.staging()
+            if staging is None:
+                ordinal, totals = self.catalog.next_ordinal(), self.catalog.totals()
+            else:
+                ordinal, totals = staging.ordinal, self.catalog.staged_totals() or self.catalog.totals()
+            totals = self.catalog.change(ordinal, totals, batch.changed.values(), batch.removed)
+            if newest is not None and newest.entries > self.roots >= totals.entries and not accept:
+                raise EmptiedSet(
+                    "Everything in the set was deleted at once. Targets keep what they have. If this is meant, say so"
+                    " with: crnode set rebase NAME"
+                )
+            self._side_rows(batch)
+            image = self._image(ordinal, newest, totals, flags)
+            self.catalog.complete(image, totals)
+            self._prune(image)
+        base = newest.id if newest is not None and newest.id is not None else NO_IMAGE
+        if staged:
+            return Point(image, base)
+        return Point(image, base, list(batch.changed.values()), list(batch.removed), batch.fresh)
+
+    def begin_incarnation(self) -> Point:
+        """Draw a new identity and make an image under it: what targets hold of the old one is no ancestor of it."""
+        with self.catalog.transaction():
+            self.incarnation = secrets.token_bytes(16)
+            self.catalog.set_meta("incarnation", self.incarnation)
+        self.rolled_back = True
+        point = self.finish(Batch(), CLEAN | DIVERGED, False, True, False, False)
+        assert point is not None
+        return point
+
+    def _blank(self, ordinal: int) -> Image:
+        return Image(
+            ordinal, None, NO_IMAGE, self.incarnation, self.epoch, 0, self.now_ns(), 0, NO_IMAGE, 0, 0, 0, STAGING,
+            0, None, None, 0, None, None,
+        )  # fmt: skip
+
+    def _image(self, ordinal: int, newest: Image | None, totals: Totals, flags: int) -> Image:
+        parent = newest.id if newest is not None and newest.id is not None else NO_IMAGE
+        sequence = newest.sequence + 1 if newest is not None else 1
+        # A hybrid clock: time never runs backwards along a line of images (rule 51).
+        at_ns = max(self.now_ns(), newest.at_ns + 1 if newest is not None else 0)
+        digest = self.catalog.digest(totals)
+        name = image_id(parent, self.catalog.set_uuid, self.incarnation, self.epoch, sequence, at_ns, digest)
+        return self._blank(ordinal)._replace(
+            id=name, parent=parent, sequence=sequence, at_ns=at_ns, received_ns=self.now_ns(), digest=digest,
+            entries=totals.entries, bytes=totals.bytes, flags=flags,
+        )  # fmt: skip
+
+    def _put(self, batch: Batch, spool: bool) -> None:
+        fresh = batch.fresh
+        records = [Record(name, RECIPE, delta.RAW, len(data), data) for name, data in fresh.recipes]
+        if spool:
+            records += [Record(name, CHUNK, delta.RAW, len(data), data) for name, data in fresh.chunks.items()]
+        if records:
+            self.store.put(records, Lane.BULK if len(records) > 64 else Lane.SMALL, cache=False)
+            self.store.sync()
+
+    def _side_rows(self, batch: Batch) -> None:
+        catalog = self.catalog
+        if batch.fresh.blocks:
+            catalog.save_blocks(batch.fresh.blocks)
+        for path, print_ in batch.prints.items():
+            catalog.see(path, print_)
+        for path, reason in batch.lost.items():
+            catalog.set_problem("lost", path, reason, self.now_ns())
+
+    # -- cursors
+
+    def acknowledged(self, target: str, image: bytes) -> None:
+        """A target holds `image` durably: move its cursor and drop what no cursor needs any more."""
+        with self.catalog.transaction():
+            held = self.catalog.image(image)
+            if held is None:
+                return
+            self.catalog.set_cursor(target, image, held.ordinal, self.now_ns())
+            newest = self.catalog.newest()
+            if newest is not None:
+                self._prune(newest)
+
+    def forget(self, target: str) -> None:
+        """A target was removed from the set."""
+        with self.catalog.transaction():
+            self.catalog.drop_cursor(target)
+
+    def _prune(self, newest: Image) -> None:
+        """A source retains the newest image, every cursor, and what is on its way (rule 37)."""
+        keep = {newest.ordinal, *(c.ordinal for c in self.catalog.cursors())}
+        for name in self.in_flight():
+            image = self.catalog.image(name)
+            if image is not None:
+                keep.add(image.ordinal)
+        self.catalog.prune(keep, PRUNE_ROWS)
+
+
+__all__ = ["ROLLING", "EmptiedSet", "Point", "SourceCommit"]

@@ -1,0 +1,239 @@
+"""One capture: dirty paths in, batches of changes out. Runs in the set's capture thread.
+
+The job compares with image `view` and yields batches of bounded size, so that memory does not grow with the number
+of files. A path is looked at once a job unless it is handed in again (it changed meanwhile).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from crnode.capture.read import Fresh, Gone, PathReader, Taken, Torn, Unreadable
+from crnode.capture.roots import Selection
+from crnode.capture.scan import dirty_paths
+from crnode.capture.watch import Watcher
+from crnode.platform.files import open_beneath
+from crnode.store.catalog import Fingerprint, Reader
+from crproto.entries import DIRECTORY, FILE, Entry, Extra
+from crproto.paths import problem
+
+BATCH_ENTRIES = 2000
+BATCH_BYTES = 24 << 20  # bytes of new chunks held at most by one batch
+
+
+@dataclass
+class Batch:
+    """Changes of one set, in memory: what one catalog transaction takes."""
+
+    changed: dict[bytes, Entry] = field(default_factory=dict)
+    removed: set[bytes] = field(default_factory=set)
+    prints: dict[bytes, Fingerprint | None] = field(default_factory=dict)
+    lost: dict[bytes, str | None] = field(default_factory=dict)
+    fresh: Fresh = field(default_factory=Fresh)
+    fuzzy: bool = False
+
+    def full(self) -> bool:
+        return len(self.changed) + len(self.removed) >= BATCH_ENTRIES or self.fresh.held >= BATCH_BYTES
+
+    def empty(self) -> bool:
+        """True when no entry changes (fingerprints and reports may)."""
+        return not self.changed and not self.removed
+
+
+class Job:
+    """See the module's text.
+
+    Args:
+        reader: the path reader of the set.
+        catalog: a reading connection of this thread.
+        view: ordinal of the image to compare with (the staging one when a staged image is resumed, 0 for none).
+        selection: which paths belong to the set.
+        watcher: gets a watch on each directory that is scanned, before it is listed; None when watches ran out.
+    """
+
+    def __init__(
+        self,
+        reader: PathReader,
+        catalog: Reader,
+        view: int,
+        selection: Selection,
+        watcher: Watcher | None,
+    ) -> None:
+        self.reader = reader
+        self.catalog = catalog
+        self.view = view
+        self.selection = selection
+        self.watcher = watcher
+        self.batch = Batch()
+        self._known_lost = {path for path, _ in catalog.lost(100_000)}
+
+    def run(self, paths: Iterable[tuple[bytes, bool]]) -> Iterator[Batch]:
+        """Capture `paths` ((path, whether with everything below)); yields full batches. What is left stays in
+        :attr:`batch`, so that a small capture is one batch that is never yielded."""
+        asked: set[bytes] = set()
+        for path, tree in paths:
+            found: Iterable[bytes] = self._scan(path) if tree else (path,)
+            for each in found:
+                partners = self._take(each)
+                while partners:
+                    partner = partners.pop()
+                    if partner not in asked:
+                        asked.add(partner)
+                        partners += self._take(partner)
+                if self.batch.full():
+                    yield self.flush()
+
+    def flush(self) -> Batch:
+        """Hand the gathered batch over and begin a new one."""
+        batch, self.batch = self.batch, Batch()
+        return batch
+
+    def _scan(self, top: bytes) -> Iterator[bytes]:
+        yield from dirty_paths(
+            self.reader.roots, self.catalog, self.view, self.selection.takes, top, self._watch if self.watcher else None
+        )
+
+    def _watch(self, path: bytes) -> None:
+        watch_directory(self.reader, self.watcher, path)
+
+    def _old(self, path: bytes) -> Entry | None:
+        if path in self.batch.changed:
+            return self.batch.changed[path]
+        if path in self.batch.removed or self.view == 0:
+            return None
+        return self.catalog.entry(path, self.view)
+
+    def _take(self, path: bytes) -> list[bytes]:
+        """Capture one path; returns other paths that must be looked at because of it (hard links)."""
+        batch = self.batch
+        why_not = problem(path, root=True)
+        if why_not:
+            batch.lost[path] = why_not
+            return []
+        old = self._old(path)
+        try:
+            info = self.reader.stat(path)
+            is_dir = stat.S_ISDIR(info.st_mode)
+            if not self.selection.takes(path, is_dir):
+                raise Gone
+            base = old
+            if base is None and stat.S_ISREG(info.st_mode) and self.view:
+                base = self._renamed_from(info.st_dev, info.st_ino)
+            taken = self.reader.take(path, base, batch.fresh)
+        except Gone:
+            return self._gone(path, old)
+        except Unreadable as reason:
+            # What was captured before stays in the image: "cannot be read now" is not "was deleted".
+            batch.lost[path] = str(reason)
+            return []
+        except Torn:
+            batch.lost[path] = "it changed each time it was read; it is tried again"
+            return []
+        return self._taken(path, old, taken)
+
+    def _taken(self, path: bytes, old: Entry | None, taken: Taken) -> list[bytes]:
+        batch = self.batch
+        entry = taken.entry
+        if path in self._known_lost or path in batch.lost:
+            batch.lost[path] = None
+        batch.prints[path] = taken.fingerprint
+        batch.removed.discard(path)
+        if entry == old:
+            return []
+        if old is not None and old.kind == DIRECTORY and entry.kind != DIRECTORY:
+            self._remove_below(path)
+        batch.changed[path] = entry
+        link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
+        batch.fuzzy = batch.fuzzy or (entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).fuzzy)
+        partners = self._partners(path, old)
+        if link is not None:
+            partners += self.catalog.link_members(link, self.view)
+            partners += self.catalog.with_inode(taken.fingerprint.dev, taken.fingerprint.ino)
+        return [p for p in partners if p != path]
+
+    def _partners(self, path: bytes, old: Entry | None) -> list[bytes]:
+        """The other members of the link group that `path` was in."""
+        if old is None or old.kind != FILE or not old.extra:
+            return []
+        link = Extra.decode(old.extra).link
+        return [p for p in self.catalog.link_members(link, self.view) if p != path] if link is not None else []
+
+    def _renamed_from(self, dev: int, ino: int) -> Entry | None:
+        """The entry that had this inode under another path: what it names need not be cut again."""
+        for path in self.catalog.with_inode(dev, ino, limit=4):
+            entry = self.catalog.entry(path, self.view)
+            if entry is not None and entry.kind == FILE and entry.level > 0:
+                return entry
+        return None
+
+    def _gone(self, path: bytes, old: Entry | None) -> list[bytes]:
+        batch = self.batch
+        if path in self._known_lost or path in batch.lost:
+            batch.lost[path] = None
+        if old is None:
+            return []
+        partners = self._partners(path, old)
+        if old.kind == DIRECTORY:
+            self._remove_below(path)
+        self._remove(path)
+        return partners
+
+    def _remove(self, path: bytes) -> None:
+        self.batch.changed.pop(path, None)
+        self.batch.removed.add(path)
+        self.batch.prints[path] = None
+
+    def _remove_below(self, path: bytes) -> None:
+        for entry in self.catalog.subtree(path, self.view) if self.view else ():
+            if entry.path != path:
+                self._remove(entry.path)
+        for other in [p for p in self.batch.changed if p.startswith(path + b"/")]:
+            self._remove(other)
+
+
+def watch_directory(reader: PathReader, watcher: Watcher | None, path: bytes) -> None:
+    """Put a watch on the directory at image path `path`; a directory that is gone again is nobody's loss, because
+    its parent's event is on its way. Raises WatchLimit."""
+    if watcher is None:
+        return
+    root_fd, below = reader.roots.resolve(path)
+    try:
+        fd = open_beneath(root_fd, below, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        watcher.watch(path, fd)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+
+
+def watch_tree(reader: PathReader, watcher: Watcher, takes: Callable[[bytes, bool], bool], top: bytes) -> int:
+    """Watch all directories at and below `top`; returns how many. Raises WatchLimit."""
+    count = 0
+    stack = [top]
+    while stack:
+        path = stack.pop()
+        watch_directory(reader, watcher, path)
+        count += 1
+        root_fd, below = reader.roots.resolve(path)
+        try:
+            fd = open_beneath(root_fd, below, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            with os.scandir(fd) as listing:
+                for item in listing:
+                    if item.is_dir(follow_symlinks=False):
+                        child = (path + b"/" if path else b"") + os.fsencode(item.name)
+                        if takes(child, True):
+                            stack.append(child)
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+    return count

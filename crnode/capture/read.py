@@ -1,0 +1,473 @@
+"""Reading one path of the source into an entry and the objects it needs. Runs in the capture thread.
+
+Nothing is followed: the parent directory is opened beneath its root (openat2), the last component with O_NOFOLLOW,
+and what was opened must be what lstat saw (rule 56). Content counts only when it is a state the file really had:
+the fingerprint is equal before and after, and a file touched less than 50 ms ago is read twice (rule 52).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from crnode.capture.attributes import group_name, read_extra, user_name
+from crnode.capture.roots import OpenRoots
+from crnode.platform.files import open_beneath
+from crnode.store.catalog import Fingerprint
+from crproto import chunking, content
+from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
+from crproto.ids import HOLE, chunk_id
+from crproto.recut import OldChunk, block_hashes, recut
+
+SMALL = 32 << 10  # bytes up to which a file is one chunk
+YOUNG_NS = 50_000_000  # a file that changed within this time is read twice
+ATTEMPTS = 3
+_PATCH_MINIMUM = 4096  # chunks below this are not worth a patch
+
+
+class Patch(NamedTuple):
+    """A chunk as a change of another one: what a target that holds `base` needs."""
+
+    base: bytes
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Fresh:
+    """What reading found that targets may not have."""
+
+    chunks: dict[bytes, bytes] = field(default_factory=dict)  # bytes of new chunks, up to the budget
+    patches: dict[bytes, Patch] = field(default_factory=dict)
+    recipes: list[tuple[bytes, bytes]] = field(default_factory=list)  # (id, bytes), children before parents
+    blocks: list[tuple[bytes, bytes]] = field(default_factory=list)  # (segment id, block hashes of its chunks)
+    held: int = 0  # bytes in `chunks`
+    new_bytes: int = 0  # bytes of all chunks that are not in the version before
+
+
+class Gone(Exception):
+    """There is nothing at this path (any more)."""
+
+
+class Unreadable(Exception):
+    """Something is there that cannot be part of an image. `args[0]` is the reason, for the status."""
+
+
+class Torn(Exception):
+    """The file kept changing while it was read."""
+
+
+class Taken(NamedTuple):
+    """One captured path."""
+
+    entry: Entry
+    fingerprint: Fingerprint
+
+
+Load = Callable[[bytes], bytes]
+
+
+class PathReader:
+    """Reads paths of one set. One thread at a time.
+
+    Args:
+        roots: the set's open roots.
+        load: reads a recipe of the source's own store.
+        blocks: block hashes of a segment, b'' when unknown.
+        seed: the node's secret xxh3 seed (rule 57).
+        pages: whether a path is a file of fixed pages.
+        limit: largest logical file size in bytes that is taken.
+        now_ns: wall clock, to tell young files.
+        budget: how many bytes of new chunks may be kept in memory.
+    """
+
+    def __init__(
+        self,
+        roots: OpenRoots,
+        load: Load,
+        blocks: Callable[[bytes], bytes],
+        seed: int,
+        pages: Callable[[bytes], bool],
+        limit: int,
+        now_ns: Callable[[], int],
+        budget: int,
+    ) -> None:
+        self.roots = roots
+        self.load = load
+        self.blocks = blocks
+        self.seed = seed
+        self.pages = pages
+        self.limit = limit
+        self.now_ns = now_ns
+        self.budget = budget
+        self._parent: tuple[bytes, int] | None = None
+        self._parent_info: os.stat_result | None = None
+
+    def close(self) -> None:
+        """Forget the parent directory that is kept open between paths."""
+        if self._parent is not None:
+            os.close(self._parent[1])
+            self._parent = None
+
+    def _open_parent(self, head: bytes, root_fd: int, below: bytes) -> int:
+        if self._parent is not None and self._parent[0] == head:
+            return self._parent[1]
+        self.close()
+        fd = open_beneath(root_fd, below, os.O_RDONLY | os.O_DIRECTORY)
+        self._parent = (head, fd)
+        self._parent_info = os.fstat(fd)
+        return fd
+
+    def stat(self, path: bytes) -> os.stat_result:
+        """lstat beneath the root. Raises Gone."""
+        try:
+            root_fd, below = self.roots.resolve(path)
+            if not below:
+                return os.fstat(root_fd)
+            head, _, name = below.rpartition(b"/")
+            return os.lstat(name, dir_fd=self._open_parent(path[: len(path) - len(name)], root_fd, head))
+        except OSError as error:
+            raise _reason(error) from error
+
+    def take(self, path: bytes, old: Entry | None, fresh: Fresh) -> Taken:
+        """The entry at `path` as it is now; new objects go into `fresh`.
+
+        `old` is the version before (any path that had the same inode will do): its recipe says what need not be
+        cut again. Raises Gone, Unreadable or Torn.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._take(path, old, fresh, last=attempt == ATTEMPTS - 1)
+            except _Changed:
+                continue
+            except OSError as error:
+                raise _reason(error) from error
+        raise Torn(path)
+
+    def _take(self, path: bytes, old: Entry | None, fresh: Fresh, *, last: bool) -> Taken:
+        info = self.stat(path)
+        root_fd, below = self.roots.resolve(path)
+        if info.st_dev != os.fstat(root_fd).st_dev:
+            raise Unreadable("another file system is mounted here; name it as a path of its own to protect it")
+        if stat.S_ISREG(info.st_mode):
+            return self._file(path, info, old, fresh, last=last)
+        if stat.S_ISDIR(info.st_mode):
+            fd = open_beneath(root_fd, below, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                info = os.fstat(fd)
+                extra = read_extra(fd, info, None)
+            finally:
+                os.close(fd)
+            return Taken(_entry(path, DIRECTORY, info, 0, None, 0, extra), _print(info))
+        if stat.S_ISLNK(info.st_mode):
+            head, _, name = below.rpartition(b"/")
+            target = os.readlink(name, dir_fd=self._open_parent(path[: len(path) - len(name)], root_fd, head))
+            if len(target) > 4095:
+                raise Unreadable("the link's target is longer than 4095 bytes")
+            extra = Extra(target, (), None, None, None, False)
+            return Taken(_entry(path, SYMLINK, info, 0, None, 0, extra, mode=0o777), _print(info))
+        raise Unreadable(f"a {_kind(info.st_mode)} is not replicated")
+
+    # -- regular files
+
+    def _file(self, path: bytes, info: os.stat_result, old: Entry | None, fresh: Fresh, *, last: bool) -> Taken:
+        if info.st_size > self.limit:
+            raise Unreadable(f"its size of {info.st_size} bytes is over the set's limit of {self.limit} bytes")
+        root_fd, below = self.roots.resolve(path)
+        head, _, name = below.rpartition(b"/")
+        parent = self._open_parent(path[: len(path) - len(name)], root_fd, head)
+        link = None
+        if info.st_nlink > 1:
+            if self._parent_info is not None and info.st_uid != self._parent_info.st_uid:
+                raise Unreadable("a hard link to a file of another owner than its directory's is not taken")
+            link = self.roots.root_index(path).to_bytes(2, "big") + info.st_ino.to_bytes(8, "big")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=parent)
+        try:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode) or (before.st_dev, before.st_ino) != (info.st_dev, info.st_ino):
+                raise _Changed
+            extra = read_extra(fd, before, link)
+            trial = Fresh(held=fresh.held)
+            young = self.now_ns() - before.st_ctime_ns < YOUNG_NS
+            if before.st_size == 0:
+                named: tuple[bytes | None, int] = (None, 0)
+            elif before.st_size <= SMALL and not _sparse(before):
+                named = self._small(fd, before.st_size, trial, twice=young)
+            else:
+                named = self._large(path, fd, before, old, trial, twice=young)
+            after = os.fstat(fd)
+            if _print(after) != _print(before):
+                raise _Changed
+        except _Changed:
+            if not last:
+                raise
+            # It never settles: what was read is sent and marked, never called clean (rule 52).
+            return self._fuzzy(path, fd, link, fresh)
+        finally:
+            os.close(fd)
+        _merge(fresh, trial)
+        return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), _print(before))
+
+    def _fuzzy(self, path: bytes, fd: int, link: bytes | None, fresh: Fresh) -> Taken:
+        info = os.fstat(fd)
+        size = info.st_size  # append-only growth is cut at the size first seen
+        trial = Fresh(held=fresh.held)
+        builder = content.RecipeBuilder(chunking.CUTTER_64K)
+        sink = _Sink(trial, self.budget, builder)
+        total = 0
+        for _, length, view in chunking.cut_stream(
+            lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)), size, chunking.make_cutter(chunking.CUTTER_64K)
+        ):
+            sink.add(length, chunk_id(view), block_hashes(view, self.seed), view)
+            total += length
+        named: tuple[bytes | None, int] = sink.finish() if total else (None, 0)
+        _merge(fresh, trial)
+        entry = _entry(path, FILE, info, total, named[0], named[1], read_extra(fd, info, link, fuzzy=True))
+        # A fingerprint that matches nothing: the next scan reads this file again.
+        return Taken(entry, _print(info)._replace(ctime_ns=0))
+
+    def _small(self, fd: int, size: int, fresh: Fresh, *, twice: bool) -> tuple[bytes, int]:
+        data = os.pread(fd, size + 1, 0)
+        if len(data) != size or (twice and os.pread(fd, size + 1, 0) != data):
+            raise _Changed
+        name = chunk_id(data)
+        fresh.new_bytes += size
+        if fresh.held + size <= self.budget:
+            fresh.chunks[name] = data
+            fresh.held += size
+        return name, 0
+
+    def _large(
+        self, path: bytes, fd: int, info: os.stat_result, old: Entry | None, fresh: Fresh, *, twice: bool
+    ) -> tuple[bytes, int]:
+        size = info.st_size
+        known = self._old_chunks(old)
+        previous = None
+        if old is not None and old.level > 0 and old.content is not None:
+            previous = content.parse_recipe(self.load(old.content)).cutter
+        number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
+        builder = content.RecipeBuilder(number)
+        sink = _Sink(fresh, self.budget, builder)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        if _sparse(info):
+            self._sparse_file(fd, size, number, sink)
+        elif known and previous == number:
+            self._recut(fd, size, known, number, sink)
+        else:
+            self._cut(fd, 0, size, number, sink)
+        if sink.total != size:
+            raise _Changed
+        named = sink.finish()
+        if twice:
+            self._same_again(fd, size, named, fresh)
+        return named
+
+    def _old_chunks(self, old: Entry | None) -> list[OldChunk]:
+        """The chunks of the version before, with their block hashes; empty when they are not known."""
+        if old is None or old.level == 0 or old.content is None:
+            return []
+        out: list[OldChunk] = []
+        try:
+            for segment in _segments(old.content, old.level, self.load):
+                hashes = self.blocks(segment)
+                at = 0
+                for length, name in content.parse_recipe(self.load(segment)).iter_items():
+                    end = at if name == HOLE else at + 8 * -(-length // 4096)
+                    out.append(OldChunk(length, name, hashes[at:end]))
+                    at = end
+        except KeyError:
+            return []
+        return out
+
+    def _recut(self, fd: int, size: int, known: list[OldChunk], number: int, sink: _Sink) -> None:
+        def read(at: int, length: int) -> memoryview:
+            return memoryview(_pread(fd, length, at))
+
+        for piece in recut(known, size, read, chunking.make_cutter(number), self.seed):
+            sink.add(piece.length, piece.id, piece.hashes, piece.data)
+            if piece.base is not None and piece.length >= _PATCH_MINIMUM:
+                sink.fresh.patches[piece.id] = Patch(piece.base, piece.ranges)
+
+    def _cut(self, fd: int, start: int, length: int, number: int, sink: _Sink) -> None:
+        def read(at: int, size: int) -> memoryview:
+            return memoryview(_pread(fd, size, start + at))
+
+        for _, size, view in chunking.cut_stream(read, length, chunking.make_cutter(number)):
+            sink.add(size, chunk_id(view), block_hashes(view, self.seed), view)
+
+    def _sparse_file(self, fd: int, size: int, number: int, sink: _Sink) -> None:
+        for start, end in _data_ranges(fd, size):
+            if start > sink.total:
+                sink.add_hole(start - sink.total)
+            self._cut(fd, start, end - start, number, sink)
+            if sink.total != end:
+                return
+        if sink.total < size:
+            sink.add_hole(size - sink.total)
+
+    def _same_again(self, fd: int, size: int, named: tuple[bytes, int], fresh: Fresh) -> None:
+        """Read a young file a second time and compare its blocks: two equal reads prove the state between them."""
+        if named[1] == 0:
+            if chunk_id(_pread(fd, size, 0)) != named[0]:
+                raise _Changed
+            return
+        recipes = dict(fresh.recipes)
+        hashes = dict(fresh.blocks)
+
+        def load(name: bytes) -> bytes:
+            return recipes.get(name) or self.load(name)
+
+        at = 0
+        for segment in _segments(named[0], named[1], load):
+            known = hashes.get(segment) or self.blocks(segment)
+            place = 0
+            items = list(content.parse_recipe(load(segment)).iter_items())
+            run: list[tuple[int, int, bytes]] = []
+            for length, name in items:
+                if name == HOLE:
+                    at += length
+                    continue
+                end = place + 8 * -(-length // 4096)
+                run.append((at, length, known[place:end]))
+                place = end
+                at += length
+            for start, length, expected in run:
+                if block_hashes(_pread(fd, length, start), self.seed) != expected:
+                    raise _Changed
+
+
+class _Changed(Exception):
+    """The file is another one now, or changed while it was read."""
+
+
+class _Sink:
+    """Takes the chunks of one file in order: recipe, block hashes of each segment, bytes within the budget."""
+
+    def __init__(self, fresh: Fresh, budget: int, builder: content.RecipeBuilder) -> None:
+        self.fresh = fresh
+        self.budget = budget
+        self.builder = builder
+        self.total = 0
+        self._hashes: list[bytes] = []
+        self._first: tuple[int, bytes] | None = None
+
+    def add(self, length: int, name: bytes, hashes: bytes, data: memoryview | None) -> None:
+        self.total += length
+        if data is not None:
+            self.fresh.new_bytes += length
+            if name not in self.fresh.chunks and self.fresh.held + length <= self.budget:
+                self.fresh.chunks[name] = bytes(data)
+                self.fresh.held += length
+        self._item(length, name, hashes)
+
+    def add_hole(self, length: int) -> None:
+        self.total += length
+        self._item(length, HOLE, b"")
+
+    def _item(self, length: int, name: bytes, hashes: bytes) -> None:
+        self._hashes.append(hashes)
+        self.builder.add(length, name)
+        self._drain()
+
+    def _drain(self) -> None:
+        for name, data in self.builder.take():
+            self.fresh.recipes.append((name, data))
+            recipe = content.parse_recipe(data)
+            if recipe.level == 1:
+                count = len(recipe.items) // content.ITEM.size
+                self.fresh.blocks.append((name, b"".join(self._hashes[:count])))
+                del self._hashes[:count]
+
+    def finish(self) -> tuple[bytes, int]:
+        named = self.builder.finish()
+        self._drain()
+        return named
+
+
+def _segments(name: bytes, level: int, load: Load) -> Iterator[bytes]:
+    """The level-1 recipes under a content, in order."""
+    if level == 1:
+        yield name
+        return
+    for _, child in content.parse_recipe(load(name), level).iter_items():
+        yield from _segments(child, level - 1, load)
+
+
+def _merge(fresh: Fresh, trial: Fresh) -> None:
+    fresh.chunks.update(trial.chunks)
+    fresh.patches.update(trial.patches)
+    fresh.recipes.extend(trial.recipes)
+    fresh.blocks.extend(trial.blocks)
+    fresh.held = trial.held
+    fresh.new_bytes += trial.new_bytes
+
+
+def _pread(fd: int, length: int, at: int) -> bytes:
+    data = os.pread(fd, length, at)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), at + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _sparse(info: os.stat_result) -> bool:
+    return info.st_blocks * 512 < info.st_size and info.st_size > 4096
+
+
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        if start >= size:
+            return
+        yield start, end
+        at = end
+
+
+def _print(info: os.stat_result) -> Fingerprint:
+    return Fingerprint(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+fingerprint_of = _print
+
+
+def _entry(
+    path: bytes, kind: int, info: os.stat_result, size: int, named: bytes | None, level: int, extra: Extra,
+    *, mode: int | None = None,
+) -> Entry:  # fmt: skip
+    return Entry(
+        path, kind, stat.S_IMODE(info.st_mode) if mode is None else mode, user_name(info.st_uid), info.st_uid,
+        group_name(info.st_gid), info.st_gid, info.st_mtime_ns, size, named, level, extra.encode(),
+    )  # fmt: skip
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISSOCK(mode):
+        return "socket"
+    if stat.S_ISFIFO(mode):
+        return "named pipe"
+    if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+        return "device"
+    return "special file"
+
+
+def _reason(error: OSError) -> Exception:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return Gone()
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Unreadable("the agent may not read it; run crnode as a user who may")
+    if error.errno == errno.EXDEV:
+        return Unreadable("another file system is mounted on the way; name it as a path of its own to protect it")
+    return Unreadable(f"it cannot be read: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,449 @@
+"""The source side of one set: watches its trees, decides when to take a point, commits images.
+
+One asyncio task a set; reading happens in the set's capture thread, commits in the writer thread. The order of
+durable steps is the commit protocol's (s1 to s4): recipes durable, then the catalog transaction, then targets hear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from crnode.capture import scan
+from crnode.capture.commit import EmptiedSet, Point, SourceCommit
+from crnode.capture.job import Batch, Job, watch_tree
+from crnode.capture.read import Gone, PathReader, fingerprint_of
+from crnode.capture.roots import OpenRoots, Selection, labels
+from crnode.capture.settle import Change, Settle
+from crnode.capture.watch import Watcher, WatchLimit
+from crnode.errors import CrnodeError, ExitCode
+from crnode.store.catalog import CLEAN, FUZZY, ROLLING, Catalog, Image, Reader
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
+
+if TYPE_CHECKING:
+    from crnode.cluster.document import ReplicationSet
+
+T = TypeVar("T")
+
+ROUNDS = 3  # paths that change while a point is read are read again this often (rule 53)
+RECONCILE_SECONDS = 600.0  # stat scan at idle priority; each sixth is the promised hourly one
+POLL_SECONDS = 1.0  # recently changed files are looked at by stat this often (rule 54)
+POLL_WINDOW_NS = 3600 * 10**9
+POLL_MOST = 2000
+ROOT_RETRY_SECONDS = 2.0
+FULL_RETRY_SECONDS = 5.0
+SCAN_ONLY_SECONDS = 10.0  # without watches a set is scanned this often
+COOKIE_SECONDS = 5.0
+HELD_BYTES = 64 << 20  # new bytes kept in memory for the targets of one set
+
+
+class SourceSet:
+    """See the module's text. `points` are announced through `on_point`."""
+
+    def __init__(
+        self,
+        spec: ReplicationSet,
+        catalog: Catalog,
+        store: ObjectStore,
+        writer: Writer,
+        commit: SourceCommit,
+        *,
+        cookie_dir: Path,
+        seed: int,
+        now_ns: Callable[[], int],
+        on_point: Callable[[Point], None],
+        journal: Callable[[str, str], None],
+    ) -> None:
+        self.spec = spec
+        self.catalog = catalog
+        self.store = store
+        self.writer = writer
+        self.commit = commit
+        self.seed = seed
+        self.now_ns = now_ns
+        self.on_point = on_point
+        self.journal = journal
+        self.cookie_dir = cookie_dir
+        self.state = "starting"
+        self.detail = ""
+        self.watch_kind = "scan"
+        self.newest: Image | None = None
+        self.lost: list[tuple[bytes, str]] = []
+        self.spool = False  # keep new bytes in our own store until targets have them (rule 55)
+        self.found_by_scan = 0
+        self._settle = Settle(spec.settle_ms * 1_000_000, spec.max_wait_ms * 1_000_000)
+        self._thread = ThreadPoolExecutor(1, f"capture-{spec.name}")
+        self._wake = asyncio.Event()
+        self._scan_wanted = True
+        self._scan_reason = "start"
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._scans_asked = 0
+        self._scans_done = 0
+        self._recent: OrderedDict[bytes, int] = OrderedDict()
+        self._roots: OpenRoots | None = None
+        self._watcher: Watcher | None = None
+        self._paths: PathReader | None = None
+        self._reader: Reader | None = None
+        self._selection = Selection(list(spec.include), list(spec.exclude), list(spec.page_files))
+        self._loop = asyncio.get_running_loop()
+        self._accept = False
+        self._rolling = False
+
+    # -- asked from outside
+
+    async def scan_now(self) -> None:
+        """Scan the whole set and return when everything written before the call is in a committed image.
+
+        Waits as long as the source cannot capture (missing root, full disk): callers put a time limit on it.
+        """
+        self._scans_asked += 1
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append((self._scans_asked, done))
+        self._want_scan("asked for")
+        await done
+
+    @property
+    def open_roots(self) -> OpenRoots | None:
+        """The roots while they are there, for reading what a target lacks."""
+        return self._roots
+
+    def look_at(self, path: bytes) -> None:
+        """Somebody found that `path` is not what its entry says: capture it again."""
+        self._settle.note(path, Change.DONE, self._now())
+        self._wake.set()
+
+    async def begin_incarnation(self) -> Image:
+        """This source was set back (rule 43): go on under a new identity; returns its first image."""
+        point = await self.writer.submit(self.commit.begin_incarnation)
+        self.newest = point.image
+        self.on_point(point)
+        self._want_scan("the source was set back")
+        return point.image
+
+    def accept(self) -> None:
+        """A person says that the source is right as it is: a new root, or an emptied one (rule 59)."""
+        self._accept = True
+        self._want_scan("accepted by a person")
+
+    def _want_scan(self, reason: str) -> None:
+        self._scan_wanted = True
+        self._scan_reason = reason
+        self._wake.set()
+
+    # -- life
+
+    async def run(self) -> None:
+        """Capture until cancelled. Whatever goes wrong with the source is a state and is tried again."""
+        try:
+            while True:
+                try:
+                    await self._session()
+                except CrnodeError as error:
+                    self._set_state("full" if error.exit_code == ExitCode.FULL else "waiting", str(error))
+                    await asyncio.sleep(FULL_RETRY_SECONDS)
+                except OSError as error:
+                    self._set_state("waiting", f"The source cannot be read: {error.strerror or error}.")
+                    await asyncio.sleep(FULL_RETRY_SECONDS)
+                finally:
+                    self._close_session()
+        finally:
+            self._close_session()
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _set_state(self, state: str, detail: str = "") -> None:
+        if (state, detail) != (self.state, self.detail) and state not in ("ok", "scanning", "capturing"):
+            self.journal("source", f"Set {self.spec.name}: {state}. {detail}".strip())
+        self.state, self.detail = state, detail
+
+    def _close_session(self) -> None:
+        if self._watcher is not None:
+            self._loop.remove_reader(self._watcher.fd)
+            self._watcher.close()
+            self._watcher = None
+        if self._paths is not None:
+            self._paths.close()
+            self._paths = None
+        if self._roots is not None:
+            self._roots.close()
+            self._roots = None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._thread, work)
+
+    async def _session(self) -> None:
+        """Watch and capture until the root goes away."""
+        if not await self._open_roots():
+            await asyncio.sleep(ROOT_RETRY_SECONDS)
+            return
+        roots = self._roots
+        assert roots is not None
+        if self._reader is None:
+            self._reader = await self._in_thread(self.catalog.reader)
+        self._paths = PathReader(
+            roots, self.store.load, self._reader.blocks, self.seed, self._selection.pages,
+            self.spec.file_size_limit, self.now_ns, HELD_BYTES // 4,
+        )  # fmt: skip
+        await self._start_watching()
+        self._want_scan(self._scan_reason if self._scan_wanted else "start")
+        next_reconcile = self._loop.time() + RECONCILE_SECONDS
+        next_poll = self._loop.time() + POLL_SECONDS
+        while True:
+            if roots.gone():
+                self._set_state("root missing", "A path of the set is not mounted or was replaced.")
+                return
+            now = self._loop.time()
+            if now >= next_reconcile:
+                self._want_scan("reconcile")
+                next_reconcile = now + (RECONCILE_SECONDS if self._watcher else SCAN_ONLY_SECONDS)
+            if now >= next_poll:
+                await self._poll()
+                next_poll = now + POLL_SECONDS
+            if self._scan_wanted:
+                await self._scan()
+            elif self._due_in() <= 0:
+                await self._point(())
+            self._wake.clear()
+            if not self._scan_wanted and self._due_in() > 0:
+                wait = min(self._due_in(), next_poll - self._loop.time(), next_reconcile - self._loop.time())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), max(wait, 0))
+
+    def _due_in(self) -> float:
+        due = self._settle.due()
+        return 3600.0 if due is None else (due - self._now()) / 1e9
+
+    def _now(self) -> int:
+        return int(self._loop.time() * 1e9)
+
+    # -- the root
+
+    async def _open_roots(self) -> bool:
+        """Open the set's paths if they are the ones that were captured before (rule 59)."""
+        try:
+            roots = OpenRoots(labels(list(self.spec.paths)))
+        except OSError as error:
+            self._set_state("root missing", f"{error.filename or self.spec.paths}: {error.strerror}.")
+            return False
+        here = {label.decode("utf-8", "surrogateescape"): name for label, name in roots.identities().items()}
+        held = await self.writer.submit(self.catalog.meta, "roots")
+        if held is not None and json.loads(held) != here and not self._accept:
+            roots.close()
+            self._set_state(
+                "root missing",
+                "The path leads to another file system or directory than the one that was captured. Mount the right one,"
+                f" or accept this one with: crnode set rebase {self.spec.name}",
+            )
+            return False
+        if held is None or json.loads(held) != here:
+            await self.writer.submit(self.commit.save_meta, "roots", json.dumps(here).encode())
+        self._roots = roots
+        return True
+
+    # -- watching
+
+    async def _start_watching(self) -> None:
+        assert self._roots is not None and self._paths is not None
+        try:
+            watcher = Watcher(self.cookie_dir, self._changed, self._events_lost)
+        except WatchLimit as limit:
+            self._no_watches(str(limit))
+            return
+        self._watcher = watcher
+        self._loop.add_reader(watcher.fd, self._readable)
+        self._set_state("scanning", "adding watches")
+        paths, tops = self._paths, self._roots.tops()
+        try:
+            await self._in_thread(lambda: sum(watch_tree(paths, watcher, self._selection.takes, t) for t in tops))
+        except WatchLimit as limit:
+            self._no_watches(str(limit))
+            return
+        self.watch_kind = "inotify"
+
+    def _no_watches(self, sysctl: str) -> None:
+        if self._watcher is not None:
+            self._loop.remove_reader(self._watcher.fd)
+            self._watcher.close()
+            self._watcher = None
+        self.watch_kind = "scan"
+        self.journal(
+            "source",
+            f"Set {self.spec.name}: the kernel has no watches left, so it is scanned every {SCAN_ONLY_SECONDS:.0f} s."
+            f" Raise {sysctl}: sysctl -w {sysctl}=1048576",
+        )
+
+    def _readable(self) -> None:
+        if self._watcher is not None:
+            self._watcher.read()
+            if self._settle.due() is not None:
+                self._wake.set()
+
+    def _changed(self, path: bytes, change: Change) -> None:
+        self._settle.note(path, change, self._now())
+
+    def _events_lost(self, reason: str) -> None:
+        self.journal("source", f"Set {self.spec.name}: {reason}; it is scanned.")
+        self._want_scan(reason)
+
+    async def _poll(self) -> None:
+        """Look at recently changed files by stat: writes through mmap make no event (rule 54)."""
+        horizon = self.now_ns() - POLL_WINDOW_NS
+        while self._recent and (len(self._recent) > POLL_MOST or next(iter(self._recent.values())) < horizon):
+            self._recent.popitem(last=False)
+        if not self._recent or self._reader is None or self._paths is None:
+            return
+        reader, paths, names = self._reader, self._paths, list(self._recent)
+
+        def differing() -> list[bytes]:
+            out = []
+            for path in names:
+                try:
+                    if fingerprint_of(paths.stat(path)) != reader.fingerprint(path):
+                        out.append(path)
+                except Gone:
+                    continue
+                except Exception as error:
+                    if not isinstance(error, OSError):
+                        raise
+            return out
+
+        for path in await self._in_thread(differing):
+            self._settle.note(path, Change.DONE, self._now())
+
+    async def _cookie(self) -> None:
+        """Return when every event made before the call has been noted (rule 53)."""
+        if self._watcher is None:
+            return
+        met: asyncio.Future[None] = self._loop.create_future()
+        self._watcher.cookie(lambda: met.done() or met.set_result(None))
+        try:
+            await asyncio.wait_for(met, COOKIE_SECONDS)
+        except TimeoutError:
+            self._events_lost("the watcher fell behind")
+
+    # -- points
+
+    async def _scan(self) -> None:
+        """Compare the whole set with the newest image in a process of its own and capture what differs."""
+        serving = self._scans_asked
+        self._scan_wanted = False
+        reason = self._scan_reason
+        self._set_state("scanning", reason)
+        await self._cookie()
+        dirty = await self._run_scan()
+        if dirty and reason == "reconcile":
+            self.found_by_scan += len(dirty)
+            self.journal("source", f"Set {self.spec.name}: the reconcile scan found {len(dirty)} changes without events.")
+        await self._point((path, False) for path in dirty)
+        self._scans_done = serving
+        if self.state == "ok":
+            ready = [w for w in self._waiters if w[0] <= serving]
+            self._waiters = [w for w in self._waiters if w[0] > serving]
+            for _, done in ready:
+                if not done.done():
+                    done.set_result(None)
+        elif self._waiters:
+            await asyncio.sleep(0.2)
+            self._want_scan(reason)
+
+    async def _run_scan(self) -> list[bytes]:
+        view = await self._view()
+        request = scan.encode_request(
+            list(self.spec.paths), list(self.spec.include), list(self.spec.exclude), self.catalog.path, view
+        )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "crnode.capture.scan", request,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        dirty: list[bytes] = []
+        rest, ended = b"", False
+        try:
+            while data := await process.stdout.read(1 << 20):
+                paths, rest, ended = scan.decode_paths(rest + data)
+                dirty += paths
+            text = await process.stderr.read()
+            await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if not ended:
+            last = text.decode(errors="replace").strip().splitlines()
+            raise OSError(5, f"the scan ended early: {last[-1] if last else process.returncode}")
+        return dirty
+
+    async def _view(self) -> int:
+        """The ordinal to compare with: the staged image that is being resumed, else the newest, else 0."""
+        image = await self.writer.submit(lambda: self.catalog.staging() or self.catalog.newest())
+        return image.ordinal if image is not None else 0
+
+    async def _point(self, extra: Iterable[tuple[bytes, bool]]) -> None:
+        """Take one point: read what is ready, and what changed meanwhile, and commit an image of it."""
+        self.store.check_room()
+        await self._cookie()
+        view = await self._view()
+        paths, reader = self._paths, self._reader
+        assert paths is not None and reader is not None
+        if self.spool:
+            paths.budget = 0
+        job = await self._in_thread(lambda: Job(paths, reader, view, self._selection, self._watcher))
+        todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
+        staged = False
+        flags = CLEAN
+        try:
+            for round_ in range(ROUNDS + 1):
+                for path, _ in todo:
+                    self._recent[path] = self.now_ns()
+                    self._recent.move_to_end(path)
+                staged = await self._read(job.run(todo), staged) or staged
+                await self._cookie()
+                todo = list(self._settle.take(self._now()).items())
+                if not todo:
+                    break
+                if round_ == ROUNDS:
+                    for path, tree in todo:
+                        self._settle.note(path, Change.TREE if tree else Change.DONE, self._now())
+                    flags = ROLLING
+            if self._settle.waiting():
+                flags = ROLLING
+        finally:
+            paths.close()
+        await self._finish(job.flush(), staged, flags)
+
+    async def _read(self, batches: Iterator[Batch], staged: bool) -> bool:
+        """Drive the job; batches that are full become staged rows. True when there were any."""
+        some = False
+        while (batch := await self._in_thread(lambda: next(batches, None))) is not None:
+            self._set_state("capturing", "a first or large image is being taken")
+            await self.writer.submit(self.commit.stage, batch, self.spool)
+            some = True
+        return some
+
+    async def _finish(self, batch: Batch, staged: bool, flags: int) -> None:
+        if batch.fuzzy:
+            flags = FUZZY
+        resumed = await self.writer.submit(lambda: self.catalog.staging() is not None)
+        # A rolling image is always followed by a clean one, so that deletions it could not confirm are confirmed.
+        confirm = self._rolling and flags == CLEAN
+        try:
+            point = await self.writer.submit(
+                self.commit.finish, batch, flags, staged or resumed, confirm, self._accept, self.spool
+            )
+        except EmptiedSet as emptied:
+            self._set_state("emptied", str(emptied))
+            return
+        self.lost = await self.writer.submit(self.catalog.lost)
+        if point is not None:
+            self._rolling = bool(point.image.flags & ROLLING)
+            self.newest = point.image
+            self.on_point(point)
+        self._accept = False
+        self._set_state("ok")

@@ -1,0 +1,1 @@
+"""The command line: words in, a control call, words out. No decisions live here."""

@@ -1,0 +1,127 @@
+"""The `crnode` command: gathers the groups, turns every failure into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from crnode.cli import cluster, sets, setup, status, upkeep, versions
+from crnode.cli.common import Data, choose_data, data_dir
+from crnode.cli.output import print_error
+from crnode.errors import CrnodeError, ExitCode
+
+app = typer.Typer(
+    name="crnode",
+    help="Continuous replication, versions and takeover for a handful of machines.",
+    epilog="Example: crnode init --name shop1",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+for _module in (setup, status, versions, upkeep):
+    _module.register(app)
+app.add_typer(sets.app, name="set")
+app.add_typer(cluster.app, name="node")
+
+
+@app.callback(invoke_without_command=True)
+def agent(
+    context: typer.Context,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            "--role", metavar="ROLE", help="Run the agent: master, repli-master, replica or secondary."
+        ),
+    ] = None,
+    data: Data = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="Listen there instead of where the node file says."
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> int:
+    """Continuous replication, versions and takeover for a handful of machines.
+
+    With --role it runs the agent of this node in the foreground.
+    """
+    choose_data(data)
+    if version:
+        from crnode import __version__
+
+        print(f"crnode {__version__}")
+        raise typer.Exit(0)
+    if context.invoked_subcommand is not None:
+        if role is not None:
+            raise CrnodeError(
+                f"'--role' runs the agent and does not go with '{context.invoked_subcommand}'.",
+                "",
+                "Leave one of them out.",
+                ExitCode.USAGE,
+            )
+        return 0
+    if role is None:
+        print(context.get_help())
+        raise typer.Exit(0 if len(sys.argv) <= 1 else int(ExitCode.USAGE))
+    if role not in ("master", "repli-master", "replica", "secondary"):
+        raise CrnodeError(
+            f"'{role}' is no role.", "", "Choose master, repli-master, replica or secondary.", ExitCode.USAGE
+        )
+    from crnode.agent import run
+
+    raise typer.Exit(int(run(data_dir(data), role, listen)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code and never raises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    command = typer.main.get_command(app)
+    try:
+        choose_data(None)
+        code = command.main(args=words, prog_name="crnode", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except CrnodeError as error:
+        failure = error
+    except TyperException as error:
+        failure = _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader of our pipe went away (`| head`); python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        name = f" '{error.filename}'" if error.filename else ""
+        failure = CrnodeError(
+            "The system refused something that crnode needs.",
+            f"It says{name}: {error.strerror or error}.",
+            "Check the path, its owner and the free space.",
+        )
+    except Exception as error:
+        if os.environ.get("CRNODE_DEBUG"):
+            raise
+        failure = CrnodeError(
+            "crnode met a defect of its own.",
+            f"{type(error).__name__}: {error}.",
+            "Run it again with CRNODE_DEBUG=1 and report what it prints.",
+        )
+    print_error(failure, as_json)
+    return int(failure.exit_code)
+
+
+def _usage(error: TyperException) -> CrnodeError:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "crnode"
+    code = ExitCode.USAGE if error.exit_code == ExitCode.USAGE else ExitCode.FAILED
+    what = error.format_message().replace("\n", " ").strip()
+    what = what if what.endswith((".", "?", "!")) else f"{what}."
+    return CrnodeError(what, "", f"See: {path} --help", code)

@@ -1,0 +1,152 @@
+"""set add, list, show, remove: what is protected."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from crnode.cli.common import Data, Json, ask
+from crnode.cli.output import print_json, show, table
+from crnode.errors import CrnodeError, ExitCode
+
+app = typer.Typer(
+    help="Replication sets: what is protected, and where it goes.",
+    epilog="Example: crnode set add web --source shop1 --path /srv/www --to box2",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@app.command("add", epilog="Example: crnode set add web --source shop1 --path /srv/www --to box2:/srv/www")
+def add(
+    name: Annotated[str, typer.Argument(help="What the set is called.")],
+    source: Annotated[str, typer.Option(help="The node that has the files.")],
+    path: Annotated[list[str], typer.Option(help="A folder or file to protect; may be repeated.")],
+    to: Annotated[list[str], typer.Option(metavar="NODE[:DIR]", help="A node to copy to; may be repeated.")],
+    template: Annotated[str, typer.Option(help="How the application is treated.")] = "files",
+    mode: Annotated[
+        str, typer.Option(help="mirror (deletions follow) or archive (keeps everything).")
+    ] = "mirror",
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only what matches; like .gitignore; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Not what matches; like .gitignore; repeatable.")
+    ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option("--adopt", help="The destination may hold files; they are kept as a version first."),
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Protect folders: copy them to other nodes, and every change from then on."""
+    args: dict[str, Any] = {
+        "name": name,
+        "source": source,
+        "paths": path,
+        "to": to,
+        "mode": mode,
+        "template": template,
+        "include": include or [],
+        "exclude": exclude or [],
+        "adopt": adopt,
+    }
+    answer = ask(data, "set.add", args)
+    if as_json:
+        print_json(answer)
+    else:
+        show(f"The set '{name}' was added: {', '.join(path)} of '{source}' goes to {', '.join(to)}.")
+
+
+@app.command("list", epilog="Example: crnode set list --json")
+def list_(data: Data = None, as_json: Json = False) -> None:
+    """List the sets."""
+    answer = ask(data, "set.list")
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            item["name"],
+            item["source"],
+            ", ".join(item["paths"]),
+            ", ".join(_targets(item)),
+            item.get("template"),
+        )
+        for item in answer["sets"]
+    ]
+    show(table("Sets", ("set", "source", "paths", "targets", "template"), rows, "There are no sets yet."))
+
+
+@app.command("show", epilog="Example: crnode set show web")
+def show_(
+    name: Annotated[str, typer.Argument(help="The set.")], data: Data = None, as_json: Json = False
+) -> None:
+    """Show everything about one set."""
+    answer = ask(data, "set.show", {"name": name})
+    if as_json:
+        print_json(answer)
+        return
+    item: dict[str, Any] = answer.get("set", answer)
+    rows = [(key, _spoken(value)) for key, value in item.items() if key != "targets"]
+    show(table(name, ("field", "value"), rows))
+    targets = item.get("targets", [])
+    each = list(targets.values()) if isinstance(targets, dict) else list(targets)
+    columns = ("node", "destination", "mode", "state", "paused")
+    show(
+        table(
+            "Targets", columns, [tuple(target.get(key) for key in columns) for target in each], "No targets."
+        )
+    )
+
+
+@app.command("remove", epilog="Example: crnode set remove web")
+def remove(
+    name: Annotated[str, typer.Argument(help="The set.")],
+    now: Annotated[
+        bool, typer.Option("--now", help="Delete its versions at once instead of after 30 days.")
+    ] = False,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --now in a script: the set's name once more.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Stop replicating a set. The source keeps its files; the versions stay for 30 days."""
+    if now:
+        _confirm(name, confirm)
+    answer = ask(data, "set.remove", {"name": name, "now": now})
+    if as_json:
+        print_json(answer)
+    else:
+        fate = "its versions are being deleted" if now else "its versions stay for 30 days"
+        show(f"The set '{name}' was removed; {fate}.")
+
+
+def _confirm(name: str, confirmed: str | None) -> None:
+    """Rule 47: deleting all versions at once needs the name a second time, typed or given."""
+    if confirmed is None and sys.stdin.isatty():
+        confirmed = typer.prompt(
+            f"All versions of '{name}' will be deleted. Type its name to go on", err=True
+        )
+    if confirmed != name:
+        raise CrnodeError(
+            f"The set '{name}' was not removed.",
+            "With --now all of its versions are deleted, so its name is needed a second time.",
+            f"Repeat with: --now --confirm {name}",
+            ExitCode.USAGE,
+        )
+
+
+def _targets(item: dict[str, Any]) -> list[str]:
+    targets = item.get("targets", [])
+    return [target["node"] for target in (targets.values() if isinstance(targets, dict) else targets)]
+
+
+def _spoken(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(part) for part in value) or "-"
+    return value

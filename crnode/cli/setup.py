@@ -1,0 +1,158 @@
+"""init, invite, join, demo: from nothing to a cluster."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from crnode.cli.common import Data, Json, ask, data_dir
+from crnode.cli.output import moment, print_json, print_warning, progress, show
+from crnode.errors import CrnodeError, ExitCode
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(epilog="Example: crnode init --name shop1 --cluster shop")(init)
+    app.command(epilog="Example: crnode invite box2 --role replica")(invite)
+    app.command(epilog="Example: crnode join crnode1-ABCD… --data /var/lib/crnode")(join)
+    app.command(epilog="Example: crnode demo")(demo)
+
+
+def init(
+    name: Annotated[str, typer.Option("--name", help="What this node is called.")],
+    cluster: Annotated[
+        str | None, typer.Option(help="What the cluster is called (default: as the node).")
+    ] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the agent listens.")
+    ] = "0.0.0.0:7400",
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the other nodes call it (default: found out)."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make a new cluster; this node becomes its master."""
+    from crnode.cluster.create import choose_places, create_cluster
+
+    place = data_dir(data)
+    places = choose_places(listen, advertise)
+    document = create_cluster(place, name, cluster or name, places, time.time_ns())
+    start = f"crnode --role master --data {place}"
+    if as_json:
+        warnings = [places.warning] if places.warning else []
+        print_json(
+            {
+                "cluster": {"name": document.name, "id": document.id},
+                "node": name,
+                "role": "master",
+                "data": str(place),
+                "listen": places.listen,
+                "address": places.advertise,
+                "start": start,
+                "warnings": warnings,
+            }
+        )
+        return
+    if places.warning:
+        print_warning(places.warning)
+    show(
+        f"The cluster '{document.name}' was made; its master is '{name}' at {places.advertise}, data in "
+        f"{place}.",
+        f"Start the agent:   {start}",
+        "Then invite others: crnode invite NAME --role replica",
+    )
+
+
+def parse_span(text: str) -> int:
+    """'90', '30m', '24h' or '7d' -> seconds. CrnodeError(USAGE) for anything else."""
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "s")
+    if not (number.isascii() and number.isdigit()):
+        raise CrnodeError(
+            f"'{text}' is not a span of time.",
+            "",
+            "Write a number and s, m, h or d, like 24h.",
+            ExitCode.USAGE,
+        )
+    return int(number) * _UNITS[unit]
+
+
+def invite(
+    name: Annotated[str, typer.Argument(help="What the new node shall be called.")],
+    role: Annotated[str, typer.Option(help="replica, secondary or repli-master.")] = "replica",
+    ttl: Annotated[
+        str, typer.Option(metavar="SPAN", help="How long the token is good, like 90m, 24h, 7d.")
+    ] = "24h",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print a token with which one new machine may join. Run it on the master, while its agent runs."""
+    answer = ask(data, "invite", {"name": name, "role": role, "ttl_s": parse_span(ttl)})
+    if as_json:
+        print_json(answer)
+        return
+    until = moment(int(answer["expires_at"]) * 1_000_000_000)
+    show(f"On the new machine, until {until}:", "")
+    print(answer["command"])  # never wrapped: it is copied by hand
+
+
+def join(
+    token: Annotated[str, typer.Argument(help="What 'crnode invite' printed on the master.")],
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the agent listens.")
+    ] = "0.0.0.0:7400",
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the other nodes call it (default: found out)."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Join a cluster with a token. Run it on the new machine; running it again after a failure is safe."""
+    from crnode.net.join import join_cluster
+
+    place = data_dir(data)
+    with progress("Joining", as_json) as report:
+        joined = join_cluster(place, token, listen, advertise, report)
+    node = joined.node
+    start = f"crnode --role {node.role.value} --data {place}"
+    if as_json:
+        print_json(
+            {
+                "cluster": {"name": joined.document.name, "id": joined.document.id},
+                "node": node.name,
+                "role": node.role.value,
+                "data": str(place),
+                "listen": node.listen,
+                "address": node.advertise,
+                "start": start,
+                "already": joined.already,
+                "warnings": list(joined.warnings),
+            }
+        )
+        return
+    for warning in joined.warnings:
+        print_warning(warning)
+    done = "had joined already" if joined.already else "joined"
+    show(
+        f"'{node.name}' {done} the cluster '{joined.document.name}' as {node.role.value}, reached at "
+        f"{node.advertise}.",
+        f"Start the agent: {start}",
+    )
+
+
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the demo's directories for a closer look.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Show it all on this machine: three nodes, a live change, a version."""
+    from crnode.cli.demo import run
+
+    return int(run(json=as_json, keep=keep))

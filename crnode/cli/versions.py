@@ -1,0 +1,164 @@
+"""sync, versions, restore: earlier states, and getting them back."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from typing import Annotated, Any
+
+import typer
+
+from crnode.cli.common import Data, Json, ask
+from crnode.cli.output import duration, moment, number, print_json, progress, show, size, table
+from crnode.errors import CrnodeError, ExitCode
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(epilog="Example: crnode sync web --timeout 60")(sync)
+    app.command(epilog="Example: crnode versions web index.html")(versions)
+    app.command(epilog="Example: crnode restore web:index.html --version 12 --to /tmp/back")(restore)
+
+
+def sync(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")] = 60.0,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Wait until every target has what the set holds now. Exit code 5 when one has not."""
+    with progress(f"Synchronising {name}", as_json) as report:
+        # The agent keeps the time; the silence allowed here only notices an agent that hangs.
+        answer = ask(data, "sync", {"set": name, "timeout_s": timeout}, report, timeout_s=timeout + 30)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (target["node"], "in sync" if target["ok"] else "behind", target.get("reason"))
+        for target in answer["targets"]
+    ]
+    show(
+        table(
+            f"{name} in {duration(answer.get('seconds'))}",
+            ("target", "state", "reason"),
+            rows,
+            "It has no targets.",
+        )
+    )
+
+
+def split_place(text: str) -> tuple[str, str | None]:
+    """'SET' or 'SET:PATH' -> (set, path or None); a leading '/' of the path is not meant."""
+    name, colon, path = text.partition(":")
+    path = path.strip("/")
+    return name, path if colon and path else None
+
+
+def versions(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    path: Annotated[
+        str | None, typer.Argument(help="Only versions in which this file or folder changed.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """List the versions of a set, or of one file in it."""
+    answer = _versions(data, name, path)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (
+            item["number"],
+            moment(item.get("time_ns")),
+            number(item.get("entries")),
+            size(item.get("bytes")),
+            item.get("quality"),
+            item.get("verdict"),
+            item.get("name") or None,
+            item.get("why"),
+            item.get("node"),
+        )
+        for item in answer["versions"]
+    ]
+    columns = ("version", "time", "entries", "size", "quality", "verdict", "name", "kept because", "node")
+    show(table(f"Versions of {name}", columns, rows, "There are no versions yet."))
+
+
+def _versions(data: Any, name: str, path: str | None) -> dict[str, Any]:
+    args: dict[str, Any] = {"set": name}
+    if path is not None:
+        args["path"] = path
+    return ask(data, "versions", args)
+
+
+def parse_time(text: str) -> int:
+    """'2026-11-22 10:30' (local time) or ISO 8601 with a zone -> wall clock nanoseconds. CrnodeError(USAGE)
+    else.
+    """
+    try:
+        seconds = datetime.datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError, OSError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise CrnodeError(f"'{text}' is not a time.", "", "Write it like '2026-11-22 10:30'.", ExitCode.USAGE)
+    return int(seconds) * 1_000_000_000 + 999_999_999  # what was there during that second counts
+
+
+def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str) -> int:
+    """The number of the newest version that is not later than `time_ns`."""
+    before = [item for item in known if int(item["time_ns"]) <= time_ns]
+    if not before:
+        first = min((item["time_ns"] for item in known), default=None)
+        raise CrnodeError(
+            f"'{name}' has no version of {spoken} or before.",
+            f"Its oldest one is of {moment(first)}." if known else "It has no versions yet.",
+            f"See: crnode versions {name}",
+            ExitCode.REFUSED,
+        )
+    newest = max(before, key=lambda item: (int(item["time_ns"]), int(item["number"])))
+    return int(newest["number"])
+
+
+def restore(
+    place: Annotated[str, typer.Argument(metavar="SET[:PATH]", help="The set, and a file or folder in it.")],
+    version: Annotated[int | None, typer.Option(help="The version's number (default: the newest).")] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="The state at that time, like '2026-11-22 10:30'.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Write it there (default: the original place).")
+    ] = None,
+    node: Annotated[str | None, typer.Option(help="Take it from this node.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a file, a folder or a whole set back from a version."""
+    name, path = split_place(place)
+    if version is not None and at is not None:
+        raise CrnodeError(
+            "--version and --at say the same thing twice.", "", "Leave one of them out.", ExitCode.USAGE
+        )
+    if at is not None:
+        moment_ns = parse_time(at)
+        version = version_at(_versions(data, name, None)["versions"], moment_ns, name, at)
+    args = {"set": name, "path": path, "version": version, "to": to, "node": node}
+    with progress(f"Restoring {place}", as_json) as report:
+        answer = ask(
+            data, "restore", {key: value for key, value in args.items() if value is not None}, report, None
+        )
+    if answer.get("digest_ok") is False:
+        raise CrnodeError(
+            f"'{place}' was written to {answer.get('to')}, but it is not what the version says.",
+            "The digest of what was written differs.",
+            "Run 'crnode scrub', and take it from another node with --node.",
+            ExitCode.DAMAGE,
+        )
+    if as_json:
+        print_json(answer)
+    else:
+        took = duration(answer.get("seconds"))
+        show(
+            f"{number(answer['files'])} files, {size(answer['bytes'])}, were written to {answer['to']} "
+            f"in {took}."
+        )

@@ -1,0 +1,497 @@
+"""The cluster document: nodes, sets and thresholds, as one versioned value that every node holds. Pure.
+
+The master alone makes new ones (:mod:`crnode.cluster.membership`); everybody else takes what the master
+sends. A document that exists is valid: every rule that can be read from the document alone is checked here,
+so that no later code meets two masters, a set without a source, or two sets that write into one folder (rules
+47, 64, 85).
+
+Every violation is a ValueError with one sentence: what is wrong, why that matters, what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crnode.errors import CrnodeError, ExitCode
+from crproto.ids import check_name
+
+MAX_NODES = 8
+"""Nodes of a cluster: the promise made to users, and what the status table is laid out for."""
+MAX_SETS = 256
+"""Sets of a cluster: each costs a catalog, a watcher and a session per target."""
+MAX_PATHS = 64
+"""Paths of one set; more belong into a common parent folder with exclude patterns."""
+MAX_PATTERNS = 1024
+"""Include, exclude or page-file patterns of one set; each is tried against every path."""
+MAX_TOMBSTONES = 512
+"""Remembered removals; the oldest are forgotten first."""
+MAX_PATH_BYTES = 4096
+"""Length of a path in bytes (PATH_MAX of Linux)."""
+MAX_DOCUMENT_BYTES = 768 * 1024
+"""Size of the document's JSON: it travels inside one message of at most 1 MiB."""
+DEFAULT_PORT = 7400
+"""TCP port of the agents unless told otherwise."""
+TOMBSTONE_KEEP_NS = 30 * 86_400 * 1_000_000_000
+"""How long versions of a removed set are kept (rule 47), in nanoseconds."""
+
+_HEX16 = r"^[0-9a-f]{32}$"
+_HEX32 = r"^[0-9a-f]{64}$"
+_HOST = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$")
+T = TypeVar("T")
+_WILDCARDS = frozenset({"0.0.0.0", "::", "0", "*"})
+
+
+def fingerprint(certificate: bytes) -> str:
+    """The name under which the document knows a certificate (DER bytes): its SHA-256 in lower-case hex."""
+    return hashlib.sha256(certificate).hexdigest()
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """'host:port' or '[v6]:port' -> (host, port 0..65535); a missing port means 7400. ValueError with a
+    sentence.
+    """
+    host, colon, number = text.strip().rpartition(":")
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(
+                f"The address '{text}' is not of the form [address]:port; write it as [fe80::1]:7400."
+            )
+        number = rest[1:]
+        colon = rest[:1]
+    elif not colon:
+        host, number = text.strip(), ""
+    elif ":" in host:
+        raise ValueError(
+            f"The address '{text}' has several colons; write an IPv6 address in brackets: [{text}]:7400."
+        )
+    if not host or not (_HOST.match(host) or ":" in host and re.fullmatch(r"[0-9A-Fa-f:.%A-Za-z]+", host)):
+        raise ValueError(
+            f"The address '{text}' names no host; write a name or an IP address and a port: "
+            "192.168.1.10:7400."
+        )
+    if colon and not (number.isascii() and number.isdigit() and int(number) <= 65535):
+        raise ValueError(f"The address '{text}' has no port number of 0 to 65535; write it as {host}:7400.")
+    return host, int(number) if number else DEFAULT_PORT
+
+
+def join_address(host: str, port: int) -> str:
+    """(host, port) -> 'host:port', with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _reachable(text: str) -> str:
+    host, port = split_address(text)
+    if host in _WILDCARDS:
+        raise ValueError(
+            f"The address '{text}' means 'every interface', which nobody can call; give the machine's "
+            "own address."
+        )
+    if port == 0:
+        raise ValueError(
+            f"The address '{text}' has port 0, which nobody can call; give the real port, as in {host}:7400."
+        )
+    return join_address(host, port)
+
+
+def valid_name(text: str) -> str:
+    """`text` itself if a node, set or cluster may be called so; else ValueError with a sentence."""
+    try:
+        return check_name(text)
+    except ValueError as error:
+        raise ValueError(
+            f"The name '{text}' cannot be used: names have 1 to 63 of a-z, 0-9 and '-', and begin with a "
+            "letter or "
+            f"digit; choose one like 'shop-1'."
+        ) from error
+
+
+def _absolute(text: str) -> str:
+    if "\x00" in text or len(text.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
+        raise ValueError(
+            f"The path '{text[:60]!r}' is too long or has a NUL character; no file system can hold it."
+        )
+    if not text.startswith("/"):
+        raise ValueError(
+            f"The path '{text}' is not absolute, so it depends on where crnode was started; begin it "
+            "with '/'."
+        )
+    parts = text.split("/")[1:]
+    if parts[-1] == "":
+        parts.pop()
+    if not parts:
+        raise ValueError(
+            "The path '/' is the whole machine, system and crnode itself included; name the folders to "
+            "protect."
+        )
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"The path '{text}' contains '.', '..' or '//', so it is not clear what it means; write it out."
+        )
+    return "/" + "/".join(parts)
+
+
+def _pattern(text: str) -> str:
+    if not text.strip() or "\x00" in text or "\n" in text or len(text) > MAX_PATH_BYTES:
+        raise ValueError(
+            f"The pattern {text[:60]!r} is empty or too long; write it like a line of .gitignore: '*.tmp'."
+        )
+    return text
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two absolute paths are equal or one lies inside the other (by their letters, not on disk)."""
+    return one == other or one.startswith(other + "/") or other.startswith(one + "/")
+
+
+Name = Annotated[str, AfterValidator(valid_name)]
+Address = Annotated[str, AfterValidator(_reachable)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+Hex16 = Annotated[str, Field(pattern=_HEX16)]
+Hex32 = Annotated[str, Field(pattern=_HEX32)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Role(StrEnum):
+    """What a node is in its cluster."""
+
+    MASTER = "master"
+    REPLI_MASTER = "repli-master"
+    REPLICA = "replica"
+    SECONDARY = "secondary"
+
+
+class Mode(StrEnum):
+    """What a target does with deletions: follow them, or keep everything it ever received."""
+
+    MIRROR = "mirror"
+    ARCHIVE = "archive"
+
+
+class DocumentId(NamedTuple):
+    """Orders documents: a later generation (repair by a person), then epoch (takeover), then version (edit)
+    wins.
+    """
+
+    generation: Count
+    epoch: Count
+    version: Count
+
+
+class _Value(BaseModel):
+    """A part of the document: never changes, knows all of its fields, converts nothing silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Node(_Value):
+    """One machine of the cluster."""
+
+    name: Name
+    role: Role
+    address: Address  # where the others reach it
+    fingerprint: Hex32  # SHA-256 of its certificate: this, not the CA, admits it (rule 26)
+    incarnation: Hex16  # changes when its data directory is made anew
+    added_at_ns: Count  # wall clock
+    machine: Annotated[str, Field(max_length=256)] = ""  # machine-id, for people and for clones
+
+
+class Target(_Value):
+    """Where one set goes on one node."""
+
+    node: Name
+    destination: AbsolutePath | None = None  # None: DATA/trees/<name of the set>
+    mode: Mode = Mode.MIRROR
+    paused: bool = False
+    throttle_bytes_s: Annotated[int, Field(ge=1024)] | None = None  # None: as fast as the line allows
+    adopt: bool = False  # the destination may hold files already; they are kept as a version first (rule 64)
+
+
+class ReplicationSet(_Value):
+    """What is replicated as one unit."""
+
+    name: Name
+    uuid: Hex16  # the set *is* its uuid; the name is for people (rule 47)
+    source: Name
+    paths: Annotated[tuple[AbsolutePath, ...], Field(min_length=1, max_length=MAX_PATHS)]
+    include: Annotated[tuple[Pattern, ...], Field(max_length=MAX_PATTERNS)] = ()
+    exclude: Annotated[tuple[Pattern, ...], Field(max_length=MAX_PATTERNS)] = ()
+    template: Name = "files"
+    page_files: Annotated[
+        tuple[Pattern, ...], Field(max_length=MAX_PATTERNS)
+    ] = ()  # cut at fixed 16 KiB borders
+    targets: dict[str, Target] = Field(default_factory=dict)
+    privileged: bool = False  # may carry setuid bits and files of other owners to its targets
+    settle_ms: Annotated[int, Field(ge=1, le=60_000)] = 20  # quiet that ends a burst of writes
+    max_wait_ms: Annotated[int, Field(ge=1, le=3_600_000)] = (
+        1000  # a path written without pause is taken this often
+    )
+    file_size_limit: Annotated[int, Field(ge=1, lt=2**63)] = (
+        16 * 2**40
+    )  # bytes; larger files are reported, not taken
+    term: Annotated[int, Field(ge=1, lt=2**63)] = 1  # rises whenever the source changes
+    created_at_ns: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for first, second in _pairs(self.paths):
+            if overlap(first, second):
+                raise ValueError(
+                    f"The paths '{first}' and '{second}' of set '{self.name}' lie in one another, so "
+                    "files would be taken "
+                    f"twice; keep the outer one."
+                )
+        if self.max_wait_ms < self.settle_ms:
+            raise ValueError(
+                f"Set '{self.name}' waits {self.settle_ms} ms for quiet but at most {self.max_wait_ms} "
+                "ms altogether; "
+                f"make max_wait_ms the larger one."
+            )
+        for key, target in self.targets.items():
+            if key != target.node:
+                raise ValueError(
+                    f"A target of set '{self.name}' is filed under '{key}' but names node "
+                    f"'{target.node}'; make them equal."
+                )
+            if target.node == self.source:
+                raise ValueError(
+                    f"Set '{self.name}' would copy from '{self.source}' to itself, which protects "
+                    "nothing; choose another node."
+                )
+        return self
+
+
+class Tombstone(_Value):
+    """A removal that nodes which were away must still learn of."""
+
+    kind: Literal["set", "node"]
+    name: Name
+    uuid: Hex16 | Literal[""] = ""  # of the set
+    at_ns: Count
+    keep_until_ns: Count  # versions of a removed set go after this moment
+    fingerprint: Hex32 | Literal[""] = ""  # of the node's certificate
+
+
+class Thresholds(_Value):
+    """From when on a figure is a warning."""
+
+    safe_lag_s: Annotated[float, Field(gt=0, le=86_400, strict=False)] = (
+        5.0  # a target may be this far behind
+    )
+
+
+class ClusterDocument(_Value):
+    """The whole truth about a cluster's make-up; immutable, ordered by `version`."""
+
+    format: Literal[1] = 1
+    id: Hex16
+    name: Name
+    version: DocumentId
+    epoch: Count = 0
+    nodes: tuple[Node, ...]
+    sets: Annotated[tuple[ReplicationSet, ...], Field(max_length=MAX_SETS)] = ()
+    tombstones: Annotated[tuple[Tombstone, ...], Field(max_length=MAX_TOMBSTONES)] = ()
+    thresholds: Thresholds = Thresholds()
+
+    @property
+    def master(self) -> Node:
+        """The one node with the role master."""
+        return next(node for node in self.nodes if node.role is Role.MASTER)
+
+    def node(self, name: str) -> Node | None:
+        """The node of that name, or None."""
+        return next((node for node in self.nodes if node.name == name), None)
+
+    def node_by_fingerprint(self, mark: str) -> Node | None:
+        """The node whose certificate has that SHA-256 (hex), or None."""
+        return next((node for node in self.nodes if node.fingerprint == mark), None)
+
+    def set_named(self, name: str) -> ReplicationSet | None:
+        """The set of that name, or None."""
+        return next((item for item in self.sets if item.name == name), None)
+
+    def set_by_uuid(self, uuid: str) -> ReplicationSet | None:
+        """The set of that uuid (hex), or None."""
+        return next((item for item in self.sets if item.uuid == uuid), None)
+
+    def sets_from(self, node: str) -> tuple[ReplicationSet, ...]:
+        """The sets whose source is `node`."""
+        return tuple(item for item in self.sets if item.source == node)
+
+    def sets_to(self, node: str) -> tuple[ReplicationSet, ...]:
+        """The sets that have `node` as a target."""
+        return tuple(item for item in self.sets if node in item.targets)
+
+    def to_bytes(self) -> bytes:
+        """The form on disk and on the wire: JSON, the same bytes for the same document."""
+        return self.model_dump_json(indent=1).encode()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in _problems(self):
+            raise ValueError(problem)
+        return self
+
+
+def parse_document(body: bytes, where: str = "the cluster document") -> ClusterDocument:
+    """Read :meth:`ClusterDocument.to_bytes` back. Raises CrnodeError(FAILED) naming `where` it came from."""
+    if len(body) > MAX_DOCUMENT_BYTES:
+        raise CrnodeError(
+            f"{where} cannot be used.", f"It has {len(body)} bytes; at most {MAX_DOCUMENT_BYTES} are read."
+        )
+    try:
+        return ClusterDocument.model_validate_json(body)
+    except ValidationError as error:
+        raise CrnodeError(
+            f"{where} cannot be used.",
+            sentence(error),
+            "Copy it again from the master, or restore it from a backup.",
+        ) from error
+
+
+def sentence(error: ValidationError) -> str:
+    """The first problem of a pydantic error as one sentence for a person."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    text = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return text
+    place = ".".join(str(part) for part in first["loc"]) or "the text"
+    return f"In '{place}': {text[:1].lower()}{text[1:]}."
+
+
+def refusal(what: str, error: ValidationError) -> CrnodeError:
+    """An edit that would break a rule of the document: nothing was changed."""
+    return CrnodeError(what, sentence(error), "Nothing was changed.", ExitCode.REFUSED)
+
+
+def _pairs(items: Iterable[T]) -> Iterator[tuple[T, T]]:
+    known: list[T] = []
+    for item in items:
+        for other in known:
+            yield other, item
+        known.append(item)
+
+
+def _twice(values: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def _problems(document: ClusterDocument) -> Iterator[str]:
+    """Every rule that spans several parts of the document, broken ones as sentences."""
+    yield from _node_problems(document)
+    yield from _set_problems(document)
+    yield from _place_problems(document)
+    if document.version.epoch > document.epoch:
+        yield (
+            f"The document was made in epoch {document.version.epoch} but says that epoch "
+            f"{document.epoch} is in force, "
+            f"so it is not what any master wrote; take the master's copy."
+        )
+
+
+def _node_problems(document: ClusterDocument) -> Iterator[str]:
+    nodes = document.nodes
+    if not 1 <= len(nodes) <= MAX_NODES:
+        yield f"A cluster has 1 to {MAX_NODES} nodes, this one would have {len(nodes)}; remove a node first."
+    if (name := _twice(node.name for node in nodes)) is not None:
+        yield f"Two nodes would be called '{name}', and nobody could tell them apart; choose another name."
+    if (mark := _twice(node.fingerprint for node in nodes)) is not None:
+        yield (
+            f"Two nodes would share the certificate {mark[:16]}…, so one could pose as the other; join "
+            "the second anew."
+        )
+    if (address := _twice(node.address for node in nodes)) is not None:
+        yield (
+            f"Two nodes would be reached at {address}, but only one agent can listen there; give one "
+            "another port."
+        )
+    masters = [node.name for node in nodes if node.role is Role.MASTER]
+    if len(masters) != 1:
+        names = ", ".join(masters) or "none"
+        yield (
+            f"A cluster has exactly one master, this one would have {len(masters)} ({names}); invite "
+            "it as repli-master."
+        )
+    seconds = [node.name for node in nodes if node.role is Role.SECONDARY]
+    if len(seconds) > 1:
+        yield (
+            f"A cluster has at most one secondary, this one would have {', '.join(seconds)}; invite it "
+            "as replica."
+        )
+    buried = {stone.fingerprint for stone in document.tombstones if stone.fingerprint}
+    for node in nodes:
+        if node.fingerprint in buried:
+            yield (
+                f"Node '{node.name}' shows a certificate that was removed from the cluster; invite it "
+                "again for a new one."
+            )
+
+
+def _set_problems(document: ClusterDocument) -> Iterator[str]:
+    roles = {node.name: node.role for node in document.nodes}
+    known = ", ".join(sorted(roles))
+    if (name := _twice(item.name for item in document.sets)) is not None:
+        yield (
+            f"There is a set called '{name}' already, and names tell sets apart; choose another or "
+            "remove the old one."
+        )
+    stones = (stone.uuid for stone in document.tombstones if stone.uuid)
+    if (uuid := _twice([*(item.uuid for item in document.sets), *stones])) is not None:
+        yield f"The set identity {uuid} is used twice, so two histories would mix; make the set anew."
+    for item in document.sets:
+        if item.source not in roles:
+            yield (
+                f"Set '{item.name}' has the source '{item.source}', which is no node here; choose one "
+                f"of: {known}."
+            )
+        elif roles[item.source] not in (Role.MASTER, Role.REPLI_MASTER):
+            yield (
+                f"Set '{item.name}' has the source '{item.source}', but a {roles[item.source]} only "
+                "receives; "
+                f"use a master or repli-master as the source."
+            )
+        for target in item.targets.values():
+            if target.node not in roles:
+                yield (
+                    f"Set '{item.name}' has the target '{target.node}', which is no node here; choose "
+                    f"one of: {known}."
+                )
+
+
+def _place_problems(document: ClusterDocument) -> Iterator[str]:
+    """Rule 64: on one node destinations are apart from each other and from what is a source there."""
+    for node in document.nodes:
+        taken = [
+            (target.destination, item.name)
+            for item in document.sets
+            for target in item.targets.values()
+            if target.node == node.name and target.destination is not None
+        ]
+        for (one, first), (other, second) in _pairs(taken):
+            if overlap(one, other):
+                yield (
+                    f"On '{node.name}' the sets '{first}' and '{second}' would both write to '{other}', "
+                    "and each would "
+                    f"delete the other's files; give one of them another destination."
+                )
+        for place, name in taken:
+            for item in document.sets_from(node.name):
+                for path in item.paths:
+                    if overlap(place, path):
+                        yield (
+                            f"On '{node.name}' set '{name}' would write to '{place}', which set "
+                            f"'{item.name}' reads as its "
+                            f"source '{path}': copies of copies without end; choose another destination."
+                        )

@@ -1,0 +1,269 @@
+"""Edits of the cluster document. Pure: a document and a wish in, a new document (version + 1) or a refusal
+out.
+
+Only the master makes edits; the other nodes decide with :func:`accept` whether what they were sent is an edit
+of the master (rules 85 and 88). `now` is wall clock time in nanoseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from crnode.cluster.document import (
+    MAX_DOCUMENT_BYTES,
+    MAX_PATHS,
+    MAX_PATTERNS,
+    MAX_TOMBSTONES,
+    TOMBSTONE_KEEP_NS,
+    ClusterDocument,
+    Mode,
+    Node,
+    ReplicationSet,
+    Role,
+    Target,
+    Tombstone,
+    refusal,
+    sentence,
+)
+from crnode.errors import CrnodeError, ExitCode
+
+_UNCHANGED = "Nothing was changed."
+
+
+class SetSpec(BaseModel):
+    """The wish of `crnode set add`: what a person says about a new set, before the rules are applied."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    source: str
+    paths: Annotated[list[str], Field(min_length=1, max_length=MAX_PATHS)]
+    to: Annotated[list[str], Field(min_length=1)]  # each 'NODE' or 'NODE:DESTINATION'
+    mode: Mode = Mode.MIRROR
+    template: str = "files"
+    include: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
+    exclude: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
+    page_files: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
+    adopt: bool = False
+    privileged: bool = False
+
+    @classmethod
+    def parse(cls, args: dict[str, Any]) -> SetSpec:
+        """From the arguments of the control call. CrnodeError(USAGE) when they do not fit."""
+        try:
+            return cls.model_validate(args)
+        except ValidationError as error:
+            raise CrnodeError(
+                "The set was not added.", sentence(error), _UNCHANGED, ExitCode.USAGE
+            ) from error
+
+
+def _refuse(what: str, why: str, hint: str = _UNCHANGED) -> CrnodeError:
+    return CrnodeError(what, why, hint, ExitCode.REFUSED)
+
+
+def _edited(document: ClusterDocument, what: str, **changes: Any) -> ClusterDocument:
+    """`document` with `changes` and the next version, checked as a whole; `what` opens the sentence of a
+    refusal.
+    """
+    fields = {name: getattr(document, name) for name in ClusterDocument.model_fields}
+    fields.update(changes)
+    fields["version"] = document.version._replace(version=document.version.version + 1)
+    try:
+        edited = ClusterDocument.model_validate(fields)
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    if len(edited.to_bytes()) > MAX_DOCUMENT_BYTES:
+        raise _refuse(
+            what,
+            f"The cluster document would exceed {MAX_DOCUMENT_BYTES} bytes; use fewer paths and patterns.",
+        )
+    return edited
+
+
+def add_node(document: ClusterDocument, node: Node, now: int) -> ClusterDocument:
+    """Admit `node`. Refused: a name, address or certificate that is taken, a ninth node, a second master."""
+    if document.node(node.name) is not None:
+        raise _refuse(
+            f"'{node.name}' was not added.",
+            "The cluster has a node of that name already.",
+            f"Choose another name, or remove the old one first: crnode node remove {node.name}",
+        )
+    placed = node.model_copy(update={"added_at_ns": now})
+    return _edited(document, f"'{node.name}' was not added.", nodes=(*document.nodes, placed))
+
+
+def remove_node(
+    document: ClusterDocument, name: str, now: int, lose: bool = False, only_holder_of: Sequence[str] = ()
+) -> ClusterDocument:
+    """Put `name` out of the cluster: its certificate counts no more, and it leaves every set's targets.
+
+    Refused for the master and for the source of a set. Without `lose` it is refused too when a set would be
+    left with no other target, or for the sets in `only_holder_of`, of whose images the caller knows no other
+    holder (rule 90).
+    """
+    node = document.node(name)
+    what = f"'{name}' was not removed."
+    if node is None:
+        names = ", ".join(item.name for item in document.nodes)
+        raise _refuse(what, "The cluster has no node of that name.", f"Its nodes are: {names}.")
+    if node.role is Role.MASTER:
+        raise _refuse(
+            what,
+            "It is the master, which owns the cluster's configuration.",
+            "A cluster ends with its master.",
+        )
+    if sources := [item.name for item in document.sets_from(name)]:
+        raise _refuse(
+            what,
+            f"It is the source of: {', '.join(sources)}.",
+            f"Remove these sets first: crnode set remove {sources[0]}",
+        )
+    alone = sorted(
+        {item.name for item in document.sets_to(name) if len(item.targets) == 1} | set(only_holder_of)
+    )
+    if alone and not lose:
+        raise _refuse(
+            what,
+            "It holds the only copy that exists outside the source, versions included, of: "
+            f"{', '.join(alone)}.",
+            "Add another target and wait until it is in sync, or repeat with --lose to give these copies up.",
+        )
+    sets = tuple(
+        item.model_copy(
+            update={"targets": {key: value for key, value in item.targets.items() if key != name}}
+        )
+        for item in document.sets
+    )
+    stone = Tombstone(kind="node", name=name, at_ns=now, keep_until_ns=now, fingerprint=node.fingerprint)
+    return _edited(
+        document,
+        what,
+        nodes=tuple(item for item in document.nodes if item.name != name),
+        sets=sets,
+        tombstones=_bury(document, stone),
+    )
+
+
+def parse_target(text: str, mode: Mode, adopt: bool) -> Target:
+    """'NODE' or 'NODE:/destination' -> Target. ValidationError when node or destination cannot be used."""
+    node, colon, destination = text.partition(":")
+    return Target(node=node, destination=destination if colon else None, mode=mode, adopt=adopt)
+
+
+def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> ClusterDocument:
+    """Protect something new. `uuid` is 32 hex digits never used before; the name may be one of old."""
+    what = f"The set '{spec.name}' was not added."
+    targets: dict[str, Target] = {}
+    try:
+        for text in spec.to:
+            target = parse_target(text, spec.mode, spec.adopt)
+            if target.node in targets:
+                raise _refuse(
+                    what, f"It names the target '{target.node}' twice, and a node keeps a set once."
+                )
+            targets[target.node] = target
+        item = ReplicationSet(
+            name=spec.name,
+            uuid=uuid,
+            source=spec.source,
+            paths=tuple(spec.paths),
+            include=tuple(spec.include),
+            exclude=tuple(spec.exclude),
+            template=spec.template,
+            page_files=tuple(spec.page_files),
+            targets=targets,
+            privileged=spec.privileged,
+            created_at_ns=now,
+        )
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    return _edited(document, what, sets=(*document.sets, item))
+
+
+def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = False) -> ClusterDocument:
+    """Stop replicating `name`. Its versions stay 30 days on the targets (rule 47), or go at once with
+    `forget`.
+    """
+    item = document.set_named(name)
+    if item is None:
+        names = ", ".join(other.name for other in document.sets) or "there are none"
+        raise _refuse(
+            f"The set '{name}' was not removed.", "There is no set of that name.", f"Sets: {names}."
+        )
+    keep_until = now if forget else now + TOMBSTONE_KEEP_NS
+    stone = Tombstone(kind="set", name=name, uuid=item.uuid, at_ns=now, keep_until_ns=keep_until)
+    return _edited(
+        document,
+        f"The set '{name}' was not removed.",
+        sets=tuple(other for other in document.sets if other.uuid != item.uuid),
+        tombstones=_bury(document, stone),
+    )
+
+
+def _bury(document: ClusterDocument, stone: Tombstone) -> tuple[Tombstone, ...]:
+    """The tombstones with one more; beyond the bound those go first that ended the longest ago."""
+    stones = sorted((*document.tombstones, stone), key=lambda item: item.keep_until_ns)
+    return tuple(stones[-MAX_TOMBSTONES:])
+
+
+def accept(
+    current: ClusterDocument | None, offered: ClusterDocument, sender: str, holder: str | None = None
+) -> ClusterDocument:
+    """The document to go by after `sender` (an authenticated node name) offered one; `current` if it is no
+    news.
+
+    `holder` is the node that is known to hold the epoch when that is not the master. Refused (CrnodeError):
+    another cluster, a sender that is neither, an older document, and another text under the same id. Whether
+    the offered document still contains this very node is for the caller to look at.
+    """
+    what = f"The cluster document from '{sender}' was not taken."
+    if current is None:
+        return offered
+    if offered.id != current.id:
+        raise _refuse(
+            what,
+            f"It belongs to the cluster '{offered.name}' ({offered.id[:8]}), not to '{current.name}'.",
+            "",
+        )
+    if sender not in (current.master.name, holder):
+        raise _refuse(
+            what, f"Only the master '{current.master.name}' makes changes; this node is not it.", ""
+        )
+    if offered.version < current.version or offered.epoch < current.epoch:
+        mine, theirs = _spoken(current), _spoken(offered)
+        raise _refuse(what, f"It is older ({theirs}) than the one in force here ({mine}).", "")
+    if offered.version == current.version:
+        if offered != current:
+            raise _refuse(
+                what,
+                f"It has the same number ({_spoken(current)}) as the one here but says something else.",
+                "The master's data directory was probably restored from a backup; join this node anew.",
+            )
+        return current
+    return offered
+
+
+def _spoken(document: ClusterDocument) -> str:
+    generation, epoch, version = document.version
+    return f"generation {generation}, epoch {epoch}, version {version}"
+
+
+def move_node(document: ClusterDocument, name: str, address: str) -> ClusterDocument:
+    """The document with another address for `name`; the same document when that is its address already."""
+    what = f"The address of '{name}' was not changed."
+    node = document.node(name)
+    if node is None:
+        raise _refuse(what, "The cluster has no node of that name.")
+    if node.address == address:
+        return document
+    try:
+        moved = Node.model_validate({**dict(node), "address": address})
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    return _edited(
+        document, what, nodes=tuple(moved if item.name == name else item for item in document.nodes)
+    )

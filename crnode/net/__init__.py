@@ -1,0 +1,1 @@
+"""Connections: TLS, peers, the listening socket, dialling, and the control socket of one machine."""

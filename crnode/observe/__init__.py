@@ -1,0 +1,1 @@
+"""What the node tells people: the journal."""

@@ -1,0 +1,1 @@
+"""What touches the machine: files, clock, processes. Everything above takes these as arguments."""

@@ -1,0 +1,1 @@
+"""Images from a source to its targets, and onto their live trees."""

@@ -1,0 +1,371 @@
+"""Committing received images: the durable half of a target. Everything here runs in the writer thread.
+
+The order is the commit protocol's (r2 to r6): objects are verified and appended; entries gather in memory, or as
+staged rows once they are many; one turn of the writer then checks that every object the image newly names is there,
+that paths make a tree, and that the digest is the header's; packs are synced; one catalog transaction makes the image
+count. Only after that an acknowledgement leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from crnode.errors import CrnodeError, ExitCode
+from crnode.platform.files import boot_id
+from crnode.store.catalog import FUZZY, NO_IMAGE, ROLLING, STAGING, Catalog, Image, Live, Totals
+from crnode.store.packs import Lane, Record
+from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
+from crnode.versions.retention import Candidate, retain
+from crproto import content, delta
+from crproto.entries import DIRECTORY, Entry
+from crproto.errors import RemoteProtocolError
+from crproto.ids import HOLE, image_id
+from crproto.limits import DIGEST_SCHEME
+from crproto.messages import ImageBegin
+from crproto.paths import split
+
+SPILL_ENTRIES = 4000  # changes of one image kept in memory; beyond, they become staged rows
+SMALL_IMAGE = 1 << 20  # bytes of objects up to which an image goes to the lane of small appends
+PRUNE_ROWS = 2000  # rows pruned at most inside a commit; the rest at idle
+UNRESOLVED_MOST = 200_000
+SKIPPED, DECLARED = True, False
+
+
+class Refusal(Exception):
+    """The image is not taken; `code`, text and whether sending again may help go to the source."""
+
+    def __init__(self, code: str, text: str, *, retry: bool) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+        self.retry = retry
+
+
+@dataclass
+class Incoming:
+    """An image on its way in."""
+
+    header: ImageBegin
+    changed: dict[bytes, Entry] = field(default_factory=dict)
+    removed: set[bytes] = field(default_factory=set)
+    unresolved: set[bytes] = field(default_factory=set)  # named and not held yet
+    ordinal: int = 0  # of the staged rows; 0 while everything is in memory
+    totals: Totals | None = None
+    verify_all: bool = False  # resumed: what was checked before is checked again
+    bytes: int = 0
+
+    @property
+    def lane(self) -> Lane:
+        return Lane.SMALL if self.bytes <= SMALL_IMAGE and not self.ordinal else Lane.BULK
+
+
+class TargetCommit:
+    """Takes the images of one set at a target.
+
+    Args:
+        archive: the target keeps everything it ever received (rule 49).
+        now_ns: wall clock in ns.
+        retain_roots: ordinals that must stay besides versions (running restores).
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        *,
+        archive: bool,
+        now_ns: Callable[[], int],
+        retain_roots: Callable[[], set[int]],
+    ) -> None:
+        self.catalog = catalog
+        self.store = store
+        self.archive = archive
+        self.now_ns = now_ns
+        self.retain_roots = retain_roots
+
+    # -- objects
+
+    def put(
+        self, records: Sequence[tuple[bytes, int, int, int, int, bytes]], payload: memoryview, incoming: Incoming | None
+    ) -> int:
+        """Verify and append what an Objects frame carries; returns the bytes appended.
+
+        Raises RemoteProtocolError when bytes are not what their id names, CrnodeError (FULL) when there is no room.
+        A patch whose base is not here is left out: the image will name it as missing and it comes whole.
+        """
+        self.store.check_room(len(payload))
+        out: list[Record] = []
+        at = 0
+        for name, kind, codec, raw, stored, base_id in records:
+            part = payload[at : at + stored]
+            at += stored
+            base: bytes | None = None
+            if codec == delta.PATCH:
+                try:
+                    base = self.store.get(base_id)
+                except (Missing, Damaged):
+                    continue
+            data = delta.decode_object(codec, part, raw, base)
+            if identify(kind, data) != name:
+                raise RemoteProtocolError(f"the bytes sent for {name.hex()[:16]} have another id")
+            if kind == RECIPE:
+                content.parse_recipe(data)
+            if codec == delta.ZSTD:
+                out.append(Record(name, kind, delta.ZSTD, raw, part))
+            else:
+                out.append(Record(name, kind, delta.RAW, len(data), memoryview(data)))
+        if incoming is not None:
+            incoming.bytes += at
+            lane = incoming.lane
+        else:
+            lane = Lane.BULK
+        return self.store.put(out, lane)
+
+    def need(self, ids: list[bytes]) -> bytes:
+        """The bitmap of those of `ids` that are to be sent, lowest bit first; what is held stays held."""
+        missing = set(self.store.missing(ids))
+        self.store.mark_live([i for i in ids if i not in missing])
+        bits = bytearray(-(-len(ids) // 8))
+        for number, name in enumerate(ids):
+            if name in missing:
+                bits[number // 8] |= 1 << (number % 8)
+        return bytes(bits)
+
+    # -- entries
+
+    def begin(self, header: ImageBegin) -> Incoming:
+        """Check an image's header against what is here. Raises Refusal."""
+        self._check_header(header)
+        staging = self.catalog.staging()
+        incoming = Incoming(header)
+        if staging is not None:
+            if header.resumed and staging.id == header.id:
+                incoming.ordinal = staging.ordinal
+                incoming.totals = self.catalog.staged_totals()
+                incoming.verify_all = True
+            else:
+                with self.catalog.transaction():
+                    self.catalog.undo(staging.ordinal)
+        elif header.resumed:
+            raise Refusal("resume", "nothing of this image is staged here", retry=True)
+        return incoming
+
+    def _check_header(self, header: ImageBegin) -> None:
+        if header.digest_scheme != DIGEST_SCHEME:
+            raise Refusal("scheme", f"digest scheme {header.digest_scheme} is unknown here", retry=False)
+        fence = int.from_bytes(self.catalog.meta("fence_epoch") or b"", "big")
+        if header.epoch < fence:
+            raise Refusal("epoch", f"epoch {header.epoch} is over; epoch {fence} has begun", retry=False)
+        expected = image_id(
+            header.parent, self.catalog.set_uuid, header.incarnation, header.epoch, header.sequence, header.at_ns, header.digest
+        )
+        if header.id != expected:
+            raise RemoteProtocolError("the image's id does not follow from its header")
+        newest = self.catalog.newest()
+        if newest is not None and newest.id == header.id:
+            return
+        held = newest.id if newest is not None and newest.id is not None else b""
+        if header.base != held:
+            raise Refusal("base", "the difference is against an image that is not the newest here", retry=True)
+
+    def add(self, incoming: Incoming, changed: Iterable[Entry], removed: Iterable[bytes]) -> None:
+        """Take a part of the difference."""
+        for path in removed:
+            incoming.changed.pop(path, None)
+            incoming.removed.add(path)
+        for entry in changed:
+            incoming.changed[entry.path] = entry
+            incoming.removed.discard(entry.path)
+        if len(incoming.changed) + len(incoming.removed) > SPILL_ENTRIES:
+            self._spill(incoming)
+
+    def _spill(self, incoming: Incoming) -> None:
+        """Move what gathered into staged rows: durable, invisible, and resumed after a crash."""
+        self.store.sync()
+        with self.catalog.transaction():
+            if not incoming.ordinal:
+                incoming.ordinal = self.catalog.next_ordinal()
+                incoming.totals = self.catalog.totals()
+                self.catalog.begin(self._row(incoming.header, incoming.ordinal, STAGING))
+            self._resolve(incoming, incoming.changed.values())
+            assert incoming.totals is not None
+            incoming.totals = self.catalog.change(
+                incoming.ordinal, incoming.totals, incoming.changed.values(), incoming.removed
+            )
+            self.catalog.save_staged(incoming.totals)
+            if incoming.changed:
+                self.catalog.set_meta("resume", next(reversed(incoming.changed)))
+        incoming.changed, incoming.removed = {}, set()
+
+    def _resolve(self, incoming: Incoming, entries: Iterable[Entry]) -> None:
+        """Note every object that `entries` newly name and that is not here (rule 30)."""
+        newest = self.catalog.newest()
+        view = newest.ordinal if newest is not None else 0
+        plain: list[bytes] = []
+        for entry in entries:
+            if entry.content is None:
+                continue
+            if entry.level == 0:
+                plain.append(entry.content)
+                continue
+            self._resolve_recipe(incoming, entry, view)
+        self.store.mark_live(plain)
+        incoming.unresolved.update(self.store.missing(plain))
+        self._bound(incoming)
+
+    def _resolve_recipe(self, incoming: Incoming, entry: Entry, view: int) -> None:
+        assert entry.content is not None
+        old = self.catalog.entry(entry.path, view) if view else None
+        known = (old.content, old.level) if old is not None and old.content is not None and old.level > 0 else None
+        try:
+            top = content.parse_recipe(self.store.get(entry.content), entry.level)
+            if top.total != entry.size:
+                raise RemoteProtocolError(f"the recipe of {entry.path!r} has {top.total} bytes, its entry {entry.size}")
+            names = [n for n, _, _, _ in content.new_objects(known, (entry.content, entry.level), self.store.get) if n != HOLE]
+        except (Missing, Damaged) as lacking:
+            incoming.unresolved.add(lacking.args[0])
+            incoming.verify_all = True  # what lies below the missing recipe is not known yet
+            return
+        self.store.mark_live(names)
+        incoming.unresolved.update(self.store.missing(names))
+        self._bound(incoming)
+
+    def _bound(self, incoming: Incoming) -> None:
+        if len(incoming.unresolved) > UNRESOLVED_MOST:
+            raise Refusal("missing", "too many of the image's objects were not sent", retry=True)
+
+    def _row(self, header: ImageBegin, ordinal: int, state: int) -> Image:
+        return Image(
+            ordinal, header.id, header.parent, header.incarnation, header.epoch, header.sequence, header.at_ns,
+            self.now_ns(), header.digest, header.entries, header.total_bytes, header.flags, state, 0, None, None, 0,
+            None, None,
+        )  # fmt: skip
+
+    # -- the switch
+
+    def commit(self, incoming: Incoming) -> list[bytes]:
+        """Verify and commit; returns the ids that are missing (then nothing was committed), or [] when the image
+        is durable. Raises Refusal, RemoteProtocolError, CrnodeError (FULL), StoreFailed."""
+        header = incoming.header
+        newest = self.catalog.newest()
+        if newest is not None and newest.id == header.id:
+            return []
+        self._check_header(header)
+        self.store.check_room()
+        lacking = self._lacking(incoming)
+        if lacking:
+            return lacking
+        self.store.sync()
+        with self.catalog.transaction():
+            ordinal = incoming.ordinal or self.catalog.next_ordinal()
+            before = incoming.totals if incoming.ordinal else self.catalog.totals()
+            assert before is not None
+            totals = self.catalog.change(ordinal, before, incoming.changed.values(), incoming.removed)
+            self._check_tree(incoming, ordinal)
+            if (totals.entries, totals.bytes) != (header.entries, header.total_bytes) or self.catalog.digest(
+                totals
+            ) != header.digest:
+                raise Refusal("digest", "entries and digest of the image do not agree", retry=True)
+            if newest is not None:
+                self._keep_other_line(header, newest)
+            row = self._row(header, ordinal, STAGING)
+            self.catalog.complete(row, totals)
+            self.catalog.set_meta("resume", None)
+            live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
+            self.catalog.set_live(live._replace(target=ordinal, state="moving"))
+            self._thin(row, PRUNE_ROWS)
+        return []
+
+    def _lacking(self, incoming: Incoming) -> list[bytes]:
+        unresolved, incoming.unresolved = incoming.unresolved, set()
+        if incoming.verify_all and incoming.ordinal:
+            after: tuple[int, int, bytes] | None = None
+            newest = self.catalog.newest()
+            base = newest.ordinal if newest is not None else 0
+            incoming.verify_all = False
+            while page := self.catalog.came(base, incoming.ordinal, after, 1000):
+                self._resolve(incoming, [entry for _, entry in page])
+                after = page[-1][0]
+        else:
+            incoming.unresolved.update(self.store.missing(list(unresolved)))
+        self._resolve(incoming, incoming.changed.values())
+        return list(incoming.unresolved)
+
+    def _check_tree(self, incoming: Incoming, ordinal: int) -> None:
+        """Paths make a tree: every parent is a directory, and nothing lies below what is none (r3)."""
+        catalog = self.catalog
+        if incoming.ordinal:
+            after: tuple[int, int, bytes] | None = None
+            newest = catalog.newest()
+            base = newest.ordinal if newest is not None else 0
+            while page := catalog.came(base, ordinal, after, 1000):
+                self._check_paths([entry for _, entry in page], ordinal)
+                after = page[-1][0]
+        else:
+            self._check_paths(incoming.changed.values(), ordinal)
+        for path in incoming.removed:
+            if catalog.dir_id(path) is not None and catalog.children(path, ordinal):
+                raise RemoteProtocolError(f"{path!r} is removed but something below it is not")
+
+    def _check_paths(self, entries: Iterable[Entry], ordinal: int) -> None:
+        parents: set[bytes] = set()
+        for entry in entries:
+            head, _ = split(entry.path)
+            if head:
+                parents.add(head)
+            if entry.kind != DIRECTORY and self.catalog.dir_id(entry.path) is not None:
+                if self.catalog.children(entry.path, ordinal):
+                    raise RemoteProtocolError(f"something lies below {entry.path!r}, which is no directory")
+        for head in parents:
+            parent = self.catalog.entry(head, ordinal)
+            if parent is None or parent.kind != DIRECTORY:
+                raise RemoteProtocolError(f"{head!r} has entries below it and is no directory")
+
+    def _keep_other_line(self, header: ImageBegin, newest: Image) -> None:
+        """The new image does not descend from ours: ours was acknowledged, so it stays as a version (rule 43)."""
+        descends = header.parent == newest.id or header.skips
+        if descends and header.incarnation == newest.incarnation:
+            return
+        self.catalog.set_pin(
+            newest.ordinal, f"diverged {newest.at_ns // 10**9}", "the source went back behind this image; it is kept"
+        )
+
+    # -- versions
+
+    def _thin(self, newest: Image, limit: int) -> int:
+        images = self.catalog.images()
+        kept = retain([Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images])
+        roots = set(kept) | self.retain_roots() | {newest.ordinal}
+        live = self.catalog.live()
+        if live is not None:
+            roots |= {live.at, live.target, live.synced}
+        return self.catalog.prune(roots, limit, spare_deleted=self.archive)
+
+    def thin(self, limit: int) -> int:
+        """Prune at idle; returns rows deleted (0: nothing left to do)."""
+        newest = self.catalog.newest()
+        if newest is None:
+            return 0
+        with self.catalog.transaction():
+            return self._thin(newest, limit)
+
+    def raise_fence(self, epoch: int) -> None:
+        """From now on no image of an older epoch is committed here (rule 20)."""
+        with self.catalog.transaction():
+            held = int.from_bytes(self.catalog.meta("fence_epoch") or b"", "big")
+            if epoch > held:
+                self.catalog.set_meta("fence_epoch", epoch.to_bytes(8, "big"))
+
+
+def no_owner_error(name: str, sender: str) -> CrnodeError:
+    """The sentence for a node that pushes a set that is not its own (rule 85)."""
+    return CrnodeError(
+        f"Node {sender} may not push set {name}.",
+        "The cluster document names another source for it, or does not name this node as its target.",
+        "If this is a surprise, compare `crnode set show` on both nodes.",
+        ExitCode.REFUSED,
+    )
+
+
+__all__ = ["CHUNK", "NO_IMAGE", "Incoming", "Refusal", "TargetCommit", "no_owner_error"]

@@ -1,0 +1,388 @@
+"""The live tree of a set at a target: native files of the newest image, ready for services.
+
+The catalog says which image the tree shows (`at`), which it is moving to (`target`), and which is durable on disk
+(`synced`); rows of all three are kept. A move that was interrupted is simply done again: every path that differs is
+compared by fingerprint and rewritten where it is not what it should be (rule 61). Files that somebody changed are
+moved aside, reported and put right, never overwritten (rule 63). Runs in the set's live thread; decisions about what
+to keep are in the catalog's transactions, which run in the writer thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from crnode.errors import CrnodeError
+from crnode.platform.files import boot_id, make_private_dir, syncfs
+from crnode.replicate.place import Place
+from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
+from crnode.store.catalog import ROLLING, Catalog, Fingerprint, Live, Reader
+from crnode.store.packs import full_error, is_full
+from crnode.store.store import Damaged, Missing
+from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
+from crproto.paths import split
+
+IN_PLACE = 1 << 20  # bytes from which a changed file is patched instead of written anew
+RECORD_EVERY = 1000  # paths after which fingerprints go to the catalog: what a restart need not look at again
+
+Record = Callable[[Callable[[], None]], None]
+"""Runs its argument in a transaction of the writer thread and waits for it."""
+
+
+@dataclass
+class Report:
+    """What a move or a repair did, for the journal and the status."""
+
+    written: int = 0
+    removed: int = 0
+    set_aside: list[bytes] = field(default_factory=list)
+    unapplied: dict[bytes, str] = field(default_factory=dict)
+    damaged: set[bytes] = field(default_factory=set)  # ids of objects that could not be read
+    bytes: int = 0
+
+
+class LiveTree:
+    """See the module's text.
+
+    Args:
+        reader: a reading connection of the live thread.
+        record: how to run a catalog transaction.
+        load: object id -> bytes; raises Missing or Damaged.
+        archive: deletions do not follow.
+        aside_name: names the folder for files set aside by this move (a time, for people).
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        catalog: Catalog,
+        reader: Reader,
+        record: Record,
+        load: Callable[[bytes], bytes],
+        policy: Policy,
+        *,
+        archive: bool,
+        aside_name: Callable[[], str] = lambda: time.strftime("%Y-%m-%d %H.%M.%S"),
+    ) -> None:
+        self.place = place
+        self.catalog = catalog
+        self.reader = reader
+        self.record = record
+        self.load = load
+        self.policy = policy
+        self.archive = archive
+        self.aside_name = aside_name
+        self._prints: dict[bytes, Fingerprint | None] = {}
+        self._report = Report()
+        self._cleared: set[bytes] = set()
+
+    # -- moving
+
+    def move(self) -> Report | None:
+        """Bring the tree to the newest image; None when it is there already. Raises CrnodeError (FULL, or the
+        destination is not ours), OSError when the disk cannot be used; the tree then stays `moving`."""
+        live = self.reader.live()
+        newest = self.reader.newest()
+        if newest is None or live is None or (live.at == newest.ordinal and live.state == "clean"):
+            return None
+        self.place.check()
+        self._report = Report()
+        with self._writer() as writer:
+            shown = self.reader.image_at(live.at)
+            # Deletions of a rolling image wait for the next one to confirm them (rule 53).
+            waited = shown is not None and bool(shown.flags & ROLLING)
+            low = live.at - 1 if waited else live.at
+            high = newest.ordinal - 1 if newest.flags & ROLLING else newest.ordinal
+            self._remove_gone(
+                writer, list(self.reader.went(live.at, newest.ordinal, died_after=low, died_until=high))
+            )
+            touched = self._write_came(writer, live.at, newest.ordinal)
+            self._finish_directories(writer, touched, newest.ordinal)
+        self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()))
+        return self._report
+
+    def sync(self) -> int | None:
+        """Make what the tree shows durable; returns the ordinal that is now synced, None when nothing was due."""
+        live = self.reader.live()
+        if live is None or live.synced == live.at or live.state != "clean":
+            return None
+        fd = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+
+        def write() -> None:
+            now = self.catalog.live()
+            if now is not None:
+                self.catalog.set_live(now._replace(synced=live.at))
+
+        self.record(write)
+        return live.at
+
+    def repair(self, paths: Iterable[bytes]) -> Report:
+        """Put `paths` right, which a scan found to differ from what was applied; what differs is kept aside."""
+        live = self.reader.live()
+        self._report = Report()
+        if live is None or live.state != "clean" or live.at == 0:
+            return self._report
+        self.place.check()
+        touched: set[bytes] = set()
+        with self._writer() as writer:
+            wrong: list[tuple[bytes, Entry | None]] = []
+            for path in paths:
+                entry = self.reader.entry(path, live.at)
+                if entry is None and self.archive and path and self.reader.history(path):
+                    continue  # an archive shows what the source deleted
+                if entry is None and not path:
+                    continue
+                wrong.append((path, entry))
+            for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
+                if entry is None or entry.kind != DIRECTORY:
+                    self._guarded(path, lambda p=path, e=entry: self._clear_drift(writer, p, e))
+                touched.add(split(path)[0])
+            for path, entry in sorted(wrong, key=lambda w: w[0]):
+                if entry is None:
+                    continue
+                if entry.kind == DIRECTORY:
+                    self._guarded(path, lambda p=path, e=entry: self._make_directory(writer, p, e))
+                    touched.add(path)
+                else:
+                    self._guarded(path, lambda e=entry: self._write(writer, e, None, live.at))
+            self._finish_directories(writer, touched, live.at)
+        self._flush(None)
+        return self._report
+
+    @contextlib.contextmanager
+    def _writer(self):  # type: ignore[no-untyped-def]
+        make_private_dir(self.place.temporary)
+        root = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        temporary = os.open(self.place.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        writer = TreeWriter(root, temporary, self._load, self.policy)
+        try:
+            yield writer
+        finally:
+            writer.close()
+            os.close(temporary)
+            os.close(root)
+
+    def _load(self, content: bytes) -> bytes:
+        data = self.load(content)
+        self._report.bytes += len(data)
+        return data
+
+    # -- deletions
+
+    def _remove_gone(self, writer: TreeWriter, gone: list[bytes]) -> None:
+        if self.archive:
+            for path in gone:
+                self._prints.setdefault(path, self.reader.fingerprint(path))
+            return
+        for path in sorted(gone, reverse=True):  # what is inside a directory comes before it
+            self._guarded(path, lambda p=path: self._remove(writer, p))
+
+    def _remove(self, writer: TreeWriter, path: bytes) -> None:
+        self._clear_drift(writer, path, None)
+        try:
+            writer.remove(path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            self._set_aside(writer, path)  # somebody put files of their own into it
+        self._prints[path] = None
+        self._report.removed += 1
+
+    # -- entries
+
+    def _write_came(self, writer: TreeWriter, at: int, to: int) -> set[bytes]:
+        """Write everything that is new or changed; returns the directories whose times must be set again."""
+        touched: set[bytes] = {split(path)[0] for path in self._prints}
+        groups: set[bytes] = set()
+        after: tuple[int, int, bytes] | None = None
+        while page := self.reader.came(at, to, after, RECORD_EVERY):
+            for _, entry in page:
+                touched.add(split(entry.path)[0])
+                if entry.kind == DIRECTORY:
+                    touched.add(entry.path)
+                    self._guarded(entry.path, lambda e=entry: self._make_directory(writer, e.path, e))
+                    continue
+                link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
+                if link is not None:
+                    if link in groups:
+                        continue
+                    groups.add(link)
+                old = self.reader.entry(entry.path, at) if at else None
+                self._guarded(entry.path, lambda e=entry, o=old: self._write(writer, e, o, to))
+            after = page[-1][0]
+            if len(self._prints) >= RECORD_EVERY:
+                self._flush(None)
+        return touched
+
+    def _make_directory(self, writer: TreeWriter, path: bytes, entry: Entry) -> None:
+        info = writer.lstat(path)
+        if info is not None and not stat.S_ISDIR(info.st_mode):
+            self._clear_drift(writer, path, None)
+        writer.directory(entry)
+
+    def _write(self, writer: TreeWriter, entry: Entry, old: Entry | None, to: int) -> None:
+        """Make the path what `entry` says, the cheapest right way."""
+        known = self.reader.fingerprint(entry.path)
+        info = writer.lstat(entry.path)
+        ours = info is not None and known is not None and fingerprint(info) == known
+        link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
+        if info is not None and not ours:
+            self._clear_drift(writer, entry.path, entry)
+        if entry.kind == SYMLINK:
+            self._done(entry.path, writer.symlink(entry), entry)
+            return
+        in_place = ours and old is not None and old.kind == FILE and old.content is not None
+        if in_place and link is None and info is not None and info.st_nlink == 1:
+            assert old is not None
+            if (old.content, old.level) == (entry.content, entry.level):
+                self._done(entry.path, writer.attributes_only(entry), entry)
+                return
+            if entry.level > 0 and old.level > 0 and entry.size >= IN_PLACE and old.size >= IN_PLACE:
+                try:
+                    self._done(entry.path, writer.patch(entry, old), entry)
+                    return
+                except NotInPlace:
+                    pass  # written whole below; the old file is replaced, never mended by halves
+        others: tuple[bytes, ...] = ()
+        if link is not None:
+            members = self.reader.link_members(link, to)
+            others = tuple(p for p in members if p != entry.path)
+            for path in others:
+                self._clear_drift(writer, path, entry)
+        for path, outcome in writer.file(entry, others):
+            self._done(path, outcome, entry)
+
+    def _done(self, path: bytes, outcome: Outcome, entry: Entry) -> None:
+        self._prints[path] = outcome.fingerprint
+        self._report.written += 1
+        if outcome.note:
+            self._report.unapplied[path] = outcome.note
+        else:
+            self._cleared.add(path)
+
+    # -- what is in the way
+
+    def _clear_drift(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> None:
+        """Make room at `path`: a file that is not the one we left there is moved aside, not lost (rule 63)."""
+        info = writer.lstat(path)
+        if info is None:
+            return
+        known = self.reader.fingerprint(path)
+        if stat.S_ISDIR(info.st_mode):
+            if entry is None and known is not None:
+                return  # a directory of ours on its way out; its own content was dealt with path by path
+            if self.archive and known is not None:
+                self._rename_deleted(writer, path)
+            elif entry is None or entry.kind != DIRECTORY:
+                self._empty_or_aside(writer, path)
+            return
+        if known is not None and fingerprint(info) == known:
+            return
+        if self._same_bytes(writer, path, entry):
+            return
+        self._set_aside(writer, path)
+
+    def _same_bytes(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> bool:
+        """Whether what is there is what a move interrupted before it was recorded had written."""
+        live = self.reader.live()
+        if entry is None or live is None or live.state == "clean":
+            return False
+        info = writer.lstat(path)
+        return info is not None and stat.S_ISREG(info.st_mode) and (info.st_size, info.st_mtime_ns) == (entry.size, entry.mtime_ns)
+
+    def _empty_or_aside(self, writer: TreeWriter, path: bytes) -> None:
+        try:
+            writer.remove(path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            self._set_aside(writer, path)
+
+    def _set_aside(self, writer: TreeWriter, path: bytes) -> None:
+        folder = self.place.aside / self.aside_name()
+        make_private_dir(self.place.aside)
+        target = os.path.join(os.fsencode(folder), path)
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+        while os.path.lexists(target):
+            target += b"~"
+        parent, name = writer.parent(path)
+        os.rename(name, target, src_dir_fd=parent)
+        self._report.set_aside.append(path)
+
+    def _rename_deleted(self, writer: TreeWriter, path: bytes) -> None:
+        """An archive keeps a directory that a file now replaces, under a name that says so (rule 49)."""
+        parent, name = writer.parent(path)
+        stamp = os.fsencode(time.strftime(" (deleted %Y-%m-%d %H.%M)"))
+        other = name[: 255 - len(stamp)] + stamp
+        while True:
+            try:
+                os.lstat(other, dir_fd=parent)
+            except FileNotFoundError:
+                break
+            other = other[:-1] + b"+)" if not other.endswith(b"+)") else other[:-2] + b"++)"
+        os.rename(name, other, src_dir_fd=parent, dst_dir_fd=parent)
+
+    # -- ends
+
+    def _finish_directories(self, writer: TreeWriter, touched: set[bytes], to: int) -> None:
+        """Attributes and times of every directory in which something moved, deepest first."""
+        for path in sorted(touched, key=lambda p: (-p.count(b"/") - bool(p), p)):
+            entry = self.reader.entry(path, to)
+            if entry is None or entry.kind != DIRECTORY:
+                continue
+            self._guarded(path, lambda p=path, e=entry: self._done(p, writer.finish_directory(e), e))
+
+    def _guarded(self, path: bytes, action: Callable[[], None]) -> None:
+        """One path that cannot be written is reported and does not stop the rest (rule 68); a full disk does."""
+        try:
+            action()
+        except OSError as error:
+            if is_full(error):
+                raise full_error(self.place.destination, error) from error
+            if error.errno in (errno.EIO, errno.EROFS):
+                raise
+            self._report.unapplied[path] = f"it cannot be written here: {os.strerror(error.errno or 0)}"
+        except (Missing, Damaged) as lacking:
+            self._report.damaged.add(lacking.args[0])
+            self._report.unapplied[path] = "its content is damaged here; it is fetched again"
+        except CrnodeError:
+            raise
+
+    def _flush(self, live: Live | None) -> None:
+        """Record what was done so far; `live` ends the move."""
+        prints, self._prints = self._prints, {}
+        cleared, self._cleared = self._cleared, set()
+        unapplied = dict(self._report.unapplied)
+
+        def write() -> None:
+            for path, print_ in prints.items():
+                self.catalog.see(path, print_)
+            for path in cleared:
+                self.catalog.set_problem("unapplied", path, None)
+            for path, reason in unapplied.items():
+                self.catalog.set_problem("unapplied", path, reason)
+            if live is not None:
+                now = self.catalog.live()
+                newest = self.catalog.newest()
+                moving = newest is not None and newest.ordinal != live.at
+                self.catalog.set_live(
+                    live._replace(
+                        synced=now.synced if now is not None else 0,
+                        target=newest.ordinal if newest is not None else live.target,
+                        state="moving" if moving else live.state,
+                    )
+                )
+
+        self.record(write)
+
+
+__all__ = ["LiveTree", "Policy", "Report"]

@@ -1,0 +1,564 @@
+"""Pushing one set to one target: a task of its own, so that a slow target never delays another.
+
+Usually the cursor says what the target holds, and a point goes out in one flight: header, objects, entries, commit.
+Large differences are offered first, so that what is there already (a resumed first copy, a renamed file, another set
+with the same bytes) does not travel again. When the target's newest image is unknown here the two sides compare and
+exchange only what differs (compare.py). A target that was away skips the images in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from crnode.capture.commit import Point, SourceCommit
+from crnode.capture.source import SourceSet
+from crnode.net.peer import Peer, PeerClosed
+from crnode.replicate import compare
+from crnode.replicate.difference import Abandoned, ObjectReader, Part, Wanted, from_catalog, from_memory
+from crnode.replicate.lag import Lag, Throttle
+from crnode.store.catalog import Image, Reader
+from crproto.errors import LocalProtocolError
+from crproto.limits import DIGEST_SCHEME
+from crproto.messages import (
+    Ack,
+    Applied,
+    Call,
+    Compare,
+    Compared,
+    Entries,
+    ImageBegin,
+    ImageCommit,
+    List,
+    Listed,
+    Missing,
+    Need,
+    Objects,
+    Offer,
+    Refused,
+    Result,
+    SetOpen,
+    SetState,
+)
+from crproto.shapes import Message
+
+T = TypeVar("T")
+Dial = Callable[[str], Awaitable[Peer]]
+
+OFFER_BYTES = 256 << 10  # differences up to this go without asking
+OFFER_ENTRIES = 64
+FRAME_BYTES = 512 << 10  # payload of one Objects frame, about
+IDS_PER_OFFER = 4096
+RETRY_FIRST, RETRY_MOST = 0.25, 10.0  # seconds between attempts to reach the target
+REFUSED_WAIT = 5.0  # seconds before a refused image is tried again
+SPOOL_AFTER = 2  # abandoned images after which new bytes are spooled (rule 55)
+
+
+class Restart(Exception):
+    """The session starts over on the same connection's successor: the target's state must be asked anew."""
+
+
+class Push:
+    """See the module's text. `dial` connects to a node by name."""
+
+    def __init__(
+        self,
+        source: SourceSet,
+        commit: SourceCommit,
+        target: str,
+        dial: Dial,
+        *,
+        set_name: str,
+        term: int,
+        throttle: int | None,
+        journal: Callable[[str, str], None],
+    ) -> None:
+        self.source = source
+        self.commit = commit
+        self.target = target
+        self.dial = dial
+        self.set_name = set_name
+        self.term = term
+        self.state = "offline"
+        self.reason = ""
+        self.lag = Lag()
+        self.sent_bytes = 0
+        self.acked: bytes = b""
+        self.applied: bytes = b""
+        self.synced = False
+        self.unapplied = 0
+        self.in_flight: set[bytes] = set()
+        self.reachable = False
+        self._journal = journal
+        self._throttle = Throttle(throttle)
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, f"push-{set_name}-{target}")
+        self._news = asyncio.Event()
+        self._point: Point | None = None
+        self._changed = asyncio.Condition()
+        self._abandoned = 0
+        self._answers: dict[tuple[type[Message], int], asyncio.Future[tuple[Message, memoryview]]] = {}
+        self._verdict: asyncio.Future[Message | tuple[Message, list[bytes]]] | None = None
+        self._state_message: asyncio.Future[SetState] | None = None
+        self._number = 0
+        self._peer: Peer | None = None
+        self._reader: Reader | None = None
+
+    # -- from outside
+
+    def announce(self, point: Point) -> None:
+        """A point was committed."""
+        self.lag.made(point.image.sequence, self._loop.time())
+        self._point = point
+        self._news.set()
+
+    def total_sent(self) -> int:
+        """Bytes sent to the target since this agent started, before TLS."""
+        return self.sent_bytes + (self._peer.bytes_out if self._peer is not None else 0)
+
+    async def reached(self, sequence: int) -> None:
+        """Return once the target has acknowledged the image of this sequence (or a later one)."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.lag.acknowledged >= sequence)
+
+    async def settle(self) -> dict[str, object]:
+        """Ask the target to check its live tree against what it applied, to put it right, and to say what it did."""
+        peer = self._peer
+        if peer is None:
+            raise PeerClosed("lost", f"{self.target} is not connected.")
+        body = json.dumps({"set": self.source.spec.uuid}).encode()
+        self._number += 1
+        answer, _ = await self._ask(peer, Call(self._number, "settle", body), Result)
+        assert isinstance(answer, Result)
+        out: dict[str, object] = json.loads(answer.body)
+        if not answer.ok:
+            raise PeerClosed("internal", str(out.get("what", "the target failed")))
+        return out
+
+    # -- life
+
+    async def run(self) -> None:
+        """Push until cancelled."""
+        wait = RETRY_FIRST
+        try:
+            while True:
+                try:
+                    peer = await self.dial(self.target)
+                except PeerClosed as error:
+                    self._down("offline", str(error))
+                else:
+                    wait = RETRY_FIRST
+                    await self._connected(peer)
+                await asyncio.sleep(wait * random.uniform(0.7, 1.3))
+                wait = min(wait * 2, RETRY_MOST)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _down(self, state: str, reason: str) -> None:
+        if self.reachable or (state, reason) != (self.state, self.reason):
+            self._journal("push", f"Set {self.set_name} to {self.target}: {state}. {reason}")
+        self.state, self.reason, self.reachable = state, reason, False
+
+    async def _connected(self, peer: Peer) -> None:
+        self._peer = peer
+        listener = asyncio.create_task(self._listen(peer))
+        try:
+            await self._session(peer)
+        except PeerClosed as error:
+            self._down("offline" if error.code in ("lost", "", "shutdown") else "refused", str(error))
+        except Restart as reason:
+            self.state, self.reason = "behind", str(reason)
+        finally:
+            listener.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listener
+            self._fail_waiters(PeerClosed("lost", f"The connection to {self.target} ended."))
+            self._peer = None
+            self.in_flight.clear()
+            self.sent_bytes += peer.bytes_out
+            await peer.close()
+
+    def _fail_waiters(self, error: PeerClosed) -> None:
+        waiters: list[asyncio.Future[object]] = [*self._answers.values()]  # type: ignore[list-item]
+        self._answers.clear()
+        for waiter in (self._verdict, self._state_message, *waiters):
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()
+
+    async def _listen(self, peer: Peer) -> None:
+        """Hand what the target says to whoever waits for it."""
+        async for received in peer.events():
+            message, payload = received.message, received.payload
+            if isinstance(message, Ack | Refused):
+                self._set_verdict(message)
+            elif isinstance(message, Missing):
+                ids = [bytes(payload[i : i + 32]) for i in range(0, len(payload), 32)]
+                self._set_verdict((message, ids))
+            elif isinstance(message, Applied):
+                self.applied, self.synced, self.unapplied = message.id, message.synced, message.unapplied
+                async with self._changed:
+                    self._changed.notify_all()
+            elif isinstance(message, SetState):
+                if self._state_message is not None and not self._state_message.done():
+                    self._state_message.set_result(message)
+            elif isinstance(message, Need | Compared | Listed | Result):
+                waiting = self._answers.pop((type(message), message.number), None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result((message, payload))
+            peer.consumed(received.cost)
+        reason = peer.close_reason
+        self._fail_waiters(reason.again() if reason is not None else PeerClosed("lost", "The connection ended."))
+        self._news.set()
+
+    def _set_verdict(self, verdict: Message | tuple[Message, list[bytes]]) -> None:
+        if self._verdict is not None and not self._verdict.done():
+            self._verdict.set_result(verdict)
+
+    async def _ask(
+        self, peer: Peer, question: Message, answer: type[Message], payload: Sequence[bytes] = ()
+    ) -> tuple[Message, memoryview]:
+        waiting: asyncio.Future[tuple[Message, memoryview]] = self._loop.create_future()
+        self._answers[(answer, question.number)] = waiting  # type: ignore[attr-defined]
+        await peer.send(question, payload)
+        return await waiting
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._thread, work)
+
+    # -- one connection
+
+    async def _session(self, peer: Peer) -> None:
+        while self.source.newest is None:
+            await self._wait_news(peer)
+        newest = self.source.newest
+        assert newest is not None and newest.id is not None
+        self._state_message = self._loop.create_future()
+        spec = self.source.spec
+        await peer.send(
+            SetOpen(bytes.fromhex(spec.uuid), spec.name, self.commit.incarnation, self.commit.epoch, self.term, newest.id)
+        )
+        state = await self._state_message
+        self.reachable = True
+        if state.problem:
+            self._down("refused", state.problem)
+            self.reachable = True
+        if self._reader is None:
+            self._reader = await self._in_thread(self.source.catalog.reader)
+        held = await self._known(state)
+        if held is None and state.newest:
+            await self._reconcile(peer, state)
+            return
+        staged = (state.staging, state.resume) if state.staging else None
+        await self._adopt_cursor(held)
+        while True:
+            newest = self.source.newest
+            assert newest is not None and newest.id is not None
+            if newest.id == self.acked:
+                self._in_sync(newest)
+                await self._wait_news(peer)
+                continue
+            if await self._push(peer, newest, held, staged):
+                held = newest
+            staged = None
+
+    async def _wait_news(self, peer: Peer) -> None:
+        self._news.clear()
+        if peer.closed:
+            raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
+        newest = self.source.newest
+        if newest is None or newest.id == self.acked:
+            await self._news.wait()
+        if peer.closed:
+            raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
+
+    async def _known(self, state: SetState) -> Image | None:
+        """The image of ours that the target holds; None when it holds none, or one we do not know."""
+        if not state.newest:
+            return None
+        return await self.source.writer.submit(self.source.catalog.image, state.newest)
+
+    async def _adopt_cursor(self, held: Image | None) -> None:
+        if held is not None and held.id is not None:
+            await self._acknowledged(held)
+
+    async def _acknowledged(self, image: Image) -> None:
+        assert image.id is not None
+        self.acked = image.id
+        self.lag.acked(image.sequence, self._loop.time())
+        saved = self.source.writer.submit(self.commit.acknowledged, self.target, image.id)
+        saved.add_done_callback(self._cursor_saved)
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _cursor_saved(self, saved: asyncio.Future[None]) -> None:
+        if not saved.cancelled() and saved.exception() is not None:
+            self._journal("push", f"The cursor of {self.target} was not saved: {saved.exception()}")
+
+    def _in_sync(self, newest: Image) -> None:
+        self._abandoned = 0
+        if self.state != "in sync" and self.source.newest is newest:
+            self.state, self.reason = "in sync", ""
+
+    # -- one image
+
+    async def _push(
+        self, peer: Peer, image: Image, held: Image | None, staged: tuple[bytes, bytes] | None
+    ) -> bool:
+        """Send the difference from `held` to `image`; True when it was acknowledged."""
+        assert image.id is not None and self._reader is not None
+        base = held.ordinal if held is not None else 0
+        point = self._point
+        resume: bytes | None = None
+        old_id = held.id if held is not None and held.id is not None else b""
+        quick = point is not None and point.image.id == image.id and point.fresh is not None and point.base == (old_id or bytes(32))
+        if staged is not None and staged[0] == image.id:
+            resume = staged[1] or None
+            quick = False
+        if not quick:
+            self.state, self.reason = "copying", ""
+        self.in_flight.add(image.id)
+        fresh = point.fresh if quick and point is not None else None
+        objects = ObjectReader(self.source.store, lambda: self.source.open_roots, fresh)
+        reader, load = self._reader, self.source.store.load
+        if quick and point is not None and point.fresh is not None:
+            small = len(point.changed) <= OFFER_ENTRIES and point.fresh.new_bytes <= OFFER_BYTES
+            changed, removed, memory = point.changed, point.removed, point.fresh
+            parts = from_memory(changed, removed, memory, lambda p: reader.entry(p, base) if base else None, load)
+        else:
+            small = False
+            parts = from_catalog(reader, load, base, image.ordinal, resume)
+        verdict: asyncio.Future[Message | tuple[Message, list[bytes]]] = self._loop.create_future()
+        self._verdict = verdict
+        try:
+            await peer.send(self._header(image, old_id, resume is not None, held))
+            async for records, stored, part in self._prepared(peer, parts, objects, offer=not small, patches=quick):
+                if records:
+                    await peer.send(Objects(tuple(records)), stored)
+                    await self._pace(sum(map(len, stored)))
+                if part is not None and (part.entries or part.removed):
+                    await peer.send(Entries(tuple(part.entries), tuple(part.removed)))
+            await peer.send(ImageCommit(image.id))
+            return await self._await_verdict(peer, image, verdict, base, objects)
+        except Abandoned as abandoned:
+            await self._abandon(abandoned)
+            return False
+        finally:
+            self._verdict = None
+            self.in_flight.discard(image.id)
+            await self._in_thread(objects.close)
+
+    def _header(self, image: Image, base: bytes, resumed: bool, held: Image | None) -> ImageBegin:
+        assert image.id is not None
+        return ImageBegin(
+            image.id, image.parent, base, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest,
+            image.flags, image.entries, image.bytes, DIGEST_SCHEME, resumed,
+            bool(base) and image.parent != base and held is not None,
+        )  # fmt: skip
+
+    async def _pace(self, count: int) -> None:
+        delay = self._throttle.delay(count, self._loop.time())
+        if delay > 0:
+            await asyncio.sleep(delay)
+
+    async def _prepared(
+        self, peer: Peer, parts: Iterator[Part], objects: ObjectReader, *, offer: bool, patches: bool
+    ) -> AsyncIterator[tuple[list[tuple[bytes, int, int, int, int, bytes]], list[bytes], Part | None]]:
+        """Frames ready to send, in order. While one batch is being sent the next is walked, offered and read."""
+        ahead: asyncio.Queue[tuple[Part, asyncio.Task[memoryview | None]] | BaseException | None] = asyncio.Queue(2)
+
+        async def offering() -> None:
+            try:
+                while (part := await self._in_thread(lambda: next(parts, None))) is not None:
+                    answer = asyncio.create_task(self._offer(peer, part) if offer and part.objects else _nothing())
+                    await ahead.put((part, answer))
+                await ahead.put(None)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                await ahead.put(error)
+
+        if not offer:  # a small image: no task, no queue
+            while (part := await self._small_part(parts)) is not None:
+                async for frame in self._frames(part, part.objects, objects, patches):
+                    yield frame
+            return
+        task = asyncio.create_task(offering())
+        try:
+            while (item := await ahead.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                part, answer = item
+                bitmap = await answer
+                wanted = part.objects if bitmap is None else _chosen(part.objects, bitmap)
+                async for frame in self._frames(part, wanted, objects, patches):
+                    yield frame
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _small_part(self, parts: Iterator[Part]) -> Part | None:
+        # A single small file needs no walk and no disk: doing it here saves a hop to a thread and back.
+        return next(parts, None)
+
+    async def _offer(self, peer: Peer, part: Part) -> memoryview | None:
+        bits = bytearray()
+        for at in range(0, len(part.objects), IDS_PER_OFFER):
+            ids = [w.id for w in part.objects[at : at + IDS_PER_OFFER]]
+            self._number += 1
+            _, bitmap = await self._ask(peer, Offer(self._number), Need, ids)
+            bits += bitmap
+        return memoryview(bits)
+
+    async def _frames(
+        self, part: Part, wanted: Sequence[Wanted], objects: ObjectReader, patches: bool
+    ) -> AsyncIterator[tuple[list[tuple[bytes, int, int, int, int, bytes]], list[bytes], Part | None]]:
+        at = 0
+        while at < len(wanted):
+            end, size = at, 0
+            while end < len(wanted) and (end == at or size + wanted[end].length <= FRAME_BYTES):
+                size += wanted[end].length
+                end += 1
+            group = wanted[at:end]
+            compress = self._congested()
+            if objects.fresh is not None and all(w.id in objects.fresh.chunks for w in group):
+                records, stored = objects.read(group, compress=compress, patches=patches)
+            else:
+                records, stored = await self._in_thread(
+                    lambda g=group, c=compress: objects.read(g, compress=c, patches=patches)
+                )
+            at = end
+            yield records, ([b"".join(stored)] if len(stored) > 1 else stored), None
+        yield [], [], part
+
+    def _congested(self) -> bool:
+        return self._peer is not None and self._peer.congested
+
+    async def _await_verdict(
+        self,
+        peer: Peer,
+        image: Image,
+        verdict: asyncio.Future[Message | tuple[Message, list[bytes]]],
+        base: int,
+        objects: ObjectReader,
+    ) -> bool:
+        """Wait for the target's word on the image; send again what it misses."""
+        assert image.id is not None and self._reader is not None
+        for _ in range(8):
+            answer = await verdict
+            if isinstance(answer, tuple):
+                verdict = self._verdict = self._loop.create_future()
+                await self._send_missing(peer, image, base, set(answer[1]), objects)
+                await peer.send(ImageCommit(image.id))
+                continue
+            if isinstance(answer, Ack):
+                if answer.id != image.id:
+                    raise PeerClosed("protocol", f"{self.target} acknowledged another image than the one sent.")
+                await self._acknowledged(image)
+                return True
+            assert isinstance(answer, Refused)
+            await self._refused(answer)
+            return False
+        raise Restart("the target keeps missing objects of an image")
+
+    async def _refused(self, answer: Refused) -> None:
+        self._down("full" if answer.code == "full" else "refused", answer.text)
+        self.reachable = True
+        if answer.code in ("base", "resume", "digest"):
+            raise Restart(answer.text)
+        await asyncio.sleep(REFUSED_WAIT)
+        if answer.code != "full":
+            raise Restart(answer.text)
+
+    async def _send_missing(
+        self, peer: Peer, image: Image, base: int, missing: set[bytes], objects: ObjectReader
+    ) -> None:
+        """Send objects again that the target named; looks through the whole image, shared parts included."""
+        reader, load = self._reader, self.source.store.load
+        assert reader is not None
+        parts = from_catalog(reader, load, 0, image.ordinal, None)
+        while missing and (part := await self._in_thread(lambda: next(parts, None))) is not None:
+            wanted = [w for w in part.objects if w.id in missing]
+            missing -= {w.id for w in wanted}
+            async for records, stored, _ in self._frames(part, wanted, objects, patches=False):
+                if records:
+                    await peer.send(Objects(tuple(records)), stored)
+
+    async def _abandon(self, abandoned: Abandoned) -> None:
+        """The source moved on while its image was sent: wait for the next image."""
+        self._abandoned += 1
+        path = abandoned.args[0]
+        self._journal("push", f"Set {self.set_name} to {self.target}: {path!r} changed while it was sent; a newer image follows.")
+        if self._abandoned >= SPOOL_AFTER and not self.source.spool:
+            self.source.spool = True
+            self._journal("push", f"Set {self.set_name} changes faster than it is sent: new bytes are spooled.")
+        self.source.look_at(path)
+        with contextlib.suppress(TimeoutError):
+            self._news.clear()
+            await asyncio.wait_for(self._news.wait(), 1.0)
+
+    # -- unknown cursors
+
+    async def _reconcile(self, peer: Peer, state: SetState) -> None:
+        """The target's newest image is not one of ours: find what differs and make it an image of ours (rule 43)."""
+        newest = self.source.newest
+        assert newest is not None and newest.id is not None and self._reader is not None
+        self.state, self.reason = "copying", "comparing with what the target holds"
+        behind = state.sequence > newest.sequence or (state.sequence == newest.sequence and state.newest != newest.id)
+        if behind and not self.commit.rolled_back:
+            self._journal(
+                "push",
+                f"Set {self.set_name}: {self.target} holds an image that this source does not know. The source was set"
+                " back; it goes on under a new incarnation and the target keeps what it had as a version.",
+            )
+            newest = await self.source.begin_incarnation()
+        reader = self._reader
+        assert newest.id is not None
+
+        async def ask(question: Compare | List) -> Compared | Listed:
+            answer, _ = await self._ask(peer, question, Compared if isinstance(question, Compare) else Listed)
+            assert isinstance(answer, Compared | Listed)
+            return answer
+
+        image = newest
+        if state.digest == image.digest:
+            changed, removed = [], []
+        else:
+            changed, removed = await compare.difference(reader, image.ordinal, ask, self._in_thread)
+        objects = ObjectReader(self.source.store, lambda: self.source.open_roots, None)
+        self._verdict = self._loop.create_future()
+        assert image.id is not None
+        header = replace(self._header(image, state.newest, False, None), skips=not behind)
+        try:
+            await peer.send(header)
+            parts = compare.parts(reader, image.ordinal, changed, removed, self.source.store.load)
+            async for records, stored, part in self._prepared(peer, parts, objects, offer=True, patches=False):
+                if records:
+                    await peer.send(Objects(tuple(records)), stored)
+                if part is not None and (part.entries or part.removed):
+                    await peer.send(Entries(tuple(part.entries), tuple(part.removed)))
+            await peer.send(ImageCommit(image.id))
+            if await self._await_verdict(peer, image, self._verdict, 0, objects):
+                raise Restart("compared and brought together")
+        except Abandoned as abandoned:
+            await self._abandon(abandoned)
+        except LocalProtocolError as error:
+            raise Restart(str(error)) from error
+        finally:
+            self._verdict = None
+            await self._in_thread(objects.close)
+
+
+async def _nothing() -> memoryview | None:
+    return None
+
+
+def _chosen(wanted: Sequence[Wanted], bitmap: memoryview) -> list[Wanted]:
+    return [w for i, w in enumerate(wanted) if bitmap[i // 8] >> (i % 8) & 1]

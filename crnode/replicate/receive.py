@@ -1,0 +1,465 @@
+"""The target side of one set: sessions with its source, the live tree, versions, healing.
+
+A session hands everything to the writer thread in the order it came and waits only for the verdict of a commit; the
+receiver's credit goes back when the writer has taken the bytes, so that a fast source never fills our memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from crnode.capture import scan
+from crnode.cluster.document import Mode, ReplicationSet, Target
+from crnode.errors import CrnodeError, ExitCode
+from crnode.net.peer import Peer, PeerClosed
+from crnode.replicate import compare
+from crnode.replicate.commit import Incoming, Refusal, TargetCommit
+from crnode.replicate.live_tree import LiveTree, Policy, Report
+from crnode.replicate.place import Place
+from crnode.store.catalog import Catalog, Image, Live, Reader
+from crnode.store.packs import StoreFailed
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
+from crproto.connection import Received
+from crproto.errors import RemoteProtocolError
+from crproto.messages import (
+    Ack,
+    Applied,
+    Compare,
+    Compared,
+    Entries,
+    ImageBegin,
+    ImageCommit,
+    List,
+    Listed,
+    Missing,
+    Need,
+    Objects,
+    Offer,
+    Refused,
+    SetOpen,
+    SetState,
+)
+from crproto.shapes import Message
+
+T = TypeVar("T")
+
+SYNC_SECONDS = 1.0  # after a move the live tree is made durable within this time
+RECONCILE_SECONDS = 3600.0
+RETRY_SECONDS = 5.0
+
+SESSION_MESSAGES = (SetOpen, ImageBegin, Entries, Objects, Offer, ImageCommit, Compare, List)
+
+
+@dataclass
+class _Slot:
+    """What the writer thread knows of the image on its way in; shared by the jobs of one session."""
+
+    incoming: Incoming | None = None
+    refusal: Refusal | None = None
+    header: ImageBegin | None = None
+
+
+@dataclass
+class TargetStatus:
+    """What the status shows of a set here."""
+
+    state: str = "waiting"
+    reason: str = ""
+    live: str = ""
+    unapplied: int = 0
+    set_aside: int = 0
+    received_bytes: int = 0
+    problems: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+class TargetSet:
+    """See the module's text.
+
+    Args:
+        heal: asked to fetch damaged objects from the source or another holder.
+        journal: (kind, sentence) for people.
+    """
+
+    def __init__(
+        self,
+        spec: ReplicationSet,
+        target: Target,
+        catalog: Catalog,
+        store: ObjectStore,
+        writer: Writer,
+        commit: TargetCommit,
+        prepare: Callable[[], Place],
+        *,
+        heal: Callable[[str, set[bytes]], Awaitable[set[bytes]]],
+        journal: Callable[[str, str], None],
+        root: bool,
+    ) -> None:
+        self.spec = spec
+        self.target = target
+        self.catalog = catalog
+        self.store = store
+        self.writer = writer
+        self.commit = commit
+        self.status = TargetStatus()
+        self.newest: Image | None = None
+        self.live: Live | None = None
+        self._prepare = prepare
+        self._heal = heal
+        self._journal = journal
+        self._policy = Policy(spec.privileged, root)
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, f"live-{spec.name}")
+        self._reads = ThreadPoolExecutor(1, f"read-{spec.name}")
+        self._reader: Reader | None = None
+        self._wake = asyncio.Event()
+        self._session: tuple[Peer, _Slot] | None = None
+        self._tree: LiveTree | None = None
+        self._settled = asyncio.Condition()
+        self._sync_due: float | None = None
+
+    # -- sessions with the source
+
+    async def open(self, peer: Peer, message: SetOpen) -> None:
+        """Begin a session: the source says where it stands, we say where we stand. A newer one replaces an older."""
+        if self._session is not None and self._session[0] is not peer and not self._session[0].closed:
+            self._session[0].fail("busy", "A newer connection of the source took over.", retry=True)
+        self._session = (peer, _Slot())
+        await peer.send(await self.writer.submit(self._state))
+        if self.status.state in ("waiting", "offline"):
+            self.status.state = "in sync"
+
+    def _state(self) -> SetState:
+        """Where this target stands (in the writer thread)."""
+        newest, staging, live = self.catalog.newest(), self.catalog.staging(), self.catalog.live()
+        shown = self.catalog.image_at(live.at) if live is not None else None
+        safe = self.catalog.image_at(live.synced) if live is not None else None
+        problem = ""
+        try:
+            self.store.check_room()
+        except CrnodeError as error:
+            problem = str(error)
+        return SetState(
+            newest.id or b"" if newest is not None else b"",
+            newest.sequence if newest is not None else 0,
+            newest.digest if newest is not None else b"",
+            shown.id or b"" if shown is not None else b"",
+            safe.id or b"" if safe is not None else b"",
+            staging.id or b"" if staging is not None else b"",
+            self.catalog.meta("resume") or b"" if staging is not None else b"",
+            problem[:1000],
+        )
+
+    async def handle(self, peer: Peer, received: Received) -> None:
+        """One message of a session, in order. Raises RemoteProtocolError when the peer lies."""
+        message, payload = received.message, received.payload
+        if self._session is None or self._session[0] is not peer:
+            raise RemoteProtocolError("SetOpen comes first, and another session may have taken over")
+        slot = self._session[1]
+        if isinstance(message, Objects):
+            done = self.writer.submit(self._put, slot, message, payload)
+            self._then_consumed(peer, done, received.cost)
+        elif isinstance(message, Entries):
+            done = self.writer.submit(self._add, slot, message)
+            self._then_consumed(peer, done, received.cost)
+        elif isinstance(message, ImageBegin):
+            self._watch(peer, self.writer.submit(self._begin, slot, message))
+        elif isinstance(message, Offer):
+            ids = [bytes(payload[at : at + 32]) for at in range(0, len(payload), 32)]
+            bits = await self.writer.submit(self.commit.need, ids)
+            await peer.send(Need(message.number), [bits])
+            peer.consumed(received.cost)
+        elif isinstance(message, ImageCommit):
+            await self._commit(peer, slot, message)
+        elif isinstance(message, Compare | List):
+            await self._compare(peer, message)
+
+    def _then_consumed(self, peer: Peer, done: asyncio.Future[None], cost: int) -> None:
+        def finished(future: asyncio.Future[None]) -> None:
+            peer.consumed(cost)
+
+        done.add_done_callback(finished)
+        self._watch(peer, done)
+
+    def _watch(self, peer: Peer, done: asyncio.Future[None]) -> None:
+        """A job whose result nobody waits for: what goes wrong in it ends the session with a reason."""
+
+        def finished(future: asyncio.Future[None]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if isinstance(error, RemoteProtocolError):
+                self._journal("refused", f"Set {self.spec.name}: {peer} broke the protocol: {error}")
+                peer.fail("protocol", str(error))
+            elif error is not None:
+                self._journal("error", f"Set {self.spec.name}: {error}")
+                peer.fail("internal", str(error)[:500], retry=True)
+
+        done.add_done_callback(finished)
+
+    def _guard(self, slot: _Slot, work: Callable[[], None]) -> None:
+        """Run one step of an image in the writer thread; what refuses the image is kept for its commit."""
+        if slot.refusal is not None:
+            return
+        try:
+            work()
+        except Refusal as refusal:
+            slot.refusal = refusal
+        except CrnodeError as error:
+            slot.refusal = _as_refusal(error)
+
+    def _begin(self, slot: _Slot, header: ImageBegin) -> None:
+        slot.refusal, slot.incoming, slot.header = None, None, header
+
+        def work() -> None:
+            slot.incoming = self.commit.begin(header)
+
+        self._guard(slot, work)
+
+    def _put(self, slot: _Slot, message: Objects, payload: memoryview) -> None:
+        def work() -> None:
+            self.status.received_bytes += self.commit.put(message.records, payload, slot.incoming)
+
+        self._guard(slot, work)
+
+    def _add(self, slot: _Slot, message: Entries) -> None:
+        def work() -> None:
+            if slot.incoming is None:
+                raise RemoteProtocolError("entries came without an image")
+            self.commit.add(slot.incoming, message.changed, message.removed)
+
+        self._guard(slot, work)
+
+    def _finish(self, slot: _Slot, image: bytes) -> list[bytes]:
+        if slot.refusal is not None:
+            raise slot.refusal
+        if slot.incoming is None or slot.incoming.header.id != image:
+            raise RemoteProtocolError("this image was not begun")
+        try:
+            return self.commit.commit(slot.incoming)
+        except CrnodeError as error:
+            raise _as_refusal(error) from error
+
+    async def _commit(self, peer: Peer, slot: _Slot, message: ImageCommit) -> None:
+        try:
+            missing = await self.writer.submit(self._finish, slot, message.id)
+        except Refusal as refusal:
+            self.status.state, self.status.reason = ("full" if refusal.code == "full" else "refused"), refusal.text
+            if not (refusal.code == "base" and refusal.retry):
+                self._journal("refused", f"Set {self.spec.name}: an image of {peer.name} was not taken: {refusal.text}")
+            await peer.send(Refused(message.id, refusal.code, refusal.text[:2000], refusal.retry))
+            slot.refusal = None
+            return
+        if missing:
+            await peer.send(Missing(message.id), [b"".join(missing[:8000])])
+            return
+        await peer.send(Ack(message.id))
+        slot.incoming = None
+        self.status.state, self.status.reason = "in sync", ""
+        self._wake.set()
+
+    async def _compare(self, peer: Peer, message: Compare | List) -> None:
+        newest = await self.writer.submit(self.catalog.newest)
+        ordinal = newest.ordinal if newest is not None else 0
+
+        def work() -> Message:
+            with self.catalog.reader() as reader:
+                if isinstance(message, Compare):
+                    return Compared(message.number, tuple(compare.ranges(reader, ordinal, message.borders)))
+                high = None if message.open_end else (message.hi_dir, message.hi_name)
+                items, last = compare.listing(reader, ordinal, (message.lo_dir, message.lo_name), high)
+                return Listed(message.number, tuple(items), last)
+
+        await peer.send(await self._loop.run_in_executor(self._reads, work))
+
+    # -- the live tree
+
+    async def run(self) -> None:
+        """Keep the live tree at the newest image, made durable, checked each hour, until cancelled."""
+        try:
+            next_check = self._loop.time() + RECONCILE_SECONDS
+            await self._recover()
+            while True:
+                wait = next_check - self._loop.time()
+                if self._sync_due is not None:
+                    wait = min(wait, self._sync_due - self._loop.time())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), max(wait, 0))
+                self._wake.clear()
+                try:
+                    await self._move()
+                    if self._sync_due is not None and self._loop.time() >= self._sync_due:
+                        self._sync_due = None
+                        await self._sync()
+                    if self._loop.time() >= next_check:
+                        next_check = self._loop.time() + RECONCILE_SECONDS
+                        await self.check_live()
+                except (CrnodeError, OSError) as error:
+                    await self._cannot(error)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._reads.shutdown(wait=False, cancel_futures=True)
+
+    async def _cannot(self, error: CrnodeError | OSError) -> None:
+        """The live tree has to wait: images are still received, and it goes on when the cause is gone."""
+        text = str(error) if isinstance(error, CrnodeError) else f"The destination cannot be written: {error.strerror}."
+        if self.status.live != text:
+            self._journal("live", f"Set {self.spec.name}: {text}")
+        self.status.live = text
+        self._tree = None
+        await self._announce()
+        await asyncio.sleep(RETRY_SECONDS)
+        self._wake.set()
+
+    async def _recover(self) -> None:
+        """After an unclean boot what was not synced may be lost: it is written again (rule 61)."""
+
+        def back() -> bool:
+            live = self.catalog.live()
+            from crnode.platform.files import boot_id
+
+            if live is None or live.boot == boot_id() or live.synced == live.at:
+                return False
+            with self.catalog.transaction():
+                self.catalog.set_live(live._replace(at=live.synced, state="moving", boot=boot_id()))
+            return True
+
+        if await self.writer.submit(back):
+            self._journal("live", f"Set {self.spec.name}: the machine was cut off; recent changes are written again.")
+        self._wake.set()
+
+    async def _in_live(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._thread, work)
+
+    async def _live_tree(self) -> LiveTree:
+        if self._tree is None:
+            def make() -> LiveTree:
+                place = self._prepare()
+                if self._reader is None:
+                    self._reader = self.catalog.reader()
+                return LiveTree(
+                    place, self.catalog, self._reader, self._record, self.store.get, self._policy,
+                    archive=self.target.mode is Mode.ARCHIVE,
+                )  # fmt: skip
+
+            self._tree = await self._in_live(make)
+        return self._tree
+
+    def _record(self, work: Callable[[], None]) -> None:
+        """A catalog transaction asked for by the live thread."""
+
+        def transaction() -> None:
+            with self.catalog.transaction():
+                work()
+
+        self.writer.submit_from_thread(transaction).result()
+
+    async def _move(self) -> None:
+        tree = await self._live_tree()
+        report = await self._in_live(tree.move)
+        if report is None:
+            self.status.live = ""
+            await self._announce()
+            return
+        if report.damaged:
+            await self._heal_then_retry(report)
+        self._tell(report)
+        self.status.live = ""
+        self._sync_due = self._sync_due or self._loop.time() + SYNC_SECONDS
+        await self._announce()
+
+    async def _heal_then_retry(self, report: Report) -> None:
+        """Objects that are damaged here come from another holder; then their paths are written again."""
+        healed = await self._heal(self.spec.uuid, set(report.damaged))
+        if healed:
+            tree = await self._live_tree()
+            paths = [p for p, why in report.unapplied.items() if "damaged" in why]
+            again = await self._in_live(lambda: tree.repair(paths))
+            self._tell(again)
+
+    def _tell(self, report: Report) -> None:
+        self.status.set_aside += len(report.set_aside)
+        if report.set_aside:
+            shown = ", ".join(p.decode(errors="replace") for p in report.set_aside[:3])
+            more = f" and {len(report.set_aside) - 3} more" if len(report.set_aside) > 3 else ""
+            where = self._tree.place.aside if self._tree is not None else ""
+            self._journal("drift", f"Set {self.spec.name}: changed locally and put right: {shown}{more}. Kept in {where}.")
+
+    async def _sync(self) -> None:
+        tree = await self._live_tree()
+        await self._in_live(tree.sync)
+        await self._announce()
+
+    async def _announce(self) -> None:
+        """Tell the source, and whoever waits, what the live tree shows."""
+
+        def look() -> tuple[Image | None, Live | None, int, list[tuple[bytes, str]], Image | None]:
+            live = self.catalog.live()
+            shown = self.catalog.image_at(live.at) if live is not None else None
+            return self.catalog.newest(), live, self.catalog.unapplied_count(), self.catalog.unapplied(20), shown
+
+        newest, live, unapplied, problems, shown = await self.writer.submit(look)
+        self.newest, self.live = newest, live
+        self.status.unapplied, self.status.problems = unapplied, problems
+        async with self._settled:
+            self._settled.notify_all()
+        if self._session is not None and not self._session[0].closed and shown is not None and shown.id and live is not None:
+            with contextlib.suppress(PeerClosed):
+                await self._session[0].send(Applied(shown.id, live.synced == live.at, unapplied))
+
+    async def settled(self) -> None:
+        """Wait until the live tree shows the newest image."""
+        newest = await self.writer.submit(self.catalog.newest)
+        wanted = newest.ordinal if newest is not None else 0
+        self._wake.set()
+        async with self._settled:
+            await self._settled.wait_for(lambda: self.live is not None and self.live.at >= wanted)
+
+    async def check_live(self) -> Report:
+        """Scan the live tree for local changes and put them right; what was changed is kept aside."""
+        await self.settled()
+        tree = await self._live_tree()
+        live = self.live
+        if live is None or live.at == 0:
+            return Report()
+        request = scan.encode_request([str(tree.place.destination)], [], [], self.catalog.path, live.at)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "crnode.capture.scan", request,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        paths, _, ended = scan.decode_paths(out)
+        if not ended:
+            raise CrnodeError("The live tree could not be scanned.", f"The scan ended with {process.returncode}.")
+        if self.live is None or self.live.at != live.at:
+            return Report()  # it moved meanwhile: the scan compared with a state that is gone
+        report = await self._in_live(lambda: tree.repair(paths))
+        self._tell(report)
+        if report.written or report.removed or report.set_aside:
+            self._sync_due = self._loop.time() + SYNC_SECONDS
+            self._wake.set()
+        return report
+
+    async def close_session(self, reason: str) -> None:
+        """End the session with the source, if there is one."""
+        if self._session is not None and not self._session[0].closed:
+            self._session[0].fail("denied", reason, retry=True)
+
+
+def _as_refusal(error: CrnodeError) -> Refusal:
+    return Refusal("full" if error.exit_code == ExitCode.FULL else "refused", str(error), retry=True)
+
+
+def stamp(at_ns: int) -> str:
+    """A time for people, local, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ns / 1e9))
+
+
+__all__ = ["SESSION_MESSAGES", "StoreFailed", "TargetSet", "TargetStatus", "stamp"]

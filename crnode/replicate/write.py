@@ -1,0 +1,375 @@
+"""Writing entries as native files: content, owner, mode, ACL, xattrs, times, in that order (rule 66).
+
+Used for live trees and for restores. Nothing outside the root is ever touched: parents are opened beneath it, and a
+new file is written as a temporary on the same file system and renamed into its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from crnode.capture.attributes import (
+    ACL_ACCESS,
+    ACL_DEFAULT,
+    acl_to_bytes,
+    group_number,
+    user_number,
+)
+from crnode.platform.files import open_beneath
+from crnode.store.catalog import Fingerprint
+from crproto import content
+from crproto.entries import DIRECTORY, Entry, Extra
+from crproto.ids import HOLE
+
+NOBODY = 65534
+_UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_PRIVILEGED = (b"security.", b"trusted.")
+
+Load = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How far a tree may carry privileges (rule 66).
+
+    `privileged`: set-id bits, `security.*` and `trusted.*` attributes and files of uid 0 are applied as they are.
+    `root`: we may change owners at all.
+    """
+
+    privileged: bool
+    root: bool
+
+
+class Outcome(NamedTuple):
+    """What writing one path left: its fingerprint, and what could not be represented ('' = everything)."""
+
+    fingerprint: Fingerprint
+    note: str
+
+
+class NotInPlace(Exception):
+    """The change cannot be made in place (a hole appeared): write the file whole."""
+
+
+class TreeWriter:
+    """Writes below one root. One thread at a time.
+
+    Args:
+        root_fd: the open root directory.
+        temporary_fd: an open directory on the same file system for temporaries, ours alone.
+        load: object id -> verified bytes.
+    """
+
+    def __init__(self, root_fd: int, temporary_fd: int, load: Load, policy: Policy) -> None:
+        self.root_fd = root_fd
+        self.temporary_fd = temporary_fd
+        self.load = load
+        self.policy = policy
+        self._parent: tuple[bytes, int] | None = None
+
+    def close(self) -> None:
+        """Forget the parent directory that is kept open between paths."""
+        if self._parent is not None:
+            os.close(self._parent[1])
+            self._parent = None
+
+    def parent(self, path: bytes) -> tuple[int, bytes]:
+        """(open directory that holds `path`, last component); missing directories are made, private for now."""
+        head, _, name = path.rpartition(b"/")
+        if self._parent is not None and self._parent[0] == head:
+            return self._parent[1], name
+        self.close()
+        try:
+            fd = open_beneath(self.root_fd, head, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
+        except FileNotFoundError:
+            above, last = self.parent(head)
+            os.mkdir(last, 0o700, dir_fd=above)
+            self.close()
+            fd = open_beneath(self.root_fd, head, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
+        self._parent = (head, fd)
+        return fd, name
+
+    def lstat(self, path: bytes) -> os.stat_result | None:
+        """What is at `path`, or None."""
+        try:
+            if not path:
+                return os.fstat(self.root_fd)
+            head, _, name = path.rpartition(b"/")
+            if self._parent is None or self._parent[0] != head:
+                self.close()
+                fd = open_beneath(self.root_fd, head, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
+                self._parent = (head, fd)
+            return os.lstat(name, dir_fd=self._parent[1])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
+
+    # -- kinds
+
+    def directory(self, entry: Entry) -> None:
+        """Make the directory (its attributes come at the end, by :meth:`finish_directory`)."""
+        if not entry.path:
+            return
+        parent, name = self.parent(entry.path)
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            info = os.lstat(name, dir_fd=parent)
+            if not stat.S_ISDIR(info.st_mode):
+                os.unlink(name, dir_fd=parent)
+                os.mkdir(name, 0o700, dir_fd=parent)
+
+    def finish_directory(self, entry: Entry) -> Outcome:
+        """Owner, mode, attributes and times of a directory, once nothing in it moves any more."""
+        fd = open_beneath(self.root_fd, entry.path, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
+        try:
+            note = self._attributes(fd, entry)
+            return Outcome(fingerprint(os.fstat(fd)), note)
+        finally:
+            os.close(fd)
+
+    def symlink(self, entry: Entry) -> Outcome:
+        """Make the link, replacing what is there."""
+        target = Extra.decode(entry.extra).target
+        if target is None:
+            raise OSError(errno.EINVAL, "a link without a target")
+        temporary = _temporary_name()
+        os.symlink(target, temporary, dir_fd=self.temporary_fd)
+        try:
+            note = self._own_link(temporary, entry)
+            os.utime(temporary, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.temporary_fd, follow_symlinks=False)
+            return self._move(temporary, entry.path, note)
+        except BaseException:
+            self._discard(temporary)
+            raise
+
+    def file(self, entry: Entry, others: tuple[bytes, ...] = ()) -> list[tuple[bytes, Outcome]]:
+        """Write a file whole, and the `others` paths as hard links to it (rule 65); replaces what is there."""
+        temporary = _temporary_name()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(temporary, flags, 0o600, dir_fd=self.temporary_fd)
+        try:
+            try:
+                self._content(fd, entry)
+                note = self._attributes(fd, entry)
+            finally:
+                os.close(fd)
+            names = []
+            for _ in others:
+                name = _temporary_name()
+                os.link(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=self.temporary_fd)
+                names.append(name)
+            done = [(entry.path, self._move(temporary, entry.path, note))]
+            for path, name in zip(others, names, strict=True):
+                done.append((path, self._move(name, path, note)))
+        except BaseException:
+            self._discard(temporary)
+            raise
+        if others:  # each rename and link changed the inode's ctime: the last one counts for all
+            last = done[-1][1].fingerprint
+            done = [(path, outcome._replace(fingerprint=last)) for path, outcome in done]
+        return done
+
+    def _content(self, fd: int, entry: Entry) -> None:
+        if entry.content is None:
+            return
+        if entry.level == 0:
+            _write_all(fd, self.load(entry.content), 0)
+            return
+        holes = False
+        for offset, length, name in content.walk(entry.content, entry.level, self.load, size=entry.size):
+            if name == HOLE:
+                holes = holes or length > 0
+                continue
+            _write_all(fd, self.load(name), offset)
+        if holes:
+            os.ftruncate(fd, entry.size)
+
+    def patch(self, entry: Entry, old: Entry) -> Outcome:
+        """Change a file in place from `old` to `entry`: only chunks that differ are written.
+
+        Only for a file that is known to hold `old`; while it runs the file is a mixture (rule 62).
+        """
+        parent, name = self.parent(entry.path)
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            assert entry.content is not None and old.content is not None
+            for offset, _, chunk in differing((old.content, old.level), (entry.content, entry.level), self.load):
+                if chunk == HOLE:
+                    raise NotInPlace
+                _write_all(fd, self.load(chunk), offset)
+            os.ftruncate(fd, entry.size)
+            note = self._attributes(fd, entry)
+            return Outcome(fingerprint(os.fstat(fd)), note)
+        finally:
+            os.close(fd)
+
+    def attributes_only(self, entry: Entry) -> Outcome:
+        """Apply metadata to a file whose content is right already."""
+        parent, name = self.parent(entry.path)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            note = self._attributes(fd, entry)
+            return Outcome(fingerprint(os.fstat(fd)), note)
+        finally:
+            os.close(fd)
+
+    def remove(self, path: bytes) -> None:
+        """Remove a file, link or empty directory; nothing there is fine. Raises OSError (ENOTEMPTY …)."""
+        info = self.lstat(path)
+        if info is None:
+            return
+        parent, name = self.parent(path)
+        if stat.S_ISDIR(info.st_mode):
+            os.rmdir(name, dir_fd=parent)
+        else:
+            os.unlink(name, dir_fd=parent)
+
+    # -- parts
+
+    def _move(self, temporary: str, path: bytes, note: str) -> Outcome:
+        parent, name = self.parent(path)
+        try:
+            os.rename(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=parent)
+            os.rename(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
+        self._discard(temporary)  # rename(2) of two names of one file does nothing and leaves the first
+        return Outcome(fingerprint(os.lstat(name, dir_fd=parent)), note)
+
+    def _discard(self, temporary: str) -> None:
+        try:
+            os.unlink(temporary, dir_fd=self.temporary_fd)
+        except FileNotFoundError:
+            return
+
+    def _owner(self, entry: Entry) -> tuple[int, int]:
+        uid = user_number(entry.owner, entry.owner_id)
+        gid = group_number(entry.group, entry.group_id)
+        if not self.policy.privileged:
+            uid = uid or NOBODY
+            gid = gid or NOBODY
+        return uid, gid
+
+    def _own_link(self, name: str, entry: Entry) -> str:
+        uid, gid = self._owner(entry)
+        if not self.policy.root:
+            return ""
+        os.chown(name, uid, gid, dir_fd=self.temporary_fd, follow_symlinks=False)
+        return ""
+
+    def _attributes(self, fd: int, entry: Entry) -> str:
+        """Owner, mode, ACLs, xattrs, times of an open file; returns what this file system cannot hold."""
+        notes: list[str] = []
+        uid, gid = self._owner(entry)
+        info = os.fstat(fd)
+        if self.policy.root and (info.st_uid, info.st_gid) != (uid, gid):
+            os.fchown(fd, uid, gid)
+        mode = entry.mode
+        if not self.policy.privileged:
+            mode &= 0o3777 if entry.kind == DIRECTORY else 0o1777
+        extra = Extra.decode(entry.extra) if entry.extra else None
+        self._acls(fd, entry, extra, notes)
+        os.fchmod(fd, mode)
+        self._xattrs(fd, extra, notes)
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        return "; ".join(notes)
+
+    def _acls(self, fd: int, entry: Entry, extra: Extra | None, notes: list[str]) -> None:
+        wanted = {ACL_ACCESS: extra.acl if extra else None}
+        if entry.kind == DIRECTORY:
+            wanted[ACL_DEFAULT] = extra.default_acl if extra else None
+        for name, acl in wanted.items():
+            try:
+                if acl is not None:
+                    os.setxattr(fd, name, acl_to_bytes(acl))
+                else:
+                    os.removexattr(fd, name)
+            except OSError as error:
+                if error.errno == errno.ENODATA or (acl is None and error.errno in _UNSUPPORTED):
+                    continue
+                if error.errno not in (*_UNSUPPORTED, errno.EPERM):
+                    raise
+                notes.append("its ACL cannot be stored here")
+
+    def _xattrs(self, fd: int, extra: Extra | None, notes: list[str]) -> None:
+        wanted = dict(extra.xattrs) if extra else {}
+        if not self.policy.privileged:
+            wanted = {k: v for k, v in wanted.items() if not k.startswith(_PRIVILEGED)}
+        try:
+            present = {os.fsencode(n) for n in os.listxattr(fd) if not n.startswith("system.")}
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            present = set()
+        for name in present - wanted.keys():
+            if name.startswith(_PRIVILEGED) and not self.policy.privileged:
+                continue  # the system's own label on our file, not ours to take away
+            _try(lambda n=name: os.removexattr(fd, n), notes, name)
+        for name, value in wanted.items():
+            if name in present and os.getxattr(fd, name) == value:
+                continue
+            _try(lambda n=name, v=value: os.setxattr(fd, n, v), notes, name)
+
+
+def _try(action: Callable[[], None], notes: list[str], name: bytes) -> None:
+    try:
+        action()
+    except OSError as error:
+        if error.errno not in (*_UNSUPPORTED, errno.EPERM, errno.E2BIG, errno.ENOSPC):
+            raise
+        notes.append(f"attribute {os.fsdecode(name)} cannot be stored here")
+
+
+def fingerprint(info: os.stat_result) -> Fingerprint:
+    """The fingerprint of what stat(2) said."""
+    return Fingerprint(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def differing(old: tuple[bytes, int], new: tuple[bytes, int], load: Load) -> Iterator[tuple[int, int, bytes]]:
+    """(offset, length, id) of the chunks of `new` that `old` has not at the same offset. O(change) in reads:
+    segments that both have at the same place are not opened. Holes are reported like chunks, with the id HOLE."""
+    if old[1] == 0 or new[1] == 0:
+        yield from content.walk(new[0], new[1], load)
+        return
+    known = dict(_segments(old, load))
+    for offset, (name, length) in _segments(new, load):
+        if known.get(offset, (b"", 0))[0] == name:
+            continue
+        before = {at: chunk for at, _, chunk in content.walk(old[0], old[1], load, start=offset, stop=offset + length)}
+        at = offset
+        for size, chunk in content.parse_recipe(load(name), 1).iter_items():
+            if before.get(at) != chunk:
+                yield at, size, chunk
+            at += size
+
+
+def _segments(top: tuple[bytes, int], load: Load, offset: int = 0, length: int = 0) -> Iterator[tuple[int, tuple[bytes, int]]]:
+    name, level = top
+    if level == 1:
+        yield offset, (name, length or content.parse_recipe(load(name), 1).total)
+        return
+    for size, child in content.parse_recipe(load(name), level).iter_items():
+        yield from _segments((child, level - 1), load, offset, size)
+        offset += size
+
+
+def _write_all(fd: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, at)
+        view = view[count:]
+        at += count
+
+
+def _temporary_name() -> str:
+    return f"{secrets.token_hex(8)}.tmp"

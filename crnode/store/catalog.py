@@ -1,0 +1,683 @@
+"""The catalog of one set: which entries every image has, who acknowledged what, what the live tree shows.
+
+Writing methods run inside a transaction of the one writing connection, in the writer thread. Readers open their own
+connection (:meth:`Catalog.reader`) and end within seconds (rules 35 and 36).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+
+from crnode.errors import CrnodeError, ExitCode
+from crproto.entries import DIRECTORY, FILE, Entry, Extra, LtHash, entry_bytes, image_digest
+from crproto.paths import join, split
+
+OPEN = 1 << 62
+SCHEMA_VERSION = 1
+CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
+NO_IMAGE = bytes(32)
+STAGING, COMPLETE = 0, 1
+MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
+
+
+class Image(NamedTuple):
+    """One image's row. Times in ns since 1970; `bytes` is the sum of file sizes; `flags` are CLEAN, ROLLING …"""
+
+    ordinal: int
+    id: bytes | None
+    parent: bytes
+    incarnation: bytes
+    epoch: int
+    sequence: int
+    at_ns: int
+    received_ns: int
+    digest: bytes
+    entries: int
+    bytes: int
+    flags: int
+    state: int
+    pinned: int
+    name: str | None
+    why: str | None
+    verdict: int
+    evidence: str | None
+    manifest: bytes | None
+
+
+class Fingerprint(NamedTuple):
+    """What stat(2) said of the file that an entry came from: the answer to "is it still that file?"."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class Live(NamedTuple):
+    """The live tree: it shows image ordinal `at`, is moving to `target`, and `synced` is durable on its disk."""
+
+    at: int
+    target: int
+    synced: int
+    state: str
+    boot: str
+
+
+class Cursor(NamedTuple):
+    """The newest image that a target acknowledged."""
+
+    target: str
+    image: bytes
+    ordinal: int
+    at_ns: int
+
+
+_IMAGE = "ordinal,id,parent,incarnation,epoch,sequence,at_ns,received_ns,digest,entries,bytes,flags,state,pinned,name,why,verdict,evidence,manifest"
+_ENTRY = "e.kind,e.mode,o.name,o.number,g.name,g.number,e.mtime_ns,e.size,e.content,e.level,e.extra"
+_JOIN = "JOIN principal o ON o.id=e.owner JOIN principal g ON g.id=e.grp"
+
+
+class Totals(NamedTuple):
+    """What an image digest is made of: number of entries, sum of file sizes in bytes, the LtHash state."""
+
+    entries: int
+    bytes: int
+    lthash: LtHash
+
+
+class Reader:
+    """A read-only view on a catalog: one connection, to be used by one thread at a time and closed soon."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._db = connection
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _one(self, sql: str, args: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._db.execute(sql, args).fetchone()
+        return row
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All reads inside see one state of the catalog."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
+    # -- images
+
+    def newest(self) -> Image | None:
+        """The newest complete image."""
+        row = self._one(f"SELECT {_IMAGE} FROM image WHERE state=1 ORDER BY ordinal DESC LIMIT 1")
+        return Image(*row) if row else None
+
+    def staging(self) -> Image | None:
+        """The image that is being staged, if any."""
+        row = self._one(f"SELECT {_IMAGE} FROM image WHERE state=0 ORDER BY ordinal DESC LIMIT 1")
+        return Image(*row) if row else None
+
+    def image(self, image_id: bytes) -> Image | None:
+        row = self._one(f"SELECT {_IMAGE} FROM image WHERE id=? AND state=1", (image_id,))
+        return Image(*row) if row else None
+
+    def image_at(self, ordinal: int) -> Image | None:
+        row = self._one(f"SELECT {_IMAGE} FROM image WHERE ordinal=?", (ordinal,))
+        return Image(*row) if row else None
+
+    def images(self) -> list[Image]:
+        """All complete images, oldest first."""
+        return [Image(*r) for r in self._db.execute(f"SELECT {_IMAGE} FROM image WHERE state=1 ORDER BY ordinal")]
+
+    def cursors(self) -> list[Cursor]:
+        return [Cursor(*r) for r in self._db.execute("SELECT target,image,ordinal,at_ns FROM cursor")]
+
+    def cursor(self, target: str) -> Cursor | None:
+        row = self._one("SELECT target,image,ordinal,at_ns FROM cursor WHERE target=?", (target,))
+        return Cursor(*row) if row else None
+
+    def live(self) -> Live | None:
+        row = self._one("SELECT at,target,synced,state,boot FROM live WHERE one=1")
+        return Live(*row) if row else None
+
+    def unapplied(self, limit: int = 100) -> list[tuple[bytes, str]]:
+        """Paths that the live tree cannot hold, with the reason of each (rule 68)."""
+        return list(self._db.execute("SELECT path,reason FROM unapplied ORDER BY path LIMIT ?", (limit,)))
+
+    def unapplied_count(self) -> int:
+        row = self._one("SELECT count(*) FROM unapplied")
+        return int(row[0]) if row else 0
+
+    def lost(self, limit: int = 100) -> list[tuple[bytes, str]]:
+        """Paths that the source cannot take (sockets, devices, unreadable files), with the reason of each."""
+        return list(self._db.execute("SELECT path,reason FROM lost ORDER BY path LIMIT ?", (limit,)))
+
+    def meta(self, key: str) -> bytes | None:
+        row = self._one("SELECT value FROM meta WHERE key=?", (key,))
+        return row[0] if row else None
+
+    # -- entries
+
+    def dir_id(self, path: bytes) -> int | None:
+        row = self._one("SELECT id FROM dir WHERE path=?", (path,))
+        return int(row[0]) if row else None
+
+    def entry(self, path: bytes, ordinal: int) -> Entry | None:
+        """The entry at `path` as image `ordinal` has it."""
+        head, name = split(path)
+        row = self._one(
+            f"SELECT {_ENTRY} FROM entry e {_JOIN} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
+            " AND e.name=? AND e.born<=? AND e.died>?",
+            (head, name, ordinal, ordinal),
+        )
+        return _entry(path, row) if row else None
+
+    def children(self, directory: bytes, ordinal: int) -> list[Entry]:
+        """The entries directly in `directory`, by name."""
+        rows = self._db.execute(
+            f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
+            " AND e.born<=? AND e.died>? AND e.name!=x'' ORDER BY e.name",
+            (directory, ordinal, ordinal),
+        )
+        return [_entry(join(directory, r[0]), r[1:]) for r in rows]
+
+    def names(self, directory: bytes, ordinal: int) -> dict[bytes, tuple[int, Fingerprint | None]]:
+        """name -> (kind, fingerprint) of what is directly in `directory`: what a scan compares with the disk."""
+        rows = self._db.execute(
+            "SELECT e.name,e.kind,s.dev,s.ino,s.size,s.mtime_ns,s.ctime_ns FROM entry e"
+            " LEFT JOIN seen s ON s.dir=e.dir AND s.name=e.name"
+            " WHERE e.dir=(SELECT id FROM dir WHERE path=?) AND e.born<=? AND e.died>? AND e.name!=x''",
+            (directory, ordinal, ordinal),
+        )
+        return {r[0]: (r[1], Fingerprint(*r[2:]) if r[2] is not None else None) for r in rows}
+
+    def fingerprint(self, path: bytes) -> Fingerprint | None:
+        head, name = split(path)
+        row = self._one(
+            "SELECT dev,ino,size,mtime_ns,ctime_ns FROM seen WHERE dir=(SELECT id FROM dir WHERE path=?) AND name=?",
+            (head, name),
+        )
+        return Fingerprint(*row) if row else None
+
+    def with_inode(self, dev: int, ino: int, limit: int = 1000) -> list[bytes]:
+        """Paths whose recorded fingerprint has this inode: other names of a file, or its name before a rename."""
+        rows = self._db.execute(
+            "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=? LIMIT ?",
+            (ino, dev, limit),
+        )
+        return [join(d, n) for d, n in rows]
+
+    def subtree(self, path: bytes, ordinal: int) -> Iterator[Entry]:
+        """`path` and everything below it, directory by directory."""
+        top = self.entry(path, ordinal)
+        if top is not None:
+            yield top
+        low, high = (path + b"/", path + b"0") if path else (b"", None)  # b'0' is the byte after b'/'
+        dirs = self._db.execute(
+            "SELECT id,path FROM dir WHERE path=?1 OR (path>=?2 AND (?3 IS NULL OR path<?3)) ORDER BY path",
+            (path, low, high),
+        ).fetchall()
+        for number, directory in dirs:
+            rows = self._db.execute(
+                f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.born<=? AND e.died>?"
+                " AND e.name!=x'' ORDER BY e.name",
+                (number, ordinal, ordinal),
+            ).fetchall()
+            for row in rows:
+                yield _entry(join(directory, row[0]), row[1:])
+
+    def came(
+        self, base: int, to: int, after: tuple[int, int, bytes] | None = None, limit: int = 1000
+    ) -> list[tuple[tuple[int, int, bytes], Entry]]:
+        """Entries of image `to` that image `base` has not, a page at a time, each with the key to go on after."""
+        born, directory, name = after or (base, OPEN, b"")
+        rows = self._db.execute(
+            f"SELECT e.born,e.dir,d.path,e.name,{_ENTRY} FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
+            " WHERE (e.born,e.dir,e.name)>(?,?,?) AND e.born<=? AND e.died>?"
+            " ORDER BY e.born,e.dir,e.name LIMIT ?",
+            (born, directory, name, to, to, limit),
+        )
+        return [((r[0], r[1], r[3]), _entry(join(r[2], r[3]), r[4:])) for r in rows]
+
+    def key_of(self, path: bytes, ordinal: int) -> tuple[int, int, bytes] | None:
+        """The key of :meth:`came` for the entry at `path`."""
+        head, name = split(path)
+        row = self._one(
+            "SELECT born,dir,name FROM entry WHERE dir=(SELECT id FROM dir WHERE path=?) AND name=?"
+            " AND born<=? AND died>?",
+            (head, name, ordinal, ordinal),
+        )
+        return (row[0], row[1], row[2]) if row else None
+
+    def went(
+        self, base: int, to: int, *, died_after: int | None = None, died_until: int | None = None
+    ) -> Iterator[bytes]:
+        """Paths that image `base` has and image `to` has not.
+
+        `died_after` (default `base`) widens it to paths that ended before `base`; `died_until` (default `to`) narrows
+        it to those that ended by then.
+        """
+        rows = self._db.execute(
+            "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
+            " WHERE e.died>? AND e.died<=? AND e.died<4611686018427387904 AND e.born<=?"
+            " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name AND n.born<=? AND n.died>?)"
+            " ORDER BY d.path,e.name",
+            (base if died_after is None else died_after, to if died_until is None else died_until, base, to, to),
+        )
+        for directory, name in rows:
+            yield join(directory, name)
+
+    def link_members(self, link: bytes, ordinal: int) -> list[bytes]:
+        """Paths of a hard link group."""
+        rows = self._db.execute(
+            "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir WHERE e.link=? AND e.born<=? AND e.died>?"
+            " ORDER BY d.path,e.name",
+            (link, ordinal, ordinal),
+        )
+        return [join(d, n) for d, n in rows]
+
+    def in_key_order(
+        self, ordinal: int, low: tuple[bytes, bytes], high: tuple[bytes, bytes] | None
+    ) -> Iterator[Entry]:
+        """Entries with low <= (directory, name) < high in that order: the order in which two nodes compare."""
+        dirs = self._db.execute(
+            "SELECT id,path FROM dir WHERE path>=? AND (?2 IS NULL OR path<=?2) ORDER BY path",
+            (low[0], high[0] if high else None),
+        ).fetchall()
+        for number, directory in dirs:
+            rows = self._db.execute(
+                f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
+                (number, ordinal, ordinal),
+            ).fetchall()
+            for row in rows:
+                key = (directory, row[0])
+                if key >= low and (high is None or key < high):
+                    yield _entry(join(directory, row[0]), row[1:])
+
+    def history(self, path: bytes) -> list[tuple[int, int, Entry]]:
+        """(born, died, entry) of every row of `path`, oldest first."""
+        head, name = split(path)
+        rows = self._db.execute(
+            f"SELECT e.born,e.died,{_ENTRY} FROM entry e {_JOIN}"
+            " WHERE e.dir=(SELECT id FROM dir WHERE path=?) AND e.name=? ORDER BY e.born",
+            (head, name),
+        )
+        return [(r[0], r[1], _entry(path, r[2:])) for r in rows]
+
+    def contents(self) -> Iterator[tuple[bytes, int]]:
+        """Every (content id, level) that any row names: the roots of collection."""
+        yield from self._db.execute("SELECT DISTINCT content,level FROM entry WHERE content IS NOT NULL")
+        for (manifest,) in self._db.execute("SELECT manifest FROM image WHERE manifest IS NOT NULL"):
+            yield manifest[:32], manifest[32]
+
+    def files(self, ordinal: int) -> Iterator[Entry]:
+        """All entries with content in image `ordinal`, in storage order."""
+        rows = self._db.execute(
+            f"SELECT d.path,e.name,{_ENTRY} FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
+            " WHERE e.born<=? AND e.died>? AND e.content IS NOT NULL",
+            (ordinal, ordinal),
+        )
+        for row in rows:
+            yield _entry(join(row[0], row[1]), row[2:])
+
+    def blocks(self, segment: bytes) -> bytes:
+        """Seeded xxh3 of each 4 KiB of each chunk of a recipe segment; b'' when unknown (then it is cut anew)."""
+        row = self._one("SELECT hashes FROM block WHERE segment=?", (segment,))
+        return row[0] if row else b""
+
+    def segments(self) -> list[bytes]:
+        """Ids of all recipe segments whose block hashes are kept."""
+        return [r[0] for r in self._db.execute("SELECT segment FROM block")]
+
+    def totals(self) -> Totals:
+        """Entries, bytes and LtHash state of the newest complete image."""
+        return _totals(self.meta("totals"))
+
+    def staged_totals(self) -> Totals | None:
+        """The same of the image that is being staged."""
+        value = self.meta("staged")
+        return _totals(value) if value is not None else None
+
+
+def _totals(value: bytes | None) -> Totals:
+    if value is None:
+        return Totals(0, 0, LtHash())
+    return Totals(int.from_bytes(value[:8], "big"), int.from_bytes(value[8:24], "big"), LtHash.from_bytes(value[24:]))
+
+
+def _totals_bytes(totals: Totals) -> bytes:
+    return totals.entries.to_bytes(8, "big") + totals.bytes.to_bytes(16, "big") + totals.lthash.to_bytes()
+
+
+def _entry(path: bytes, row: tuple[Any, ...]) -> Entry:
+    kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra = row
+    return Entry(path, kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra)
+
+
+class Catalog(Reader):
+    """The writing side; see the module's text."""
+
+    def __init__(self, path: Path, set_uuid: bytes) -> None:
+        self.path = path
+        self.set_uuid = set_uuid
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        super().__init__(apsw.Connection(str(path)))
+        self._principals: dict[tuple[str, int], int] = {}
+        self._dirs: dict[bytes, int] = {}
+        db = self._db
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA wal_autocheckpoint=0")
+            db.execute("PRAGMA foreign_keys=OFF")
+            db.execute("PRAGMA mmap_size=0")
+            version = self._one("PRAGMA user_version")
+            assert version is not None
+            if version[0] == 0:
+                self._create()
+            elif version[0] > SCHEMA_VERSION:
+                raise CrnodeError(
+                    f"{path} was written by a newer crnode (schema {version[0]}, this one knows {SCHEMA_VERSION}).",
+                    "A newer format is refused, never guessed.",
+                    "Install that newer crnode again, or restore the copy it kept before it changed the format.",
+                    ExitCode.REFUSED,
+                )
+            held = self.meta("set")
+            if held != set_uuid:
+                raise CrnodeError(
+                    f"{path} belongs to another set ({(held or b'').hex()}).",
+                    "File names and contents of the data directory do not fit together.",
+                    "Move that file away; the set is copied again from its source.",
+                    ExitCode.REFUSED,
+                )
+        except apsw.Error as error:
+            self._db.close()
+            raise CatalogDamaged(path, str(error)) from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _create(self) -> None:
+        text = resources.files("crnode.store").joinpath("schema.sql").read_text()
+        with self.transaction():
+            self._db.execute(text)
+            self._db.execute("INSERT INTO meta VALUES ('set', ?)", (self.set_uuid,))
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def reader(self) -> Reader:
+        """A read-only connection for another thread."""
+        return open_reader(self.path)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One durable transaction; rolled back whole when the body raises.
+
+        Raises CrnodeError (FULL) for a full disk, CatalogDamaged for anything else that SQLite reports.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            self._dirs.clear()
+            self._principals.clear()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, apsw.FullError):
+                raise CrnodeError(
+                    f"No room left for the catalog {self.path}.",
+                    "SQLite said: database or disk is full.",
+                    "Free some space; nothing was lost and work goes on by itself.",
+                    ExitCode.FULL,
+                ) from error
+            if isinstance(error, apsw.Error):
+                raise CatalogDamaged(self.path, f"{type(error).__name__}: {error}") from error
+            raise
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the main file as far as no reader holds it back."""
+        with contextlib.suppress(apsw.BusyError):
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def set_meta(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM meta WHERE key=?", (key,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (key, value))
+
+    # -- names
+
+    def _dir(self, path: bytes) -> int:
+        number = self._dirs.get(path)
+        if number is None:
+            found = self.dir_id(path)
+            if found is None:
+                self._db.execute("INSERT INTO dir (path) VALUES (?)", (path,))
+                found = self._db.last_insert_rowid()
+            number = found
+            if len(self._dirs) > 50_000:
+                self._dirs.clear()
+            self._dirs[path] = number
+        return number
+
+    def _principal(self, name: str, number: int) -> int:
+        key = (name, number)
+        known = self._principals.get(key)
+        if known is None:
+            row = self._one("SELECT id FROM principal WHERE name=? AND number=?", key)
+            if row is None:
+                self._db.execute("INSERT INTO principal (name,number) VALUES (?,?)", key)
+                known = self._db.last_insert_rowid()
+            else:
+                known = int(row[0])
+            self._principals[key] = known
+        return known
+
+    # -- an image in the making
+
+    def next_ordinal(self) -> int:
+        row = self._one("SELECT max(ordinal) FROM image")
+        return int(row[0] or 0) + 1 if row else 1
+
+    def begin(self, image: Image, totals: Totals | None = None) -> None:
+        """Record image `image.ordinal` as staging; its rows follow through :meth:`change`."""
+        self._db.execute(
+            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})", image._replace(state=STAGING)
+        )
+        self.save_staged(totals or self.totals())
+
+    def save_staged(self, totals: Totals) -> None:
+        self.set_meta("staged", _totals_bytes(totals))
+
+    def change(
+        self, ordinal: int, totals: Totals, changed: Iterable[Entry], removed: Iterable[bytes] = ()
+    ) -> Totals:
+        """Make image `ordinal` have the entries `changed` and not the paths `removed`; returns the new totals.
+
+        Idempotent: repeating a change of the same ordinal leaves the same rows and totals.
+        """
+        count, size, lthash = totals.entries, totals.bytes, totals.lthash.copy()  # a rollback must leave `totals`
+        db = self._db
+        for path in removed:
+            old = self._close_row(path, ordinal)
+            if old is not None:
+                count -= 1
+                size -= old.size
+                lthash.remove(entry_bytes(old))
+        for entry in changed:
+            old = self._close_row(entry.path, ordinal)
+            if old is not None:
+                count -= 1
+                size -= old.size
+                lthash.remove(entry_bytes(old))
+            head, name = split(entry.path)
+            link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
+            db.execute(
+                "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    self._dir(head), name, ordinal, OPEN, entry.kind, entry.mode,
+                    self._principal(entry.owner, entry.owner_id), self._principal(entry.group, entry.group_id),
+                    entry.mtime_ns, entry.size, entry.content, entry.level, link, entry.extra,
+                ),
+            )  # fmt: skip
+            if entry.kind == DIRECTORY:
+                self._dir(entry.path)
+            count += 1
+            size += entry.size
+            lthash.add(entry_bytes(entry))
+        return Totals(count, size, lthash)
+
+    def _close_row(self, path: bytes, ordinal: int) -> Entry | None:
+        head, name = split(path)
+        number = self._dir(head)
+        row = self._one(
+            f"SELECT e.born,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.name=? AND e.born<=? AND e.died>?",
+            (number, name, ordinal, ordinal),
+        )
+        if row is None:
+            return None
+        if row[0] == ordinal:
+            self._db.execute("DELETE FROM entry WHERE dir=? AND name=? AND born=?", (number, name, ordinal))
+        else:
+            self._db.execute(
+                "UPDATE entry SET died=? WHERE dir=? AND name=? AND born=?", (ordinal, number, name, row[0])
+            )
+        return _entry(path, row[1:])
+
+    def digest(self, totals: Totals) -> bytes:
+        """The image digest of these totals."""
+        return image_digest(self.set_uuid, totals.entries, totals.bytes, totals.lthash)
+
+    def complete(self, image: Image, totals: Totals) -> None:
+        """The atomic switch: image `image.ordinal` counts from this transaction's commit on."""
+        self._db.execute(
+            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})", image._replace(state=COMPLETE)
+        )
+        self.set_meta("totals", _totals_bytes(totals))
+        self.set_meta("staged", None)
+
+    def undo(self, ordinal: int) -> None:
+        """Drop everything staged under `ordinal`."""
+        self._db.execute("DELETE FROM entry WHERE born=?", (ordinal,))
+        self._db.execute("UPDATE entry SET died=? WHERE died=?", (OPEN, ordinal))
+        self._db.execute("DELETE FROM image WHERE ordinal=? AND state=0", (ordinal,))
+        self.set_meta("staged", None)
+
+    # -- fingerprints, blocks, problems
+
+    def see(self, path: bytes, print_: Fingerprint | None) -> None:
+        """Record (or forget) the fingerprint of the file at `path`."""
+        head, name = split(path)
+        if print_ is None:
+            self._db.execute("DELETE FROM seen WHERE dir=? AND name=?", (self._dir(head), name))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO seen VALUES (?,?,?,?,?,?,?)", (self._dir(head), name, *print_))
+
+    def save_blocks(self, segments: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep the block hashes of new recipe segments: (segment id, hashes of its chunks one behind the other)."""
+        self._db.executemany("INSERT OR IGNORE INTO block VALUES (?,?)", segments)
+
+    def drop_blocks(self, segments: Iterable[bytes]) -> None:
+        """Forget the block hashes of segments that no entry reaches any more."""
+        self._db.executemany("DELETE FROM block WHERE segment=?", [(s,) for s in segments])
+
+    def set_problem(self, table: str, path: bytes, reason: str | None, at_ns: int = 0) -> None:
+        """Note (or clear) why `path` is not applied (`unapplied`) or not captured (`lost`)."""
+        if table not in ("unapplied", "lost"):
+            raise ValueError(table)
+        if reason is None:
+            self._db.execute(f"DELETE FROM {table} WHERE path=?", (path,))
+        elif table == "lost":
+            self._db.execute("INSERT OR REPLACE INTO lost VALUES (?,?,?)", (path, reason, at_ns))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO unapplied VALUES (?,?)", (path, reason))
+
+    # -- cursors, live tree, pruning
+
+    def set_cursor(self, target: str, image: bytes, ordinal: int, at_ns: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO cursor VALUES (?,?,?,?)", (target, image, ordinal, at_ns))
+
+    def drop_cursor(self, target: str) -> None:
+        self._db.execute("DELETE FROM cursor WHERE target=?", (target,))
+
+    def set_live(self, live: Live) -> None:
+        self._db.execute("INSERT OR REPLACE INTO live VALUES (1,?,?,?,?,?)", tuple(live))
+
+    def set_pin(self, ordinal: int, name: str | None, why: str) -> None:
+        """Keep an image whatever retention says."""
+        self._db.execute("UPDATE image SET pinned=1, name=?, why=? WHERE ordinal=?", (name, why, ordinal))
+
+    def set_manifest(self, ordinal: int, content: bytes, level: int) -> None:
+        """Remember where the image's manifest lies in the object store (rule 31)."""
+        content += bytes([level])
+        self._db.execute("UPDATE image SET manifest=? WHERE ordinal=?", (content, ordinal))
+
+    def prune(self, keep: set[int], limit: int, *, spare_deleted: bool = False) -> int:
+        """Drop images that are not in `keep`, oldest first, and at most about `limit` rows that no kept image
+        has; returns the rows deleted. `keep` must hold every root: newest, cursors, live tree, pins, versions.
+
+        `spare_deleted` keeps the last row of each path that no longer exists (archives, rule 49).
+        """
+        complete = [i.ordinal for i in self.images()]
+        if not complete:
+            return 0
+        newest = complete[-1]
+        kept = sorted((keep & set(complete)) | {newest})
+        removed = 0
+        for ordinal in complete:
+            if ordinal in kept:
+                continue
+            low = max((k for k in kept if k < ordinal), default=0)
+            high = min(k for k in kept if k > ordinal)
+            removed += self._prune_between(low, high, spare_deleted, limit - removed)
+            if removed >= limit:
+                return removed  # the image row stays until all its rows are gone
+            self._db.execute("DELETE FROM image WHERE ordinal=?", (ordinal,))
+        return removed
+
+    def _prune_between(self, low: int, high: int, spare_deleted: bool, limit: int) -> int:
+        """Delete rows that live only strictly between the kept neighbours: born > low and died <= high."""
+        spare = (
+            " AND EXISTS (SELECT 1 FROM entry n WHERE n.dir=entry.dir AND n.name=entry.name AND n.born>=entry.died)"
+            if spare_deleted
+            else ""
+        )
+        self._db.execute(
+            "DELETE FROM entry WHERE (dir,name,born) IN (SELECT dir,name,born FROM entry"
+            f" WHERE died>? AND died<=? AND died<4611686018427387904 AND born>?{spare} LIMIT ?)",
+            (low, high, low, max(limit, 1)),
+        )
+        return int(self._db.changes())
+
+    def quick_check(self) -> str:
+        """SQLite's own check; 'ok' or what is wrong."""
+        row = self._one("PRAGMA quick_check(1)")
+        return str(row[0]) if row else "no answer"
+
+
+class CatalogDamaged(Exception):
+    """SQLite cannot use the file. `args` are the path and what it said; the set's catalog is rebuilt."""
+
+
+def open_reader(path: Path) -> Reader:
+    """A read-only connection on a catalog, also for other processes. Raises apsw.Error when it cannot be read."""
+    db = apsw.Connection(f"file:{path}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    db.set_busy_timeout(2000)
+    db.execute("PRAGMA query_only=1")
+    db.execute("PRAGMA mmap_size=0")
+    return Reader(db)

@@ -1,0 +1,339 @@
+"""Append-only packs: the log that makes object bytes durable.
+
+A pack is a file of records, each a fixed header and the stored bytes behind it::
+
+    magic 4 | kind u8 | codec u8 | reserved u16 | born u32 | raw length u32 | stored length u32 | id 32 | crc32 of the header
+
+Records are only ever appended; a pack that reached its size is sealed and never changes again. One `fdatasync`
+makes everything appended before it durable. The pack is the truth: the index (index.py) is rebuilt from it.
+Two packs are open at a time, one for small images and one for bulk, because a small durable append beside a bulk
+writer in the same file waits for the bulk's pages as well.
+
+Only the writer thread appends, syncs and removes; any thread may read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from crnode.errors import CrnodeError, ExitCode
+from crnode.platform.files import fsync_dir
+
+MAGIC = b"CRp1"
+HEADER = struct.Struct(">4sBBHIII32s")
+HEADER_LENGTH = HEADER.size + 4  # with the crc32 behind it
+PACK_SIZE = 256 << 20  # bytes at which a pack is sealed: one object for an object store, one step of collection
+STORED_LIMIT = 16 << 20  # no record is larger; a header that says so is damage
+_IOV_MAX = 1024
+_BUFFER = 1 << 20
+
+
+class Lane(Enum):
+    """Which of the two open packs an append goes to."""
+
+    SMALL = "small"
+    BULK = "bulk"
+
+
+class Record(NamedTuple):
+    """One object to append: content id, kind (0 chunk, 1 recipe), codec, raw length in bytes, stored bytes."""
+
+    id: bytes
+    kind: int
+    codec: int
+    raw: int
+    stored: bytes | memoryview
+
+
+class Location(NamedTuple):
+    """Where an object lies: pack number, offset of its record in bytes, lengths in bytes, kind, codec, and the
+    number of the collection at whose time it was put."""
+
+    pack: int
+    offset: int
+    stored: int
+    raw: int
+    kind: int
+    codec: int
+    born: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that the whole record takes in its pack."""
+        return HEADER_LENGTH + self.stored
+
+
+class Found(NamedTuple):
+    """A whole record met while scanning a pack."""
+
+    id: bytes
+    location: Location
+
+
+class Gap(NamedTuple):
+    """Bytes of a pack that are no record: a torn append when `at_end`, else damage. `end` is exclusive."""
+
+    pack: int
+    start: int
+    end: int
+    at_end: bool
+
+
+class StoreFailed(Exception):
+    """The disk did not do what it said (EIO, a failed sync). Never retried: the process ends and starts as suspect
+    (rule 33), because after a failed sync the kernel may call lost pages clean."""
+
+
+def full_error(place: Path, error: OSError) -> CrnodeError:
+    """The sentence for a disk without room."""
+    return CrnodeError(
+        f"No room left in {place}.",
+        f"The system said: {os.strerror(error.errno or errno.ENOSPC)}.",
+        "Free some space; nothing was lost and work goes on by itself.",
+        ExitCode.FULL,
+    )
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the error says that there is no room (disk or quota)."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Packs:
+    """The packs under one directory. See the module's text for who may call what."""
+
+    def __init__(self, directory: Path, pack_size: int = PACK_SIZE) -> None:
+        self.directory = directory
+        self.pack_size = pack_size
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._open: dict[Lane, tuple[int, int, int]] = {}  # lane -> (pack, descriptor, end of the last whole record)
+        self._unsynced: set[Lane] = set()
+        self._readers: dict[int, int] = {}
+        self._lock = threading.Lock()
+        numbers = self.numbers()
+        self._next = (max(numbers) + 1) if numbers else 1
+
+    # -- names
+
+    def path(self, pack: int) -> Path:
+        return self.directory / f"{pack:08d}.pack"
+
+    def numbers(self) -> list[int]:
+        """Numbers of all packs there are, ascending."""
+        return sorted(int(p.stem) for p in self.directory.glob("*.pack") if p.stem.isdigit())
+
+    def size(self, pack: int) -> int:
+        return self.path(pack).stat().st_size
+
+    def open_packs(self) -> set[int]:
+        """Packs that may still grow."""
+        return {pack for pack, _, _ in self._open.values()}
+
+    # -- appending (writer thread)
+
+    def append(self, lane: Lane, records: Sequence[Record], born: int) -> list[Location]:
+        """Append `records`; they are readable at once and durable after :meth:`sync`.
+
+        Raises CrnodeError (FULL) with the pack cut back to its last whole record, StoreFailed for any other error.
+        """
+        out: list[Location] = []
+        done = 0
+        while done < len(records):
+            pack, fd, end = self._lane(lane)
+            parts: list[bytes | memoryview] = []
+            offset = end
+            while done < len(records) and len(parts) + 2 <= _IOV_MAX:
+                record = records[done]
+                length = len(record.stored)
+                head = HEADER.pack(
+                    MAGIC, record.kind, record.codec, 0, born, record.raw, length, record.id
+                )
+                parts.append(head + zlib.crc32(head).to_bytes(4, "big"))
+                parts.append(record.stored)
+                out.append(Location(pack, offset, length, record.raw, record.kind, record.codec, born))
+                offset += HEADER_LENGTH + length
+                done += 1
+                if offset >= self.pack_size:
+                    break
+            self._write(fd, end, offset - end, parts)
+            self._open[lane] = (pack, fd, offset)
+            self._unsynced.add(lane)
+            if offset >= self.pack_size:
+                self.seal(lane)
+        return out
+
+    def _lane(self, lane: Lane) -> tuple[int, int, int]:
+        state = self._open.get(lane)
+        if state is None:
+            pack = self._next
+            try:
+                fd = os.open(
+                    self.path(pack), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+                )
+                fsync_dir(self.directory)
+            except OSError as error:
+                if is_full(error):
+                    raise full_error(self.directory, error) from error
+                raise StoreFailed(f"cannot create {self.path(pack)}: {error}") from error
+            self._next += 1
+            state = self._open[lane] = (pack, fd, 0)
+        return state
+
+    def _write(self, fd: int, at: int, length: int, parts: list[bytes | memoryview]) -> None:
+        try:
+            written = os.pwritev(fd, parts, at)
+            if written != length:  # a short write happens at a full disk or a signal: finish it plainly
+                rest = memoryview(b"".join(parts))[written:]
+                while rest:
+                    written = os.pwrite(fd, rest, at + length - len(rest))
+                    rest = rest[written:]
+        except OSError as error:
+            try:
+                os.ftruncate(fd, at)
+            except OSError as second:
+                raise StoreFailed(f"cannot cut a pack back after {error}: {second}") from second
+            if is_full(error):
+                raise full_error(self.directory, error) from error
+            raise StoreFailed(f"append failed: {error}") from error
+
+    def sync(self) -> None:
+        """Make all appended records durable. Raises StoreFailed, or CrnodeError (FULL) where the file system
+        found out only now that it has no room (delayed allocation)."""
+        for lane in list(self._unsynced):
+            _, fd, _ = self._open[lane]
+            self._fdatasync(fd)
+            self._unsynced.discard(lane)
+
+    def _fdatasync(self, fd: int) -> None:
+        try:
+            os.fdatasync(fd)
+        except OSError as error:
+            # ENOSPC here is as final as EIO: pages that had no room are dropped by the kernel.
+            raise StoreFailed(f"fdatasync of a pack failed: {error}") from error
+
+    def seal(self, lane: Lane) -> None:
+        """Sync the lane's pack and let no more be appended to it."""
+        state = self._open.pop(lane, None)
+        if state is None:
+            return
+        self._fdatasync(state[1])
+        self._unsynced.discard(lane)
+        os.posix_fadvise(state[1], 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(state[1])
+
+    def seal_all(self) -> None:
+        for lane in list(self._open):
+            self.seal(lane)
+
+    def resume(self, lane: Lane, pack: int) -> None:
+        """Go on appending to an existing pack (its end must be a record border). For the start of a process."""
+        fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
+        self._open[lane] = (pack, fd, os.fstat(fd).st_size)
+
+    def truncate(self, pack: int, end: int) -> None:
+        """Cut a torn append off. Only for the tail of a pack that is not open."""
+        fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, end)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def remove(self, pack: int) -> None:
+        """Unlink a pack whose records nobody needs; readers that hold it open finish undisturbed."""
+        with self._lock:
+            fd = self._readers.pop(pack, None)
+        self.path(pack).unlink(missing_ok=True)
+        if fd is not None:
+            os.close(fd)
+
+    # -- reading (any thread)
+
+    def _reader(self, pack: int) -> int:
+        with self._lock:
+            fd = self._readers.get(pack)
+            if fd is None:
+                fd = os.open(self.path(pack), os.O_RDONLY | os.O_CLOEXEC)
+                self._readers[pack] = fd
+            return fd
+
+    def read(self, where: Location) -> bytes:
+        """The stored bytes of a record. Raises FileNotFoundError when its pack is gone (look the id up again),
+        ValueError when the record is damaged, OSError when the disk cannot read it."""
+        data = os.pread(self._reader(where.pack), where.size, where.offset)
+        if len(data) != where.size or data[:4] != MAGIC:
+            raise ValueError(f"record at {where.offset} of pack {where.pack} is damaged")
+        return data[HEADER_LENGTH:]
+
+    def scan(self, pack: int, start: int, check: Callable[[bytes, int, int, int, bytes], bool]) -> Iterator[Found | Gap]:
+        """All records from offset `start` (a record border) to the end of the pack, and the gaps between them.
+
+        `check(id, kind, codec, raw length, stored bytes)` says whether the bytes are what the id names. A record
+        with a sound header and wrong bytes is a Gap of its own length; after a broken header the next sound
+        record is searched for, so that one rotten sector costs one record and not the rest of the pack.
+        """
+        with open(self.path(pack), "rb", buffering=_BUFFER) as file:
+            end = os.fstat(file.fileno()).st_size
+            offset = start
+            bad_from: int | None = None
+            while offset < end:
+                file.seek(offset)
+                found, size = self._parse(file.read(HEADER_LENGTH), pack, offset, end)
+                sound = False
+                if found is not None:
+                    where = found.location
+                    stored = file.read(where.stored)
+                    sound = check(found.id, where.kind, where.codec, where.raw, stored)
+                if found is not None and sound:
+                    if bad_from is not None:
+                        yield Gap(pack, bad_from, offset, False)
+                        bad_from = None
+                    yield found
+                    offset += size
+                    continue
+                if bad_from is None:
+                    bad_from = offset
+                # A sound header with wrong bytes tells where the next record begins; but a torn append may carry
+                # an old header too, so the search goes on behind the magic, not behind the claimed length.
+                offset = self._next_magic(file.fileno(), offset + 1, end)
+            if bad_from is not None:
+                yield Gap(pack, bad_from, end, True)
+
+    @staticmethod
+    def _parse(head: bytes, pack: int, offset: int, end: int) -> tuple[Found | None, int]:
+        if len(head) < HEADER_LENGTH or head[:4] != MAGIC:
+            return None, 0
+        if zlib.crc32(head[: HEADER.size]) != int.from_bytes(head[HEADER.size :], "big"):
+            return None, 0
+        _, kind, codec, _, born, raw, stored, name = HEADER.unpack_from(head)
+        if stored > STORED_LIMIT or offset + HEADER_LENGTH + stored > end:
+            return None, 0
+        return Found(name, Location(pack, offset, stored, raw, kind, codec, born)), HEADER_LENGTH + stored
+
+    @staticmethod
+    def _next_magic(fd: int, start: int, end: int) -> int:
+        while start < end:
+            window = os.pread(fd, _BUFFER + 3, start)
+            hit = window.find(MAGIC)
+            if hit >= 0:
+                return start + hit
+            start += max(len(window) - 3, 1)
+        return end
+
+    def close(self) -> None:
+        """Close all descriptors; what was appended stays, durable only as far as it was synced."""
+        for _, fd, _ in self._open.values():
+            os.close(fd)
+        self._open.clear()
+        with self._lock:
+            for fd in self._readers.values():
+                os.close(fd)
+            self._readers.clear()

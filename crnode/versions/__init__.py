@@ -1,0 +1,1 @@
+"""Which images are kept, and what people do with them."""

@@ -1,0 +1,196 @@
+"""Edits of the document, and which documents a node takes from whom (rules 47, 85, 88, 90)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from crnode.cluster.document import (
+    MAX_TOMBSTONES,
+    TOMBSTONE_KEEP_NS,
+    ClusterDocument,
+    DocumentId,
+    Mode,
+    Node,
+    Role,
+)
+from crnode.cluster.membership import SetSpec, accept, add_node, add_set, move_node, remove_node, remove_set
+from crnode.errors import CrnodeError, ExitCode
+
+NOW = 1_700_000_000_000_000_000
+
+
+def node(name: str, role: Role = Role.REPLICA, mark: int | None = None) -> Node:
+    number = sum(map(ord, name)) if mark is None else mark
+    return Node(
+        name=name,
+        role=role,
+        address=f"{name}:7400",
+        fingerprint=f"{number:064x}",
+        incarnation=f"{number:032x}",
+        added_at_ns=1,
+    )
+
+
+@pytest.fixture
+def document() -> ClusterDocument:
+    nodes = (node("shop1", Role.MASTER), node("box2"), node("box3"), node("office", Role.REPLI_MASTER))
+    return ClusterDocument(id="ab" * 16, name="shop", version=DocumentId(1, 0, 1), nodes=nodes)
+
+
+def spec(**more: Any) -> SetSpec:
+    return SetSpec.parse({"name": "web", "source": "shop1", "paths": ["/srv/www"], "to": ["box2"], **more})
+
+
+def with_set(document: ClusterDocument, **more: Any) -> ClusterDocument:
+    return add_set(document, spec(**more), NOW, "11" * 16)
+
+
+def test_each_edit_is_a_new_document_with_the_next_version(document: ClusterDocument) -> None:
+    edited = add_node(document, node("box4"), NOW)
+    assert edited.version == DocumentId(1, 0, 2)
+    assert document.version == DocumentId(1, 0, 1) and document.node("box4") is None
+    added = edited.node("box4")
+    assert added is not None and added.added_at_ns == NOW
+
+
+def test_a_taken_name_is_refused(document: ClusterDocument) -> None:
+    with pytest.raises(CrnodeError, match="already") as caught:
+        add_node(document, node("box2", mark=999), NOW)
+    assert caught.value.exit_code is ExitCode.REFUSED and caught.value.hint
+
+
+def test_the_ninth_node_is_refused(document: ClusterDocument) -> None:
+    for place in range(4):
+        document = add_node(document, node(f"extra{place}", mark=5000 + place), NOW)
+    with pytest.raises(CrnodeError, match="1 to 8 nodes"):
+        add_node(document, node("ninth", mark=6000), NOW)
+
+
+def test_set_targets_are_read_from_node_and_destination(document: ClusterDocument) -> None:
+    edited = with_set(document, to=["box2:/copy/web", "box3"], mode="archive", adopt=True, exclude=["*.tmp"])
+    item = edited.set_named("web")
+    assert item is not None
+    assert item.targets["box2"].destination == "/copy/web" and item.targets["box2"].mode is Mode.ARCHIVE
+    assert item.targets["box3"].destination is None and item.targets["box3"].adopt
+    assert item.uuid == "11" * 16 and item.exclude == ("*.tmp",)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"to": ["box2", "box2:/other"]}, "twice"),
+        ({"to": ["ghost"]}, "'ghost'"),
+        ({"to": ["box2:relative"]}, "not absolute"),
+        ({"source": "box3"}, "only receives"),
+        ({"name": "Web Site"}, "Web Site"),
+    ],
+)
+def test_sets_that_break_a_rule_are_refused(
+    document: ClusterDocument, more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(CrnodeError) as caught:
+        with_set(document, **more)
+    assert said in str(caught.value) and caught.value.exit_code is ExitCode.REFUSED
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"name": 5}, {"name": "a", "source": "b", "paths": [], "to": ["c"]}, {"x": 1}]
+)
+def test_wishes_that_do_not_fit_are_usage_errors(args: dict[str, Any]) -> None:
+    with pytest.raises(CrnodeError) as caught:
+        SetSpec.parse(args)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_removed_set_leaves_a_tombstone_and_its_name(document: ClusterDocument) -> None:
+    removed = remove_set(with_set(document), "web", NOW)
+    assert removed.sets == ()
+    assert removed.tombstones[0].uuid == "11" * 16
+    assert removed.tombstones[0].keep_until_ns == NOW + TOMBSTONE_KEEP_NS
+    again = add_set(removed, spec(), NOW, "22" * 16)  # rule 47: same name, another set
+    assert again.sets[0].uuid == "22" * 16
+    with pytest.raises(CrnodeError, match="used twice"):
+        add_set(removed, spec(), NOW, "11" * 16)
+
+
+def test_forgetting_a_set_ends_its_versions_at_once(document: ClusterDocument) -> None:
+    assert remove_set(with_set(document), "web", NOW, forget=True).tombstones[0].keep_until_ns == NOW
+
+
+def test_an_unknown_set_is_not_removed(document: ClusterDocument) -> None:
+    with pytest.raises(CrnodeError, match="no set of that name"):
+        remove_set(document, "ghost", NOW)
+
+
+def test_a_removed_node_leaves_every_set_and_its_certificate_is_buried(document: ClusterDocument) -> None:
+    removed = remove_node(with_set(document, to=["box2", "box3"]), "box2", NOW)
+    assert removed.node("box2") is None
+    assert list(removed.sets[0].targets) == ["box3"]
+    assert removed.tombstones[0].fingerprint == node("box2").fingerprint
+    with pytest.raises(CrnodeError, match="was removed"):
+        add_node(removed, node("box2"), NOW)
+    assert add_node(removed, node("box2", mark=777), NOW).node("box2") is not None
+
+
+def test_the_only_holder_of_something_is_not_removed_without_lose(document: ClusterDocument) -> None:
+    full = with_set(document)
+    with pytest.raises(CrnodeError, match="web") as caught:
+        remove_node(full, "box2", NOW)
+    assert "--lose" in caught.value.hint
+    assert remove_node(full, "box2", NOW, lose=True).sets[0].targets == {}
+    two = with_set(document, to=["box2", "box3"])
+    with pytest.raises(CrnodeError, match="old-set"):
+        remove_node(two, "box2", NOW, only_holder_of=["old-set"])
+
+
+@pytest.mark.parametrize(("name", "said"), [("shop1", "master"), ("office", "source"), ("ghost", "no node")])
+def test_nodes_that_are_needed_stay(document: ClusterDocument, name: str, said: str) -> None:
+    full = with_set(document, source="office")
+    with pytest.raises(CrnodeError, match=said):
+        remove_node(full, name, NOW, lose=True)
+
+
+def test_tombstones_are_bounded(document: ClusterDocument) -> None:
+    for place in range(MAX_TOMBSTONES + 3):
+        document = remove_set(add_set(document, spec(), NOW, f"{place + 1:032x}"), "web", NOW + place)
+    assert len(document.tombstones) == MAX_TOMBSTONES
+    assert f"{MAX_TOMBSTONES + 3:032x}" in {stone.uuid for stone in document.tombstones}
+    assert f"{1:032x}" not in {stone.uuid for stone in document.tombstones}
+
+
+def test_a_node_moves(document: ClusterDocument) -> None:
+    moved = move_node(document, "box2", "10.0.0.9:7400")
+    found = moved.node("box2")
+    assert found is not None and found.address == "10.0.0.9:7400"
+    assert move_node(moved, "box2", "10.0.0.9:7400") is moved
+    with pytest.raises(CrnodeError):
+        move_node(document, "box2", "shop1:7400")
+
+
+def test_news_from_the_master_is_taken(document: ClusterDocument) -> None:
+    news = add_node(document, node("box4"), NOW)
+    assert accept(None, document, "shop1") is document
+    assert accept(document, news, "shop1") is news
+    assert accept(news, news, "shop1") is news
+
+
+def test_news_from_anybody_else_is_not(document: ClusterDocument) -> None:
+    news = add_node(document, node("box4"), NOW)
+    with pytest.raises(CrnodeError, match="Only the master") as caught:
+        accept(document, news, "box2")
+    assert caught.value.exit_code is ExitCode.REFUSED
+    assert accept(document, news, "box2", holder="box2") is news
+
+
+def test_an_older_another_and_a_contradicting_document_are_refused(document: ClusterDocument) -> None:
+    news = add_node(document, node("box4"), NOW)
+    with pytest.raises(CrnodeError, match="older"):
+        accept(news, document, "shop1")
+    with pytest.raises(CrnodeError, match="cluster"):
+        accept(document, news.model_copy(update={"id": "cd" * 16}), "shop1")
+    with pytest.raises(CrnodeError, match="something else"):
+        accept(news, add_node(document, node("box5"), NOW), "shop1")
+    with pytest.raises(CrnodeError, match="older"):
+        accept(document.model_copy(update={"epoch": 4}), news, "shop1")
