@@ -98,6 +98,7 @@ class SourceCommit:
         """
         newest = self.catalog.newest()
         if batch.empty() and not staged and newest is not None and not confirm:
+            self._put(batch, spool)  # a recipe that was damaged here is whole again after its file was read
             if batch.prints or batch.lost:
                 with self.catalog.transaction():
                     self._side_rows(batch)
@@ -154,7 +155,7 @@ class SourceCommit:
 
     def _put(self, batch: Batch, spool: bool) -> None:
         fresh = batch.fresh
-        records = [Record(name, RECIPE, delta.RAW, len(data), data) for name, data in fresh.recipes]
+        records = [Record(name, RECIPE, delta.RAW, len(data), data) for name, data in fresh.recipes.items()]
         if spool:
             records += [Record(name, CHUNK, delta.RAW, len(data), data) for name, data in fresh.chunks.items()]
         if records:
@@ -164,7 +165,7 @@ class SourceCommit:
     def _side_rows(self, batch: Batch) -> None:
         catalog = self.catalog
         if batch.fresh.blocks:
-            catalog.save_blocks(batch.fresh.blocks)
+            catalog.save_blocks(batch.fresh.blocks.items())
         for path, print_ in batch.prints.items():
             catalog.see(path, print_)
         for path, reason in batch.lost.items():
@@ -183,14 +184,30 @@ class SourceCommit:
             if newest is not None:
                 self._prune(newest)
 
+    def adopt(self, target: str, image: bytes) -> Image | None:
+        """A target says that it holds `image`: the cursor moves there if we know it. In one turn of the writer,
+        because between a look-up and a cursor the image could be pruned."""
+        held = self.catalog.image(image)
+        if held is not None:
+            with self.catalog.transaction():
+                self.catalog.set_cursor(target, image, held.ordinal, self.now_ns())
+        return held
+
     def forget(self, target: str) -> None:
         """A target was removed from the set."""
         with self.catalog.transaction():
             self.catalog.drop_cursor(target)
 
     def _prune(self, newest: Image) -> None:
-        """A source retains the newest image, every cursor, and what is on its way (rule 37)."""
+        """A source retains the newest image, every cursor, and what is on its way (rule 37).
+
+        The image before the newest stays too: a push that has just chosen it had no time to say so. It is on its
+        way before the next commit can be asked for, because one task asks for both.
+        """
         keep = {newest.ordinal, *(c.ordinal for c in self.catalog.cursors())}
+        before = self.catalog.image(newest.parent)
+        if before is not None:
+            keep.add(before.ordinal)
         for name in self.in_flight():
             image = self.catalog.image(name)
             if image is not None:

@@ -18,6 +18,7 @@ from crnode.capture.attributes import group_name, read_extra, user_name
 from crnode.capture.roots import OpenRoots
 from crnode.platform.files import open_beneath
 from crnode.store.catalog import Fingerprint
+from crnode.store.store import Damaged, Missing
 from crproto import chunking, content
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
 from crproto.ids import HOLE, chunk_id
@@ -42,8 +43,8 @@ class Fresh:
 
     chunks: dict[bytes, bytes] = field(default_factory=dict)  # bytes of new chunks, up to the budget
     patches: dict[bytes, Patch] = field(default_factory=dict)
-    recipes: list[tuple[bytes, bytes]] = field(default_factory=list)  # (id, bytes), children before parents
-    blocks: list[tuple[bytes, bytes]] = field(default_factory=list)  # (segment id, block hashes of its chunks)
+    recipes: dict[bytes, bytes] = field(default_factory=dict)  # id -> bytes, children before parents
+    blocks: dict[bytes, bytes] = field(default_factory=dict)  # segment id -> block hashes of its chunks
     held: int = 0  # bytes in `chunks`
     new_bytes: int = 0  # bytes of all chunks that are not in the version before
 
@@ -103,6 +104,7 @@ class PathReader:
         self.limit = limit
         self.now_ns = now_ns
         self.budget = budget
+        self.earlier = Fresh()
         self._parent: tuple[bytes, int] | None = None
         self._parent_info: os.stat_result | None = None
 
@@ -138,6 +140,7 @@ class PathReader:
         `old` is the version before (any path that had the same inode will do): its recipe says what need not be
         cut again. Raises Gone, Unreadable or Torn.
         """
+        self.earlier = fresh  # what this very capture found before is not in the store yet
         for attempt in range(ATTEMPTS):
             try:
                 return self._take(path, old, fresh, last=attempt == ATTEMPTS - 1)
@@ -245,10 +248,7 @@ class PathReader:
         self, path: bytes, fd: int, info: os.stat_result, old: Entry | None, fresh: Fresh, *, twice: bool
     ) -> tuple[bytes, int]:
         size = info.st_size
-        known = self._old_chunks(old)
-        previous = None
-        if old is not None and old.level > 0 and old.content is not None:
-            previous = content.parse_recipe(self.load(old.content)).cutter
+        known, previous = self._old_chunks(old, fresh)
         number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
         builder = content.RecipeBuilder(number)
         sink = _Sink(fresh, self.budget, builder)
@@ -266,22 +266,28 @@ class PathReader:
             self._same_again(fd, size, named, fresh)
         return named
 
-    def _old_chunks(self, old: Entry | None) -> list[OldChunk]:
-        """The chunks of the version before, with their block hashes; empty when they are not known."""
+    def _old_chunks(self, old: Entry | None, fresh: Fresh) -> tuple[list[OldChunk], int | None]:
+        """(chunks of the version before with their block hashes, its cutter); ([], None) when they are not known:
+        the file is then cut as if it were new."""
         if old is None or old.level == 0 or old.content is None:
-            return []
+            return [], None
+
+        def load(name: bytes) -> bytes:
+            return fresh.recipes.get(name) or self.earlier.recipes.get(name) or self.load(name)
+
         out: list[OldChunk] = []
         try:
-            for segment in _segments(old.content, old.level, self.load):
-                hashes = self.blocks(segment)
+            cutter = content.parse_recipe(load(old.content)).cutter
+            for segment in _segments(old.content, old.level, load):
+                hashes = fresh.blocks.get(segment) or self.earlier.blocks.get(segment) or self.blocks(segment)
                 at = 0
-                for length, name in content.parse_recipe(self.load(segment)).iter_items():
+                for length, name in content.parse_recipe(load(segment)).iter_items():
                     end = at if name == HOLE else at + 8 * -(-length // 4096)
                     out.append(OldChunk(length, name, hashes[at:end]))
                     at = end
-        except KeyError:
-            return []
-        return out
+        except (Missing, Damaged):
+            return [], None
+        return out, cutter
 
     def _recut(self, fd: int, size: int, known: list[OldChunk], number: int, sink: _Sink) -> None:
         def read(at: int, length: int) -> memoryview:
@@ -315,15 +321,12 @@ class PathReader:
             if chunk_id(_pread(fd, size, 0)) != named[0]:
                 raise _Changed
             return
-        recipes = dict(fresh.recipes)
-        hashes = dict(fresh.blocks)
-
         def load(name: bytes) -> bytes:
-            return recipes.get(name) or self.load(name)
+            return fresh.recipes.get(name) or self.earlier.recipes.get(name) or self.load(name)
 
         at = 0
         for segment in _segments(named[0], named[1], load):
-            known = hashes.get(segment) or self.blocks(segment)
+            known = fresh.blocks.get(segment) or self.earlier.blocks.get(segment) or self.blocks(segment)
             place = 0
             items = list(content.parse_recipe(load(segment)).iter_items())
             run: list[tuple[int, int, bytes]] = []
@@ -375,11 +378,11 @@ class _Sink:
 
     def _drain(self) -> None:
         for name, data in self.builder.take():
-            self.fresh.recipes.append((name, data))
+            self.fresh.recipes[name] = data
             recipe = content.parse_recipe(data)
             if recipe.level == 1:
                 count = len(recipe.items) // content.ITEM.size
-                self.fresh.blocks.append((name, b"".join(self._hashes[:count])))
+                self.fresh.blocks[name] = b"".join(self._hashes[:count])
                 del self._hashes[:count]
 
     def finish(self) -> tuple[bytes, int]:
@@ -400,8 +403,8 @@ def _segments(name: bytes, level: int, load: Load) -> Iterator[bytes]:
 def _merge(fresh: Fresh, trial: Fresh) -> None:
     fresh.chunks.update(trial.chunks)
     fresh.patches.update(trial.patches)
-    fresh.recipes.extend(trial.recipes)
-    fresh.blocks.extend(trial.blocks)
+    fresh.recipes.update(trial.recipes)
+    fresh.blocks.update(trial.blocks)
     fresh.held = trial.held
     fresh.new_bytes += trial.new_bytes
 

@@ -1,4 +1,4 @@
-"""set add, list, show, remove: what is protected."""
+"""set add, list, show, remove, rebase: what is protected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import print_json, show, table
+from crnode.cli.output import print_json, print_warning, show, table
 from crnode.errors import CrnodeError, ExitCode
 
 app = typer.Typer(
@@ -25,6 +25,13 @@ def add(
     source: Annotated[str, typer.Option(help="The node that has the files.")],
     path: Annotated[list[str], typer.Option(help="A folder or file to protect; may be repeated.")],
     to: Annotated[list[str], typer.Option(metavar="NODE[:DIR]", help="A node to copy to; may be repeated.")],
+    archive_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE[:DIR]",
+            help="A node to copy to that keeps everything, whatever --mode says; repeatable.",
+        ),
+    ] = None,
     template: Annotated[str, typer.Option(help="How the application is treated.")] = "files",
     mode: Annotated[
         str, typer.Option(help="mirror (deletions follow) or archive (keeps everything).")
@@ -35,6 +42,17 @@ def add(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Not what matches; like .gitignore; repeatable.")
     ] = None,
+    page_files: Annotated[
+        list[str] | None,
+        typer.Option(help="Files of fixed pages (databases, disk images); like .gitignore; repeatable."),
+    ] = None,
+    privileged: Annotated[
+        bool,
+        typer.Option(
+            "--privileged",
+            help="Let set-id bits, security attributes and files of root through to the targets.",
+        ),
+    ] = False,
     adopt: Annotated[
         bool,
         typer.Option("--adopt", help="The destination may hold files; they are kept as a version first."),
@@ -52,13 +70,20 @@ def add(
         "template": template,
         "include": include or [],
         "exclude": exclude or [],
+        "page_files": page_files or [],
+        "privileged": privileged,
         "adopt": adopt,
     }
+    if archive_to:
+        args["archive_to"] = archive_to
     answer = ask(data, "set.add", args)
     if as_json:
         print_json(answer)
     else:
-        show(f"The set '{name}' was added: {', '.join(path)} of '{source}' goes to {', '.join(to)}.")
+        places = ", ".join([*to, *(archive_to or [])])
+        show(f"The set '{name}' was added: {', '.join(path)} of '{source}' goes to {places}.")
+        if problem := answer.get("problem"):
+            print_warning(f"It does not run yet: {problem}")
 
 
 @app.command("list", epilog="Example: crnode set list --json")
@@ -124,6 +149,22 @@ def remove(
     else:
         fate = "its versions are being deleted" if now else "its versions stay for 30 days"
         show(f"The set '{name}' was removed; {fate}.")
+
+
+@app.command("rebase", epilog="Example: crnode set rebase web")
+def rebase(
+    name: Annotated[str, typer.Argument(help="The set.")], data: Data = None, as_json: Json = False
+) -> None:
+    """Say that the source is right as it is now.
+
+    Needed when its folder was replaced, or everything in it is gone: crnode waits then, because a missing disk
+    looks the same.
+    """
+    answer = ask(data, "set.rebase", {"name": name})
+    if as_json:
+        print_json(answer)
+    else:
+        show(f"The source of '{name}' counts as it is now; its changes go to the targets.")
 
 
 def _confirm(name: str, confirmed: str | None) -> None:

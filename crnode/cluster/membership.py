@@ -42,6 +42,7 @@ class SetSpec(BaseModel):
     source: str
     paths: Annotated[list[str], Field(min_length=1, max_length=MAX_PATHS)]
     to: Annotated[list[str], Field(min_length=1)]  # each 'NODE' or 'NODE:DESTINATION'
+    archive_to: list[str] = []  # likewise, but archives whatever `mode` says
     mode: Mode = Mode.MIRROR
     template: str = "files"
     include: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
@@ -159,8 +160,9 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
     what = f"The set '{spec.name}' was not added."
     targets: dict[str, Target] = {}
     try:
-        for text in spec.to:
-            target = parse_target(text, spec.mode, spec.adopt)
+        wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
+        for text, mode in wanted:
+            target = parse_target(text, mode, spec.adopt)
             if target.node in targets:
                 raise _refuse(
                     what, f"It names the target '{target.node}' twice, and a node keeps a set once."

@@ -273,7 +273,8 @@ class TargetCommit:
             self.catalog.complete(row, totals)
             self.catalog.set_meta("resume", None)
             live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
-            self.catalog.set_live(live._replace(target=ordinal, state="moving"))
+            if live.state != "moving":  # a move that is under way ends where it was going: rows of both ends stay
+                self.catalog.set_live(live._replace(target=ordinal, state="moving"))
             self._thin(row, PRUNE_ROWS)
         return []
 

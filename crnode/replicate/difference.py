@@ -129,10 +129,9 @@ def from_memory(changed: Sequence[Entry], removed: Sequence[bytes], fresh: Fresh
     for group in removals(removed):
         yield Part(removed=group)
     part = Part()
-    recipes = dict(fresh.recipes)
 
     def loaded(name: bytes) -> bytes:
-        return recipes.get(name) or load(name)
+        return fresh.recipes.get(name) or load(name)
 
     for entry in changed:
         for wanted in objects_of(entry, old(entry.path), loaded):

@@ -80,6 +80,8 @@ class LiveTree:
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
         self._cleared: set[bytes] = set()
+        self._begun = False  # a move was begun and not ended: the next one goes on with it
+        self._redo = True  # the process before may have been in the middle of one
 
     # -- moving
 
@@ -92,19 +94,37 @@ class LiveTree:
             return None
         self.place.check()
         self._report = Report()
+        wanted = self.reader.image_at(live.target) if self._begun or self._redo else None
+        if wanted is None or wanted.ordinal <= live.at:
+            wanted = newest
+            self._aim(live, newest.ordinal)
+        self._begun = True
+        newest = wanted
         with self._writer() as writer:
-            shown = self.reader.image_at(live.at)
-            # Deletions of a rolling image wait for the next one to confirm them (rule 53).
-            waited = shown is not None and bool(shown.flags & ROLLING)
-            low = live.at - 1 if waited else live.at
-            high = newest.ordinal - 1 if newest.flags & ROLLING else newest.ordinal
-            self._remove_gone(
-                writer, list(self.reader.went(live.at, newest.ordinal, died_after=low, died_until=high))
-            )
+            gone = set(self.reader.went(live.at, newest.ordinal))
+            deferred: set[bytes] = set()
+            if newest.flags & ROLLING:  # its own deletions wait for the next image to confirm them (rule 53)
+                deferred = gone - set(self.reader.went(live.at, newest.ordinal, until=newest.ordinal - 1))
+            gone |= {p for p in self.reader.deferred() if self.reader.entry(p, newest.ordinal) is None}
+            self._remove_gone(writer, gone - deferred)
             touched = self._write_came(writer, live.at, newest.ordinal)
             self._finish_directories(writer, touched, newest.ordinal)
-        self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()))
+        self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()), deferred)
+        self._begun = self._redo = False
         return self._report
+
+    def _aim(self, live: Live, ordinal: int) -> None:
+        """Note where the move goes before anything is written: a restart first finishes this very move, so that
+        nothing it wrote is left behind (a1)."""
+        if live.target == ordinal and live.state == "moving":
+            return
+
+        def write() -> None:
+            now = self.catalog.live()
+            if now is not None:
+                self.catalog.set_live(now._replace(target=ordinal, state="moving"))
+
+        self.record(write)
 
     def sync(self) -> int | None:
         """Make what the tree shows durable; returns the ordinal that is now synced, None when nothing was due."""
@@ -143,7 +163,9 @@ class LiveTree:
                     continue
                 wrong.append((path, entry))
             for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
-                if entry is None or entry.kind != DIRECTORY:
+                if entry is None:
+                    self._guarded(path, lambda p=path: self._remove(writer, p))
+                elif entry.kind != DIRECTORY:
                     self._guarded(path, lambda p=path, e=entry: self._clear_drift(writer, p, e))
                 touched.add(split(path)[0])
             for path, entry in sorted(wrong, key=lambda w: w[0]):
@@ -178,7 +200,7 @@ class LiveTree:
 
     # -- deletions
 
-    def _remove_gone(self, writer: TreeWriter, gone: list[bytes]) -> None:
+    def _remove_gone(self, writer: TreeWriter, gone: set[bytes]) -> None:
         if self.archive:
             for path in gone:
                 self._prints.setdefault(path, self.reader.fingerprint(path))
@@ -231,9 +253,8 @@ class LiveTree:
 
     def _write(self, writer: TreeWriter, entry: Entry, old: Entry | None, to: int) -> None:
         """Make the path what `entry` says, the cheapest right way."""
-        known = self.reader.fingerprint(entry.path)
         info = writer.lstat(entry.path)
-        ours = info is not None and known is not None and fingerprint(info) == known
+        ours = info is not None and self._ours(entry.path, info)
         link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
         if info is not None and not ours:
             self._clear_drift(writer, entry.path, entry)
@@ -269,6 +290,27 @@ class LiveTree:
         else:
             self._cleared.add(path)
 
+    def _known(self, path: bytes) -> Fingerprint | None:
+        """The fingerprint that we left at `path`, in this very move or before."""
+        if path in self._prints:
+            return self._prints[path]
+        return self.reader.fingerprint(path)
+
+    def _ours(self, path: bytes, info: os.stat_result) -> bool:
+        """Whether what stat(2) says is the file that we left at `path`, untouched."""
+        known = self._known(path)
+        if known is None:
+            return False
+        here = fingerprint(info)
+        if here == known:
+            return True
+        if here._replace(ctime_ns=0) != known._replace(ctime_ns=0):
+            return False
+        # Only its ctime moved. Removing or replacing another name of a hard link does that, and was our own doing.
+        live = self.reader.live()
+        entry = self.reader.entry(path, live.at) if live is not None else None
+        return entry is not None and entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).link is not None
+
     # -- what is in the way
 
     def _clear_drift(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> None:
@@ -276,7 +318,7 @@ class LiveTree:
         info = writer.lstat(path)
         if info is None:
             return
-        known = self.reader.fingerprint(path)
+        known = self._known(path)
         if stat.S_ISDIR(info.st_mode):
             if entry is None and known is not None:
                 return  # a directory of ours on its way out; its own content was dealt with path by path
@@ -285,7 +327,7 @@ class LiveTree:
             elif entry is None or entry.kind != DIRECTORY:
                 self._empty_or_aside(writer, path)
             return
-        if known is not None and fingerprint(info) == known:
+        if self._ours(path, info):
             return
         if self._same_bytes(writer, path, entry):
             return
@@ -357,7 +399,7 @@ class LiveTree:
         except CrnodeError:
             raise
 
-    def _flush(self, live: Live | None) -> None:
+    def _flush(self, live: Live | None, deferred: Iterable[bytes] = ()) -> None:
         """Record what was done so far; `live` ends the move."""
         prints, self._prints = self._prints, {}
         cleared, self._cleared = self._cleared, set()
@@ -371,6 +413,7 @@ class LiveTree:
             for path, reason in unapplied.items():
                 self.catalog.set_problem("unapplied", path, reason)
             if live is not None:
+                self.catalog.set_deferred(deferred)
                 now = self.catalog.live()
                 newest = self.catalog.newest()
                 moving = newest is not None and newest.ordinal != live.at

@@ -180,7 +180,6 @@ class Push:
                 await listener
             self._fail_waiters(PeerClosed("lost", f"The connection to {self.target} ended."))
             self._peer = None
-            self.in_flight.clear()
             self.sent_bytes += peer.bytes_out
             await peer.close()
 
@@ -256,7 +255,6 @@ class Push:
             await self._reconcile(peer, state)
             return
         staged = (state.staging, state.resume) if state.staging else None
-        await self._adopt_cursor(held)
         while True:
             newest = self.source.newest
             assert newest is not None and newest.id is not None
@@ -279,25 +277,29 @@ class Push:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
 
     async def _known(self, state: SetState) -> Image | None:
-        """The image of ours that the target holds; None when it holds none, or one we do not know."""
+        """The image of ours that the target holds, as its cursor; None when it holds none, or one we do not know."""
         if not state.newest:
             return None
-        return await self.source.writer.submit(self.source.catalog.image, state.newest)
-
-    async def _adopt_cursor(self, held: Image | None) -> None:
-        if held is not None and held.id is not None:
-            await self._acknowledged(held)
+        held = await self.source.writer.submit(self.commit.adopt, self.target, state.newest)
+        if held is not None:
+            self.acked = state.newest
+            self.lag.acked(held.sequence, self._loop.time())
+            async with self._changed:
+                self._changed.notify_all()
+        return held
 
     async def _acknowledged(self, image: Image) -> None:
         assert image.id is not None
         self.acked = image.id
         self.lag.acked(image.sequence, self._loop.time())
-        saved = self.source.writer.submit(self.commit.acknowledged, self.target, image.id)
-        saved.add_done_callback(self._cursor_saved)
+        name = image.id
+        saved = self.source.writer.submit(self.commit.acknowledged, self.target, name)
+        saved.add_done_callback(lambda done: self._cursor_saved(name, done))
         async with self._changed:
             self._changed.notify_all()
 
-    def _cursor_saved(self, saved: asyncio.Future[None]) -> None:
+    def _cursor_saved(self, image: bytes, saved: asyncio.Future[None]) -> None:
+        self.in_flight.discard(image)  # not before: until the cursor is there this is what keeps the image's rows
         if not saved.cancelled() and saved.exception() is not None:
             self._journal("push", f"The cursor of {self.target} was not saved: {saved.exception()}")
 
@@ -351,7 +353,8 @@ class Push:
             return False
         finally:
             self._verdict = None
-            self.in_flight.discard(image.id)
+            if self.acked != image.id:
+                self.in_flight.discard(image.id)
             await self._in_thread(objects.close)
 
     def _header(self, image: Image, base: bytes, resumed: bool, held: Image | None) -> ImageBegin:
@@ -495,7 +498,7 @@ class Push:
         """The source moved on while its image was sent: wait for the next image."""
         self._abandoned += 1
         path = abandoned.args[0]
-        self._journal("push", f"Set {self.set_name} to {self.target}: {path!r} changed while it was sent; a newer image follows.")
+        self._journal("push", f"Set {self.set_name} to {self.target}: a file changed while it was sent; a newer image follows.")
         if self._abandoned >= SPOOL_AFTER and not self.source.spool:
             self.source.spool = True
             self._journal("push", f"Set {self.set_name} changes faster than it is sent: new bytes are spooled.")

@@ -167,6 +167,10 @@ class Reader:
         """Paths that the source cannot take (sockets, devices, unreadable files), with the reason of each."""
         return list(self._db.execute("SELECT path,reason FROM lost ORDER BY path LIMIT ?", (limit,)))
 
+    def deferred(self) -> list[bytes]:
+        """Deletions that the live tree has not followed yet, because the image that made them was rolling."""
+        return [r[0] for r in self._db.execute("SELECT path FROM deferred")]
+
     def meta(self, key: str) -> bytes | None:
         row = self._one("SELECT value FROM meta WHERE key=?", (key,))
         return row[0] if row else None
@@ -264,20 +268,17 @@ class Reader:
         )
         return (row[0], row[1], row[2]) if row else None
 
-    def went(
-        self, base: int, to: int, *, died_after: int | None = None, died_until: int | None = None
-    ) -> Iterator[bytes]:
-        """Paths that image `base` has and image `to` has not.
+    def went(self, base: int, to: int, until: int | None = None) -> Iterator[bytes]:
+        """Paths that image `base` has and image `to` has not; with `until`, only those that ended by that ordinal.
 
-        `died_after` (default `base`) widens it to paths that ended before `base`; `died_until` (default `to`) narrows
-        it to those that ended by then.
+        `base` must be a retained image (or a root of pruning): rows that ended before it may be gone.
         """
         rows = self._db.execute(
             "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
             " WHERE e.died>? AND e.died<=? AND e.died<4611686018427387904 AND e.born<=?"
             " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name AND n.born<=? AND n.died>?)"
             " ORDER BY d.path,e.name",
-            (base if died_after is None else died_after, to if died_until is None else died_until, base, to, to),
+            (base, to if until is None else until, base, to, to),
         )
         for directory, name in rows:
             yield join(directory, name)
@@ -618,6 +619,11 @@ class Catalog(Reader):
     def set_live(self, live: Live) -> None:
         self._db.execute("INSERT OR REPLACE INTO live VALUES (1,?,?,?,?,?)", tuple(live))
 
+    def set_deferred(self, paths: Iterable[bytes]) -> None:
+        """Replace the deletions that wait for a later image to confirm them (rule 53)."""
+        self._db.execute("DELETE FROM deferred")
+        self._db.executemany("INSERT OR IGNORE INTO deferred VALUES (?)", [(p,) for p in paths])
+
     def set_pin(self, ordinal: int, name: str | None, why: str) -> None:
         """Keep an image whatever retention says."""
         self._db.execute("UPDATE image SET pinned=1, name=?, why=? WHERE ordinal=?", (name, why, ordinal))
@@ -633,21 +639,23 @@ class Catalog(Reader):
 
         `spare_deleted` keeps the last row of each path that no longer exists (archives, rule 49).
         """
-        complete = [i.ordinal for i in self.images()]
+        complete = [r[0] for r in self._db.execute("SELECT ordinal FROM image WHERE state=1 ORDER BY ordinal")]
         if not complete:
             return 0
-        newest = complete[-1]
-        kept = sorted((keep & set(complete)) | {newest})
+        kept = sorted((keep & set(complete)) | {complete[-1]})
+        drop = [ordinal for ordinal in complete if ordinal not in set(kept)]
+        # An image whose row is there has all its entries: the image goes first, in the same transaction.
+        self._db.executemany("DELETE FROM image WHERE ordinal=?", [(ordinal,) for ordinal in drop])
+        unfinished = self.meta("pruning") is not None
         removed = 0
-        for ordinal in complete:
-            if ordinal in kept:
-                continue
-            low = max((k for k in kept if k < ordinal), default=0)
-            high = min(k for k in kept if k > ordinal)
-            removed += self._prune_between(low, high, spare_deleted, limit - removed)
-            if removed >= limit:
-                return removed  # the image row stays until all its rows are gone
-            self._db.execute("DELETE FROM image WHERE ordinal=?", (ordinal,))
+        for low, high in zip([0, *kept], kept, strict=False):
+            if unfinished or any(low < ordinal < high for ordinal in drop):
+                removed += self._prune_between(low, high, spare_deleted, limit - removed)
+                if removed >= limit:
+                    break
+        left = removed >= limit
+        if left != unfinished:
+            self.set_meta("pruning", b"1" if left else None)
         return removed
 
     def _prune_between(self, low: int, high: int, spare_deleted: bool, limit: int) -> int:

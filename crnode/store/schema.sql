@@ -37,3 +37,4 @@ CREATE TABLE unapplied (path BLOB PRIMARY KEY, reason TEXT NOT NULL) STRICT;
 CREATE TABLE lost (path BLOB PRIMARY KEY, reason TEXT NOT NULL, at_ns INTEGER NOT NULL) STRICT;
 CREATE TABLE block (                                          -- seeded xxh3 of each 4 KiB of each chunk of a recipe segment; droppable
   segment BLOB PRIMARY KEY, hashes BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE deferred (path BLOB PRIMARY KEY) STRICT;             -- deletions of a rolling image, until the next one confirms them

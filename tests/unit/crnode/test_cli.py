@@ -34,6 +34,7 @@ COMMANDS = [
     ["set", "list"],
     ["set", "show"],
     ["set", "remove"],
+    ["set", "rebase"],
     ["node"],
     ["node", "list"],
     ["node", "remove"],
@@ -86,6 +87,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     },
     "set.add": {},
     "set.remove": {},
+    "set.rebase": {"accepted": "web"},
     "node.remove": {},
     "invite": {"token": "crnode1-ABC", "expires_at": 1_700_000_000, "command": "crnode join crnode1-ABC"},
     "versions": {
@@ -214,10 +216,35 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
             "template": "files",
             "include": [],
             "exclude": [],
+            "page_files": [],
+            "privileged": False,
             "adopt": True,
         },
         "box2:/c",
     ),
+    (
+        [
+            *("set", "add", "db", "--source", "shop1", "--path", "/a", "--to", "box2"),
+            *("--archive-to", "box3:/d", "--page-files", "*.db", "--privileged"),
+        ],
+        "set.add",
+        {
+            "name": "db",
+            "source": "shop1",
+            "paths": ["/a"],
+            "to": ["box2"],
+            "archive_to": ["box3:/d"],
+            "mode": "mirror",
+            "template": "files",
+            "include": [],
+            "exclude": [],
+            "page_files": ["*.db"],
+            "privileged": True,
+            "adopt": False,
+        },
+        "box2, box3:/d",
+    ),
+    (["set", "rebase", "web"], "set.rebase", {"name": "web"}, "counts as it is now"),
     (["set", "remove", "web"], "set.remove", {"name": "web", "now": False}, "30 days"),
     (
         ["set", "remove", "web", "--now", "--confirm", "web"],
@@ -275,6 +302,15 @@ def test_status_shows_problems_and_warnings(agent: Agent, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "warning: the clock is off" in out and "a.sock: is a socket" in out
     assert "12,345" in out and "3 entries, 4.0 KiB" in out and "slow\N{REPLACEMENT CHARACTER}" in out
+
+
+def test_a_set_that_was_added_but_cannot_run_is_a_warning(
+    agent: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent.answers["set.add"] = {"name": "web", "problem": "The folder is not there."}
+    assert main(["set", "add", "web", "--source", "shop1", "--path", "/a", "--to", "box2"]) == 0
+    out, err = capsys.readouterr()
+    assert "was added" in out and err == "warning: It does not run yet: The folder is not there.\n"
 
 
 def test_restore_at_a_time_takes_the_newest_version_before_it(

@@ -77,10 +77,21 @@ def test_set_targets_are_read_from_node_and_destination(document: ClusterDocumen
     assert item.uuid == "11" * 16 and item.exclude == ("*.tmp",)
 
 
+def test_one_set_may_have_mirrors_and_archives(document: ClusterDocument) -> None:
+    item = with_set(document, to=["box2"], archive_to=["box3:/keep"]).set_named("web")
+    assert item is not None
+    assert {name: target.mode for name, target in item.targets.items()} == {
+        "box2": Mode.MIRROR,
+        "box3": Mode.ARCHIVE,
+    }
+    assert item.targets["box3"].destination == "/keep"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"to": ["box2", "box2:/other"]}, "twice"),
+        ({"archive_to": ["box2"]}, "twice"),
         ({"to": ["ghost"]}, "'ghost'"),
         ({"to": ["box2:relative"]}, "not absolute"),
         ({"source": "box3"}, "only receives"),
