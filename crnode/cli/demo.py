@@ -1,8 +1,9 @@
 """`crnode demo`: three nodes on this machine, a working day in half a minute, every claim checked.
 
-The nodes are real: three agents in processes of their own that talk TLS over loopback, made and asked with the same
-commands that a person types. Whatever is said to be equal was read back and compared by SHA-256, independently of
-crnode's own digests. All of it lives in one temporary directory, which goes at the end, however the demo ends.
+The nodes are real: three agents in processes of their own that talk TLS over loopback, made and asked with
+the same commands that a person types. Whatever is said to be equal was read back and compared by SHA-256,
+independently of crnode's own digests. All of it lives in one temporary directory, which goes at the end,
+however the demo ends.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def run(json: bool, keep: bool) -> int:
     """Play the demo. 0 when every check held, 1 when one did not; CrnodeError when it could not go on."""
     begun = time.monotonic()
     show = JsonShow() if json else LiveShow() if sys.stdout.isatty() else Show()
+    ports = free_ports(3)
     top = Path(tempfile.mkdtemp(prefix="crnode-demo-"))
-    demo = Demo(show, top)
+    demo = Demo(show, top, ports)
     ended = "The demo was interrupted."
     ok = False
     try:
@@ -121,11 +123,10 @@ def _undisturbed() -> Iterator[None]:
 class Demo:
     """The story. `play` tells it, `end` stops what it started."""
 
-    def __init__(self, show: Show, top: Path) -> None:
+    def __init__(self, show: Show, top: Path, ports: list[int]) -> None:
         self.show = show
         self.top = top
         roles = (("shop1", "master"), ("box2", "replica"), ("box3", "replica"))
-        ports = free_ports(len(roles))
         self.machines = [
             Machine(name, role, top, port) for (name, role), port in zip(roles, ports, strict=True)
         ]
@@ -163,7 +164,9 @@ class Demo:
             "shop1 is the main machine, box2 and box3 keep copies. Here all three run on this computer.",
         )
         where = f"--listen {self.shop1.address} --advertise {self.shop1.address}".split()
-        self._run(self.shop1, "init", "--name", "shop1", "--cluster", "demo", *where, shown="init --name shop1")
+        self._run(
+            self.shop1, "init", "--name", "shop1", "--cluster", "demo", *where, shown="init --name shop1"
+        )
         self.shop1.start()
         self.follower.start()
         for machine in (self.box2, self.box3):
@@ -180,8 +183,8 @@ class Demo:
         total = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         self.show.step(
             "The shop's folder is protected",
-            f"It holds {len(list(self.folder.rglob('*')))} files and folders, {size(total)}. box2 gets a mirror: "
-            "an exact copy. box3 gets an archive: what was there once stays there.",
+            f"It holds {len(list(self.folder.rglob('*')))} files and folders, {size(total)}. box2 gets a "
+            "mirror: an exact copy. box3 gets an archive: what was there once stays there.",
         )
         self._run(
             self.shop1,
@@ -216,8 +219,8 @@ class Demo:
             time.sleep(0.05)
         middle = statistics.median(took) if took else 99.0
         self.show.check(
-            f"{len(took)} letters were saved; the copy of one was complete on box2 after {middle * 1000:.0f} ms "
-            "(the middle one of them).",
+            f"{len(took)} letters were saved; the copy of one was complete on box2 after "
+            f"{middle * 1000:.0f} ms (the middle one of them).",
             len(took) > 5 and middle < 5,
         )
         self._sync()
@@ -226,14 +229,16 @@ class Demo:
     def _rename(self) -> None:
         self.show.step(
             "A folder is renamed",
-            f"It holds the catalogue of {size(BIG)}. Nothing in it changed, so nothing needs to be sent again.",
+            f"It holds the catalogue of {size(BIG)}. Its content is the same, so it need not be sent again.",
         )
         self._remember("catalogue 2025")
         before = self._sent()
         (self.folder / "catalogue 2025").rename(self.folder / "catalogue 2026")
         self._sync()
         sent = self._sent() - before
-        self.show.check(f"The rename cost {size(sent)} on the line instead of {size(BIG)}.", sent < BIG // 100)
+        self.show.check(
+            f"The rename cost {size(sent)} on the line instead of {size(BIG)}.", sent < BIG // 100
+        )
         self._check_mirror("The mirror shows the new name, with the same content.")
 
     def _grow(self) -> None:
@@ -264,7 +269,9 @@ class Demo:
         self._sync()
         self.show.check("The letter is gone from the mirror.", not (self.mirror / name).exists())
         self.show.check("The letter is still in the archive.", (self.archive / name).exists())
-        self._check_archive("The archive has all that is and all that was: the letter and the old folder's name.")
+        self._check_archive(
+            "The archive has all that is and all that was: the letter and the old folder's name."
+        )
 
     def _power_cut(self) -> None:
         self.show.step(
@@ -281,11 +288,15 @@ class Demo:
         self.show.check("shop1 notices and says so, and box3 is served all the same.", noticed and served)
         time.sleep(1.0)
         lag = self._target("box2").get("lag_s") or 0.0
-        self.show.say(f"box2 is {lag:.1f} s behind. This lag is what would be missing if shop1 burned down now.")
+        self.show.say(
+            f"box2 is {lag:.1f} s behind. This lag is what would be missing if shop1 burned down now."
+        )
         self.box2.start()
         begun = time.monotonic()
         self._sync()
-        self.show.say(f"box2 is back and caught up by itself, {time.monotonic() - begun:.1f} s after it had started.")
+        self.show.say(
+            f"box2 is back and caught up by itself, {time.monotonic() - begun:.1f} s after it had started."
+        )
         self._check_mirror("Nothing was lost and nothing is half there: the mirror equals the original.")
 
     def _bring_back(self) -> None:
@@ -301,7 +312,9 @@ class Demo:
         spoiled = int(self._sync()["sequence"])
         found: list[dict[str, Any]] = self._run(self.shop1, "versions", SET, PRICES)["versions"]
         earlier = [int(item["number"]) for item in found if int(item["number"]) < spoiled]
-        if not self.show.check(f"{len(found)} versions of the price list are listed, earlier ones too.", bool(earlier)):
+        if not self.show.check(
+            f"{len(found)} versions of the price list are listed, earlier ones too.", bool(earlier)
+        ):
             return
         chosen = max(earlier)
         out = self.top / "restored"
@@ -315,7 +328,7 @@ class Demo:
         self._run(self.shop1, *words, shown=f"restore {SET} --version {number} --to …")
         wrong = difference(then, read_folder(whole))
         self.show.check(
-            f"The whole folder as it was then comes back as well: {len(then)} of {len(then)} files and folders.",
+            f"The whole folder as it was then comes back as well: {len(then)} files and folders.",
             not wrong,
             wrong,
         )
@@ -327,7 +340,7 @@ class Demo:
     def _compare(self) -> None:
         self.show.step(
             "Everything is compared once more",
-            "First by SHA-256 over all files, read from the disk just now; then by the digests of crnode itself.",
+            "First by SHA-256 over all files, read from the disk just now; then by crnode's own digests.",
         )
         self._sync()
         self._check_mirror("The mirror on box2 equals the original in every name, content, mode and time.")
@@ -335,11 +348,15 @@ class Demo:
         item = self._status()["sets"][0]
         digests = {str(item["digest"]), *(str(target["digest"]) for target in item["targets"])}
         self.show.check(
-            f"The three nodes name the same image digest: {item['digest'][:16]}…", len(digests) == 1, str(digests)
+            f"The three nodes name the same image digest: {item['digest'][:16]}…",
+            len(digests) == 1,
+            str(digests),
         )
         behind = [target["node"] for target in item["targets"] if target["state"] != "in sync"]
         self.show.check("Status says that both copies are in sync.", not behind, str(item["targets"]))
-        problems = [problem for target in item["targets"] for problem in target["problems"]] + item["problems"]
+        problems = [problem for target in item["targets"] for problem in target["problems"]] + item[
+            "problems"
+        ]
         self.show.check("No path is reported as a problem.", not problems, str(problems))
 
     # -- helpers
@@ -348,7 +365,9 @@ class Demo:
         self.folder.mkdir()
         (self.folder / "letters").mkdir(mode=0o750)
         for number in range(150):
-            (self.folder / "letters" / f"order {number:03}.txt").write_text(f"Order {number}\n" * (number + 1))
+            (self.folder / "letters" / f"order {number:03}.txt").write_text(
+                f"Order {number}\n" * (number + 1)
+            )
         (self.folder / PRICES).write_text("".join(f"{n};part {n};{n % 90}.50\n" for n in range(8000)))
         (self.folder / PRICES).chmod(0o640)
         (self.folder / "newest order.txt").symlink_to("letters/order 149.txt")
@@ -386,7 +405,11 @@ class Demo:
 
     def _remember(self, name: str) -> None:
         """The archive must go on having `name`, and what is in it, after the source has not."""
-        inside = {key: item for key, item in read_folder(self.folder).items() if key == name or key.startswith(f"{name}/")}
+        inside = {
+            key: item
+            for key, item in read_folder(self.folder).items()
+            if key == name or key.startswith(f"{name}/")
+        }
         self.gone |= inside
 
     def _check_mirror(self, text: str) -> None:

@@ -1,7 +1,7 @@
-"""What `crnode demo` stands on: agents as child processes, folders compared by digest, and three ways to show it.
+"""What `crnode demo` stands on: agents as child processes, folders compared by digest, three ways to show it.
 
-Folders are compared with nothing but `os` and `hashlib`, so that the demo's verdict does not rest on the code that
-it judges.
+Folders are compared with nothing but `os` and `hashlib`, so that the demo's verdict does not rest on the code
+that it judges.
 """
 
 from __future__ import annotations
@@ -66,8 +66,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Item(NamedTuple):
-    """One path of a folder: all that must be equal at both ends. Owners are left out: without --privileged files of
-    root are given to nobody at the target, and without root to the user who runs the agent.
+    """One path of a folder: all that must be equal at both ends.
+
+    Owners are left out: without --privileged files of root are given to nobody at the target, and without
+    root to the user who runs the agent.
     """
 
     kind: str
@@ -126,7 +128,7 @@ def _environment() -> dict[str, str]:
 
 
 def crnode(*words: str, node: Path) -> dict[str, Any]:
-    """Run one command of the real command line, with --json, on the node that lives in the directory `node`."""
+    """Run one command of the real command line, with --json, on the node whose directory is `node`."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "crnode", *words, "--data", str(node), "--json"],
         stdin=subprocess.DEVNULL,
@@ -176,7 +178,9 @@ class Machine:
                 return
             except CrnodeError as error:
                 if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise CrnodeError(f"The agent of {self.name} did not start.", self.said() or str(error)) from None
+                    raise CrnodeError(
+                        f"The agent of {self.name} did not start.", self.said() or str(error)
+                    ) from None
             time.sleep(0.05)
 
     def ask(self, name: str) -> dict[str, Any]:
@@ -283,7 +287,8 @@ class Show:
         if not self._news(targets):
             return
         parts = [
-            f"{row['node']} {row['state']}, lag {duration(row.get('lag_s'))}, {size(row.get('sent_bytes'))} sent"
+            f"{row['node']} {row['state']}, lag {duration(row.get('lag_s'))}, "
+            f"{size(row.get('sent_bytes'))} sent"
             for row in targets
         ]
         print(f"   .. {'; '.join(parts)}", flush=True)
@@ -324,7 +329,13 @@ class JsonShow(Show):
             print_json_line({"event": "status", "targets": rows})
 
     def _done(self, ok: bool, text: str, seconds: float) -> None:
-        body = {"event": "done", "ok": ok, "checks": self.checks, "failed": self.failed, "seconds": round(seconds, 1)}
+        body = {
+            "event": "done",
+            "ok": ok,
+            "checks": self.checks,
+            "failed": self.failed,
+            "seconds": round(seconds, 1),
+        }
         print_json_line({**body, "text": text})
 
 
@@ -399,7 +410,7 @@ class LiveShow(Show):
 
 
 class Follower:
-    """Asks a machine for its status several times a second, in a thread of its own, and passes the answer on."""
+    """Asks a machine for its status several times a second, in a thread of its own, and passes it on."""
 
     def __init__(self, machine: Machine, tell: Callable[[dict[str, Any]], None]) -> None:
         self._machine = machine
@@ -419,7 +430,8 @@ class Follower:
 
     def _run(self) -> None:
         while not self._end.wait(POLL_S):
-            with contextlib.suppress(CrnodeError):
+            # OSError: whoever read our output went away; the story itself meets that too, and ends.
+            with contextlib.suppress(CrnodeError, OSError):
                 answer = self._machine.ask("status")
                 if not self._end.is_set():
                     self._tell(answer)

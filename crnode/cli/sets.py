@@ -157,8 +157,8 @@ def rebase(
 ) -> None:
     """Say that the source is right as it is now.
 
-    Needed when its folder was replaced, or everything in it is gone: crnode waits then, because a missing disk
-    looks the same.
+    Needed when its folder was replaced, or everything in it is gone: crnode waits then, because a missing
+    disk looks the same.
     """
     answer = ask(data, "set.rebase", {"name": name})
     if as_json:

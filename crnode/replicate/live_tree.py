@@ -21,7 +21,7 @@ from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, make_private_dir, syncfs
 from crnode.replicate.place import Place
 from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
-from crnode.store.catalog import ROLLING, Catalog, Fingerprint, Live, Reader
+from crnode.store.catalog import ROLLING, Catalog, Fingerprint, Image, Live, Reader
 from crnode.store.packs import full_error, is_full
 from crnode.store.store import Damaged, Missing
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
@@ -91,13 +91,13 @@ class LiveTree:
         live = self.reader.live()
         newest = self.reader.newest()
         if newest is None or live is None or (live.at == newest.ordinal and live.state == "clean"):
+            self._begun = self._redo = False
             return None
         self.place.check()
         self._report = Report()
         wanted = self.reader.image_at(live.target) if self._begun or self._redo else None
         if wanted is None or wanted.ordinal <= live.at:
-            wanted = newest
-            self._aim(live, newest.ordinal)
+            wanted = self._aim()
         self._begun = True
         newest = wanted
         with self._writer() as writer:
@@ -113,24 +113,28 @@ class LiveTree:
         self._begun = self._redo = False
         return self._report
 
-    def _aim(self, live: Live, ordinal: int) -> None:
-        """Note where the move goes before anything is written: a restart first finishes this very move, so that
-        nothing it wrote is left behind (a1)."""
-        if live.target == ordinal and live.state == "moving":
-            return
+    def _aim(self) -> Image:
+        """Choose the newest image and note that the move goes there, before anything is written: a restart first
+        finishes this very move, so that nothing it wrote is left behind (a1). In one transaction, because an image
+        that is chosen and not noted may be pruned."""
+        chosen: list[Image] = []
 
         def write() -> None:
-            now = self.catalog.live()
-            if now is not None:
-                self.catalog.set_live(now._replace(target=ordinal, state="moving"))
+            live, newest = self.catalog.live(), self.catalog.newest()
+            assert live is not None
+            assert newest is not None
+            chosen.append(newest)
+            if (live.target, live.state) != (newest.ordinal, "moving"):
+                self.catalog.set_live(live._replace(target=newest.ordinal, state="moving"))
 
         self.record(write)
+        return chosen[0]
 
     def sync(self) -> int | None:
         """Make what the tree shows durable; returns the ordinal that is now synced, None when nothing was due."""
         live = self.reader.live()
-        if live is None or live.synced == live.at or live.state != "clean":
-            return None
+        if live is None or live.synced == live.at or self._begun or self._redo:
+            return None  # between moves the tree is exactly at `at`, however far the next one is on its way
         fd = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             syncfs(fd)
@@ -296,8 +300,12 @@ class LiveTree:
             return self._prints[path]
         return self.reader.fingerprint(path)
 
-    def _ours(self, path: bytes, info: os.stat_result) -> bool:
-        """Whether what stat(2) says is the file that we left at `path`, untouched."""
+    def _ours(self, path: bytes, info: os.stat_result, *, leaving: bool = False) -> bool:
+        """Whether what stat(2) says is the file that we left at `path`, untouched.
+
+        Removing or replacing one name of a hard link moves the ctime of its other names, by our own doing: where
+        that can be (and where the file is `leaving` anyway) everything but the ctime has to agree.
+        """
         known = self._known(path)
         if known is None:
             return False
@@ -306,10 +314,10 @@ class LiveTree:
             return True
         if here._replace(ctime_ns=0) != known._replace(ctime_ns=0):
             return False
-        # Only its ctime moved. Removing or replacing another name of a hard link does that, and was our own doing.
-        live = self.reader.live()
-        entry = self.reader.entry(path, live.at) if live is not None else None
-        return entry is not None and entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).link is not None
+        return leaving or any(
+            entry.kind == FILE and entry.extra and Extra.decode(entry.extra).link is not None
+            for _, _, entry in self.reader.history(path)
+        )
 
     # -- what is in the way
 
@@ -327,7 +335,7 @@ class LiveTree:
             elif entry is None or entry.kind != DIRECTORY:
                 self._empty_or_aside(writer, path)
             return
-        if self._ours(path, info):
+        if self._ours(path, info, leaving=entry is None):
             return
         if self._same_bytes(writer, path, entry):
             return

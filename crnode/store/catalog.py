@@ -10,11 +10,13 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeAlias
+from urllib.parse import quote
 
 import apsw
 
 from crnode.errors import CrnodeError, ExitCode
+from crnode.platform.files import fsync_dir
 from crproto.entries import DIRECTORY, FILE, Entry, Extra, LtHash, entry_bytes, image_digest
 from crproto.paths import join, split
 
@@ -24,6 +26,9 @@ CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
 NO_IMAGE = bytes(32)
 STAGING, COMPLETE = 0, 1
 MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
+
+
+_Bytes: TypeAlias = bytes  # inside classes that have a field of that name
 
 
 class Image(NamedTuple):
@@ -47,7 +52,7 @@ class Image(NamedTuple):
     why: str | None
     verdict: int
     evidence: str | None
-    manifest: bytes | None
+    manifest: _Bytes | None
 
 
 class Fingerprint(NamedTuple):
@@ -101,7 +106,7 @@ class Reader:
     def close(self) -> None:
         self._db.close()
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -224,7 +229,7 @@ class Reader:
             "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=? LIMIT ?",
             (ino, dev, limit),
         )
-        return [join(d, n) for d, n in rows]
+        return [join(row[0], row[1]) for row in _rows(rows)]
 
     def subtree(self, path: bytes, ordinal: int) -> Iterator[Entry]:
         """`path` and everything below it, directory by directory."""
@@ -236,13 +241,13 @@ class Reader:
             "SELECT id,path FROM dir WHERE path=?1 OR (path>=?2 AND (?3 IS NULL OR path<?3)) ORDER BY path",
             (path, low, high),
         ).fetchall()
-        for number, directory in dirs:
+        for number, directory in _rows(dirs):
             rows = self._db.execute(
                 f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.born<=? AND e.died>?"
                 " AND e.name!=x'' ORDER BY e.name",
                 (number, ordinal, ordinal),
             ).fetchall()
-            for row in rows:
+            for row in _rows(rows):
                 yield _entry(join(directory, row[0]), row[1:])
 
     def came(
@@ -280,8 +285,8 @@ class Reader:
             " ORDER BY d.path,e.name",
             (base, to if until is None else until, base, to, to),
         )
-        for directory, name in rows:
-            yield join(directory, name)
+        for row in _rows(rows):
+            yield join(row[0], row[1])
 
     def link_members(self, link: bytes, ordinal: int) -> list[bytes]:
         """Paths of a hard link group."""
@@ -290,7 +295,7 @@ class Reader:
             " ORDER BY d.path,e.name",
             (link, ordinal, ordinal),
         )
-        return [join(d, n) for d, n in rows]
+        return [join(row[0], row[1]) for row in _rows(rows)]
 
     def in_key_order(
         self, ordinal: int, low: tuple[bytes, bytes], high: tuple[bytes, bytes] | None
@@ -300,12 +305,12 @@ class Reader:
             "SELECT id,path FROM dir WHERE path>=? AND (?2 IS NULL OR path<=?2) ORDER BY path",
             (low[0], high[0] if high else None),
         ).fetchall()
-        for number, directory in dirs:
+        for number, directory in _rows(dirs):
             rows = self._db.execute(
                 f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
                 (number, ordinal, ordinal),
             ).fetchall()
-            for row in rows:
+            for row in _rows(rows):
                 key = (directory, row[0])
                 if key >= low and (high is None or key < high):
                     yield _entry(join(directory, row[0]), row[1:])
@@ -321,10 +326,35 @@ class Reader:
         return [(r[0], r[1], _entry(path, r[2:])) for r in rows]
 
     def contents(self) -> Iterator[tuple[bytes, int]]:
-        """Every (content id, level) that any row names: the roots of collection."""
-        yield from self._db.execute("SELECT DISTINCT content,level FROM entry WHERE content IS NOT NULL")
+        """Every (content id, level) that any row names, some more than once: the roots of collection."""
+        yield from self._db.execute("SELECT content,level FROM entry WHERE content IS NOT NULL")
         for (manifest,) in self._db.execute("SELECT manifest FROM image WHERE manifest IS NOT NULL"):
             yield manifest[:32], manifest[32]
+
+    def walk(self, ordinal: int, page: int = 1000) -> Iterator[Entry]:
+        """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads, so
+        that neither memory nor the WAL is held up by a large image; the image must not be pruned meanwhile."""
+        path = b""
+        while True:
+            found = self._db.execute("SELECT id,path FROM dir WHERE path>=? ORDER BY path LIMIT ?", (path, page))
+            dirs = list(_rows(found))
+            for number, directory in dirs:
+                name = b""
+                while True:
+                    found = self._db.execute(
+                        f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.name>=?"
+                        " AND e.born<=? AND e.died>? ORDER BY e.name LIMIT ?",
+                        (number, name, ordinal, ordinal, page),
+                    )
+                    rows = list(_rows(found))
+                    for row in rows:
+                        yield _entry(join(directory, row[0]), row[1:])
+                    if len(rows) < page:
+                        break
+                    name = rows[-1][0] + b"\0"  # the next possible name
+            if len(dirs) < page:
+                return
+            path = dirs[-1][1] + b"\0"
 
     def files(self, ordinal: int) -> Iterator[Entry]:
         """All entries with content in image `ordinal`, in storage order."""
@@ -355,6 +385,10 @@ class Reader:
         return _totals(value) if value is not None else None
 
 
+def _rows(cursor: Iterable[Any]) -> Iterable[tuple[Any, ...]]:
+    return cursor
+
+
 def _totals(value: bytes | None) -> Totals:
     if value is None:
         return Totals(0, 0, LtHash())
@@ -376,7 +410,9 @@ class Catalog(Reader):
     def __init__(self, path: Path, set_uuid: bytes) -> None:
         self.path = path
         self.set_uuid = set_uuid
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fsync_dir(path.parent.parent)
         super().__init__(apsw.Connection(str(path)))
         self._principals: dict[tuple[str, int], int] = {}
         self._dirs: dict[bytes, int] = {}
@@ -451,8 +487,8 @@ class Catalog(Reader):
             raise
 
     def checkpoint(self) -> None:
-        """Move the WAL into the main file as far as no reader holds it back."""
-        with contextlib.suppress(apsw.BusyError):
+        """Move the WAL into the main file as far as no reader holds it back and there is room."""
+        with contextlib.suppress(apsw.BusyError, apsw.LockedError, apsw.FullError):
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def set_meta(self, key: str, value: bytes | None) -> None:
@@ -630,8 +666,11 @@ class Catalog(Reader):
 
     def set_manifest(self, ordinal: int, content: bytes, level: int) -> None:
         """Remember where the image's manifest lies in the object store (rule 31)."""
-        content += bytes([level])
-        self._db.execute("UPDATE image SET manifest=? WHERE ordinal=?", (content, ordinal))
+        self._db.execute("UPDATE image SET manifest=? WHERE ordinal=?", (content + bytes([level]), ordinal))
+
+    def clear_manifest(self, content: bytes) -> None:
+        """Forget a manifest that is damaged and nowhere else: another one is written."""
+        self._db.execute("UPDATE image SET manifest=NULL WHERE substr(manifest,1,32)=?", (content,))
 
     def prune(self, keep: set[int], limit: int, *, spare_deleted: bool = False) -> int:
         """Drop images that are not in `keep`, oldest first, and at most about `limit` rows that no kept image
@@ -643,14 +682,15 @@ class Catalog(Reader):
         if not complete:
             return 0
         kept = sorted((keep & set(complete)) | {complete[-1]})
-        drop = [ordinal for ordinal in complete if ordinal not in set(kept)]
+        drop = sorted(set(complete) - set(kept))
         # An image whose row is there has all its entries: the image goes first, in the same transaction.
         self._db.executemany("DELETE FROM image WHERE ordinal=?", [(ordinal,) for ordinal in drop])
         unfinished = self.meta("pruning") is not None
+        newest = complete[-1] if spare_deleted else None
         removed = 0
         for low, high in zip([0, *kept], kept, strict=False):
             if unfinished or any(low < ordinal < high for ordinal in drop):
-                removed += self._prune_between(low, high, spare_deleted, limit - removed)
+                removed += self._prune_between(low, high, newest, limit - removed)
                 if removed >= limit:
                     break
         left = removed >= limit
@@ -658,11 +698,15 @@ class Catalog(Reader):
             self.set_meta("pruning", b"1" if left else None)
         return removed
 
-    def _prune_between(self, low: int, high: int, spare_deleted: bool, limit: int) -> int:
-        """Delete rows that live only strictly between the kept neighbours: born > low and died <= high."""
+    def _prune_between(self, low: int, high: int, newest: int | None, limit: int) -> int:
+        """Delete rows that live only strictly between the kept neighbours: born > low and died <= high.
+
+        With `newest`, only those whose path came back by then: an image that is still staged may be undone.
+        """
         spare = (
-            " AND EXISTS (SELECT 1 FROM entry n WHERE n.dir=entry.dir AND n.name=entry.name AND n.born>=entry.died)"
-            if spare_deleted
+            " AND EXISTS (SELECT 1 FROM entry n WHERE n.dir=entry.dir AND n.name=entry.name"
+            f" AND n.born>=entry.died AND n.born<={newest:d})"
+            if newest is not None
             else ""
         )
         self._db.execute(
@@ -671,6 +715,11 @@ class Catalog(Reader):
             (low, high, low, max(limit, 1)),
         )
         return int(self._db.changes())
+
+    def put_away(self) -> None:
+        """Write everything into the main file and close, so that the file alone is the catalog."""
+        self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self.close()
 
     def quick_check(self) -> str:
         """SQLite's own check; 'ok' or what is wrong."""
@@ -684,7 +733,7 @@ class CatalogDamaged(Exception):
 
 def open_reader(path: Path) -> Reader:
     """A read-only connection on a catalog, also for other processes. Raises apsw.Error when it cannot be read."""
-    db = apsw.Connection(f"file:{path}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    db = apsw.Connection(f"file:{quote(str(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     db.set_busy_timeout(2000)
     db.execute("PRAGMA query_only=1")
     db.execute("PRAGMA mmap_size=0")

@@ -19,6 +19,7 @@ import os
 import struct
 import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -34,6 +35,10 @@ PACK_SIZE = 256 << 20  # bytes at which a pack is sealed: one object for an obje
 STORED_LIMIT = 16 << 20  # no record is larger; a header that says so is damage
 _IOV_MAX = 1024
 _BUFFER = 1 << 20
+_BLOCK = 4096  # bytes that a rotten sector costs while scanning
+_READERS = 256  # descriptors of packs kept open for reading
+
+Check = Callable[[bytes, int, int, int, "bytes | memoryview"], bool]
 
 
 class Lane(Enum):
@@ -107,16 +112,86 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+class _Reader:
+    """A descriptor that is closed when the last read through it has ended: a removed pack's number must not come
+    to name another file while somebody still reads."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: Path) -> None:
+        self.fd = -1
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class _Window:
+    """Bytes of a pack for scanning, a buffer at a time; what the disk cannot read stands there as zeros, which are
+    no record."""
+
+    def __init__(self, fd: int, end: int) -> None:
+        self.end = end
+        self._fd = fd
+        self._at = 0
+        self._data = b""
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """`length` bytes at `offset`, fewer at the end. Valid until the next call."""
+        start = offset - self._at
+        if start < 0 or start + length > len(self._data):
+            self._data = self._load(offset, min(max(length, _BUFFER), self.end - offset))
+            self._at, start = offset, 0
+        return memoryview(self._data)[start : start + length]
+
+    def find(self, what: bytes, start: int) -> int:
+        """Offset of `what` at or behind `start`, or the end."""
+        while start < self.end:
+            self.read(start, min(len(what), self.end - start))
+            hit = self._data.find(what, start - self._at)
+            if hit >= 0:
+                return self._at + hit
+            start = max(self._at + len(self._data) - len(what) + 1, start + 1)
+        return self.end
+
+    def _load(self, offset: int, length: int) -> bytes:
+        try:
+            return self._pread(offset, length)
+        except OSError:
+            parts = []
+            while length > 0:
+                step = min(_BLOCK - offset % _BLOCK, length)
+                try:
+                    parts.append(self._pread(offset, step))
+                except OSError:
+                    parts.append(bytes(step))
+                offset += step
+                length -= step
+            return b"".join(parts)
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        while len(data) < length:
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+
 class Packs:
     """The packs under one directory. See the module's text for who may call what."""
 
     def __init__(self, directory: Path, pack_size: int = PACK_SIZE) -> None:
         self.directory = directory
         self.pack_size = pack_size
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fsync_dir(directory.parent)
         self._open: dict[Lane, tuple[int, int, int]] = {}  # lane -> (pack, descriptor, end of the last whole record)
         self._unsynced: set[Lane] = set()
-        self._readers: dict[int, int] = {}
+        self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self._lock = threading.Lock()
         numbers = self.numbers()
         self._next = (max(numbers) + 1) if numbers else 1
@@ -153,9 +228,7 @@ class Packs:
             while done < len(records) and len(parts) + 2 <= _IOV_MAX:
                 record = records[done]
                 length = len(record.stored)
-                head = HEADER.pack(
-                    MAGIC, record.kind, record.codec, 0, born, record.raw, length, record.id
-                )
+                head = HEADER.pack(MAGIC, record.kind, record.codec, 0, born, record.raw, length, record.id)
                 parts.append(head + zlib.crc32(head).to_bytes(4, "big"))
                 parts.append(record.stored)
                 out.append(Location(pack, offset, length, record.raw, record.kind, record.codec, born))
@@ -174,12 +247,14 @@ class Packs:
         state = self._open.get(lane)
         if state is None:
             pack = self._next
+            fd = -1
             try:
-                fd = os.open(
-                    self.path(pack), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-                )
+                fd = os.open(self.path(pack), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 fsync_dir(self.directory)
             except OSError as error:
+                if fd >= 0:
+                    os.close(fd)
+                    self.path(pack).unlink(missing_ok=True)
                 if is_full(error):
                     raise full_error(self.directory, error) from error
                 raise StoreFailed(f"cannot create {self.path(pack)}: {error}") from error
@@ -205,8 +280,8 @@ class Packs:
             raise StoreFailed(f"append failed: {error}") from error
 
     def sync(self) -> None:
-        """Make all appended records durable. Raises StoreFailed, or CrnodeError (FULL) where the file system
-        found out only now that it has no room (delayed allocation)."""
+        """Make all appended records durable. Raises StoreFailed, also where the file system finds out only now
+        that it has no room: the kernel has dropped those pages."""
         for lane in list(self._unsynced):
             _, fd, _ = self._open[lane]
             self._fdatasync(fd)
@@ -247,68 +322,78 @@ class Packs:
         finally:
             os.close(fd)
 
+    def make_durable(self, pack: int) -> None:
+        """Sync a pack that is not open: its tail was written by a process that may have died before its own sync."""
+        fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._fdatasync(fd)
+        finally:
+            os.close(fd)
+
     def remove(self, pack: int) -> None:
         """Unlink a pack whose records nobody needs; readers that hold it open finish undisturbed."""
-        with self._lock:
-            fd = self._readers.pop(pack, None)
         self.path(pack).unlink(missing_ok=True)
-        if fd is not None:
-            os.close(fd)
+        with self._lock:
+            self._readers.pop(pack, None)
 
     # -- reading (any thread)
 
-    def _reader(self, pack: int) -> int:
+    def _reader(self, pack: int) -> _Reader:
         with self._lock:
-            fd = self._readers.get(pack)
-            if fd is None:
-                fd = os.open(self.path(pack), os.O_RDONLY | os.O_CLOEXEC)
-                self._readers[pack] = fd
-            return fd
+            reader = self._readers.get(pack)
+            if reader is None:
+                reader = self._readers[pack] = _Reader(self.path(pack))
+                while len(self._readers) > _READERS:
+                    self._readers.popitem(last=False)
+            return reader
 
     def read(self, where: Location) -> bytes:
         """The stored bytes of a record. Raises FileNotFoundError when its pack is gone (look the id up again),
         ValueError when the record is damaged, OSError when the disk cannot read it."""
-        data = os.pread(self._reader(where.pack), where.size, where.offset)
+        reader = self._reader(where.pack)  # held until the read is over
+        data = os.pread(reader.fd, where.size, where.offset)
         if len(data) != where.size or data[:4] != MAGIC:
             raise ValueError(f"record at {where.offset} of pack {where.pack} is damaged")
         return data[HEADER_LENGTH:]
 
-    def scan(self, pack: int, start: int, check: Callable[[bytes, int, int, int, bytes], bool]) -> Iterator[Found | Gap]:
-        """All records from offset `start` (a record border) to the end of the pack, and the gaps between them.
+    def scan(self, pack: int, start: int, check: Check, end: int | None = None) -> Iterator[Found | Gap]:
+        """All records from offset `start` (a record border) to `end` (default: of the pack), and the gaps between.
 
-        `check(id, kind, codec, raw length, stored bytes)` says whether the bytes are what the id names. A record
-        with a sound header and wrong bytes is a Gap of its own length; after a broken header the next sound
-        record is searched for, so that one rotten sector costs one record and not the rest of the pack.
+        `check(id, kind, codec, raw length, stored bytes)` says whether the bytes are what the id names. After a
+        broken record the next sound one is searched for, so that one rotten sector costs one record and not the
+        rest of the pack.
         """
-        with open(self.path(pack), "rb", buffering=_BUFFER) as file:
-            end = os.fstat(file.fileno()).st_size
+        fd = os.open(self.path(pack), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            end = size if end is None else min(end, size)
+            window = _Window(fd, end)
             offset = start
             bad_from: int | None = None
             while offset < end:
-                file.seek(offset)
-                found, size = self._parse(file.read(HEADER_LENGTH), pack, offset, end)
-                sound = False
+                found, length = self._parse(window.read(offset, min(HEADER_LENGTH, end - offset)), pack, offset, end)
                 if found is not None:
                     where = found.location
-                    stored = file.read(where.stored)
-                    sound = check(found.id, where.kind, where.codec, where.raw, stored)
-                if found is not None and sound:
-                    if bad_from is not None:
-                        yield Gap(pack, bad_from, offset, False)
-                        bad_from = None
-                    yield found
-                    offset += size
-                    continue
+                    stored = window.read(offset + HEADER_LENGTH, where.stored)
+                    if check(found.id, where.kind, where.codec, where.raw, stored):
+                        if bad_from is not None:
+                            yield Gap(pack, bad_from, offset, False)
+                            bad_from = None
+                        yield found
+                        offset += length
+                        continue
                 if bad_from is None:
                     bad_from = offset
                 # A sound header with wrong bytes tells where the next record begins; but a torn append may carry
                 # an old header too, so the search goes on behind the magic, not behind the claimed length.
-                offset = self._next_magic(file.fileno(), offset + 1, end)
+                offset = window.find(MAGIC, offset + 1)
             if bad_from is not None:
                 yield Gap(pack, bad_from, end, True)
+        finally:
+            os.close(fd)
 
     @staticmethod
-    def _parse(head: bytes, pack: int, offset: int, end: int) -> tuple[Found | None, int]:
+    def _parse(head: memoryview, pack: int, offset: int, end: int) -> tuple[Found | None, int]:
         if len(head) < HEADER_LENGTH or head[:4] != MAGIC:
             return None, 0
         if zlib.crc32(head[: HEADER.size]) != int.from_bytes(head[HEADER.size :], "big"):
@@ -318,22 +403,10 @@ class Packs:
             return None, 0
         return Found(name, Location(pack, offset, stored, raw, kind, codec, born)), HEADER_LENGTH + stored
 
-    @staticmethod
-    def _next_magic(fd: int, start: int, end: int) -> int:
-        while start < end:
-            window = os.pread(fd, _BUFFER + 3, start)
-            hit = window.find(MAGIC)
-            if hit >= 0:
-                return start + hit
-            start += max(len(window) - 3, 1)
-        return end
-
     def close(self) -> None:
         """Close all descriptors; what was appended stays, durable only as far as it was synced."""
         for _, fd, _ in self._open.values():
             os.close(fd)
         self._open.clear()
         with self._lock:
-            for fd in self._readers.values():
-                os.close(fd)
             self._readers.clear()

@@ -8,12 +8,14 @@ thread; :meth:`get`, :meth:`has` and :meth:`missing` may be called from any thre
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +23,29 @@ from pathlib import Path
 import lmdb
 
 from crnode.errors import CrnodeError, ExitCode
-from crnode.platform.files import atomic_write, boot_id, free_bytes
-from crnode.store.index import Index
-from crnode.store.packs import PACK_SIZE, Found, Gap, Lane, Location, Packs, Record, StoreFailed, is_full
+from crnode.platform.files import atomic_write, boot_id, free_bytes, fsync_dir
+from crnode.store.index import Index, unpack
+from crnode.store.packs import (
+    PACK_SIZE,
+    Found,
+    Gap,
+    Lane,
+    Location,
+    Packs,
+    Record,
+    StoreFailed,
+    full_error,
+    is_full,
+)
 from crproto import delta
-from crproto.errors import RemoteProtocolError
-from crproto.ids import chunk_id, recipe_id
+from crproto.content import parse_recipe
+from crproto.errors import ProtocolError, RemoteProtocolError
+from crproto.ids import HOLE, chunk_id, recipe_id
 
 CHUNK, RECIPE = 0, 1
 INDEX_COMMIT_BYTES = 64 << 20  # appended bytes after which the index is committed
 INDEX_COMMIT_SECONDS = 1.0
+READER_CHECK_SECONDS = 60.0
 REHASH_AFTER_POWER_LOSS = 1 << 30  # bytes of the newest records that are read again after an unclean boot (rule 32)
 CACHE_BYTES = 48 << 20  # objects just put: apply and a second target read them without touching a pack
 BALLAST_BYTES = 256 << 20
@@ -52,12 +67,60 @@ def identify(kind: int, data: bytes | memoryview) -> bytes:
     return recipe_id(data) if kind == RECIPE else chunk_id(data)
 
 
-def _sound(content: bytes, kind: int, codec: int, raw: int, stored: bytes) -> bool:
+def sound(content: bytes, kind: int, codec: int, raw: int, stored: bytes | memoryview) -> bool:
+    """Whether a record's stored bytes are what its id names."""
     try:
         data = delta.decode_object(codec, stored, raw, None)
-    except RemoteProtocolError:
+    except ProtocolError:  # a patch among them: none is ever stored
         return False
     return identify(kind, data) == content
+
+
+def fetch(index: Index, packs: Packs, content: bytes) -> bytes:
+    """The verified bytes of an object. Raises Missing or Damaged, OSError when reading fails for another reason
+    than the disk (too many open files, for one), which says nothing about the object."""
+    for _ in range(3):  # a collection may move the record between the look-up and the read
+        where = index.get(content)
+        if where is None:
+            raise Missing(content)
+        try:
+            stored = packs.read(where)
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            raise Damaged(content) from None
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise Damaged(content) from None
+            raise
+        try:
+            data = delta.decode_object(where.codec, stored, where.raw, None)
+        except ProtocolError:
+            raise Damaged(content) from None
+        if identify(where.kind, data) != content:
+            raise Damaged(content)
+        return bytes(data)
+    raise Missing(content)
+
+
+_DISK_ERRORS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EREMOTEIO)
+
+
+class StoreReader:
+    """The committed part of a store for reading only, also in another process than the agent's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.packs = Packs(directory / "packs")
+        self.index = Index(directory / "index", readonly=True)
+
+    def get(self, content: bytes) -> bytes:
+        """See :func:`fetch`."""
+        return fetch(self.index, self.packs, content)
+
+    def close(self) -> None:
+        """Let go of descriptors and the map."""
+        self.packs.close()
+        self.index.close()
 
 
 @dataclass
@@ -66,13 +129,14 @@ class Recovery:
 
     rebuilt: bool = False
     torn_bytes: int = 0
+    lost_packs: list[int] = field(default_factory=list)  # indexed, and not there any more
     damaged: list[Gap] = field(default_factory=list)
     rehashed_bytes: int = 0
     unclean_boot: bool = False
 
 
 class RecentBytes:
-    """The bytes of objects seen a moment ago, least recently used out first, bounded in bytes."""
+    """The bytes of objects put a moment ago, oldest out first, bounded in bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -116,26 +180,33 @@ class ObjectStore:
         self.cache = RecentBytes(CACHE_BYTES)
         self.collection = self._read_collection()
         self.live_extra: set[bytes] | None = None  # ids that became live while a collection runs; None: none runs
+        self._unexpanded: deque[bytes] = deque()  # of these, recipes' children became live as well
         self.damaged: set[bytes] = set()
         self._appended_since_commit = 0
         self._ends: dict[int, int] = {}
-        self._last_commit = clock()
+        self._last_commit = self._last_check = clock()
         self._recover()
-        self._hold_ballast()
+        self.hold_ballast()
 
     # -- opening
 
     def _open_index(self) -> Index:
+        """The index; one that cannot be read is set aside, which costs a scan of the packs and no data.
+
+        After any end that was not clean a child process walks it first: a damaged LMDB file may end the process
+        that maps it, and would end each next one as well.
+        """
         place = self.directory / "index"
-        probe = self.directory / "opening"
-        if probe.exists() and place.exists() and not self._index_opens_elsewhere(place):
+        clean = (self.directory / "clean").exists() and not (self.directory / "opening").exists()
+        if (place / "data.mdb").exists() and not clean and not self._index_opens_elsewhere(place):
             self._set_aside(place)
+        probe = self.directory / "opening"
         probe.write_text(boot_id())
         try:
             index = Index(place)
             index.count()
             index.positions()
-        except lmdb.Error:
+        except (lmdb.Error, struct.error, ValueError):
             self._set_aside(place)
             index = Index(place)
         probe.unlink()
@@ -143,10 +214,9 @@ class ObjectStore:
 
     @staticmethod
     def _index_opens_elsewhere(place: Path) -> bool:
-        """Whether a child process can walk the index: a damaged LMDB file may end the process that maps it."""
         code = (
             "import sys; from pathlib import Path; from crnode.store.index import Index\n"
-            "sum(1 for _ in Index(Path(sys.argv[1])).items())"
+            "index = Index(Path(sys.argv[1])); assert index.walk() == index.count(); index.positions()"
         )
         done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, check=False)
         return done.returncode == 0
@@ -162,16 +232,19 @@ class ObjectStore:
         if numbers and not known:
             self.recovery.rebuilt = True
         gone = [pack for pack in known if pack not in set(numbers)]
+        if gone:
+            self._forget_lost(gone)
         suspect = self._rehash_from(numbers)
         ends: dict[int, int] = {}
         for pack in numbers:
             indexed = known.get(pack, 0)
-            start = min(indexed, suspect.get(pack, indexed))
-            for met in self.packs.scan(pack, start, _sound):
+            if self.packs.size(pack) < indexed:  # the disk lost what it had called durable
+                self.recovery.damaged.append(Gap(pack, self.packs.size(pack), indexed, True))
+            for met in self.packs.scan(pack, min(indexed, suspect.get(pack, indexed)), sound):
                 if isinstance(met, Found):
                     if met.location.offset >= indexed:
                         self.index.put(met.id, met.location)
-                    elif met.location.offset >= suspect.get(pack, indexed):
+                    else:
                         self.recovery.rehashed_bytes += met.location.size
                 elif met.at_end and met.start >= indexed:
                     self.packs.truncate(pack, met.start)
@@ -179,37 +252,56 @@ class ObjectStore:
                 else:
                     self.recovery.damaged.append(met)
             ends[pack] = self.packs.size(pack)
+            if ends[pack] != indexed:
+                # What the last process appended and never synced counts as held from here on: it has to be durable.
+                self.packs.make_durable(pack)
             if len(self.index.pending) > 200_000:
                 self.index.commit({pack: ends[pack]})
-        self.index.commit(ends, gone=gone)
+        self.index.commit(ends)
         if self.recovery.damaged:
             self._note_damage()
         # Packs are only resumed when their end is a record border that this process verified.
         usable = [p for p in numbers if ends[p] < self.packs.pack_size // 2 and not self._gap_at_end(p)]
         for lane, pack in zip((Lane.SMALL, Lane.BULK), usable[-2:], strict=False):
             self.packs.resume(lane, pack)
+        atomic_write(self.directory / "boot", boot_id().encode())
 
     def _gap_at_end(self, pack: int) -> bool:
         return any(gap.pack == pack and gap.at_end for gap in self.recovery.damaged)
 
+    def _forget_lost(self, gone: list[int]) -> None:
+        """Packs vanished under us: what they held is missing from now on, and must not be answered as held."""
+        packs = set(gone)
+        after: bytes | None = None
+        while page := self.index.page(after, 10_000):
+            after = page[-1][0]
+            lost = [key for key, value in page if unpack(value).pack in packs]
+            if lost:
+                self.recovery.lost_packs = gone
+                self.index.remove(lost)
+        self.index.commit({}, gone=gone)
+
     def _note_damage(self) -> None:
-        gaps = self.recovery.damaged
+        gaps: dict[int, list[Gap]] = {}
+        for gap in self.recovery.damaged:
+            gaps.setdefault(gap.pack, []).append(gap)
         for content, where in self.index.items():
-            if any(g.pack == where.pack and g.start <= where.offset < g.end for g in gaps):
+            if any(g.start <= where.offset < g.end for g in gaps.get(where.pack, ())):
                 self.damaged.add(content)
 
     def _rehash_from(self, numbers: list[int]) -> dict[int, int]:
         """Pack -> offset from which records are read again: nothing after a clean end, else at least the newest
         gigabyte, because the disk may have lost pages that it called durable (rule 32)."""
         mark = self.directory / "clean"
-        with contextlib.suppress(FileNotFoundError):
-            if mark.read_text() != "":
-                mark.unlink()
+        if mark.exists():
+            clean = mark.read_text() != ""
+            mark.unlink()
+            fsync_dir(self.directory)  # or a power loss brings the mark back to a store that was written since
+            if clean:
                 return {}
         boot = self.directory / "boot"
-        before = boot.read_text() if boot.exists() else None
-        atomic_write(boot, boot_id().encode())
-        if before is None or before == boot_id():
+        before = boot.read_text() if boot.exists() else None  # missing: the agent says that the disk failed
+        if before == boot_id() or not numbers:
             return {}  # the same boot: the page cache survived the process
         self.recovery.unclean_boot = True
         left = REHASH_AFTER_POWER_LOSS
@@ -224,14 +316,74 @@ class ObjectStore:
     def _read_collection(self) -> int:
         try:
             return int((self.directory / "collection").read_text())
-        except FileNotFoundError:
-            return 1
+        except (FileNotFoundError, ValueError):
+            return 1  # too small a number keeps garbage, never the reverse
 
     def next_collection(self) -> int:
         """Raise the collection number; what is put from now on is born in it and lives through it."""
+        atomic_write(self.directory / "collection", str(self.collection + 1).encode())
         self.collection += 1
-        atomic_write(self.directory / "collection", str(self.collection).encode())
         return self.collection
+
+    # -- collection (writer thread); collect.py does the rest
+
+    def begin_collection(self) -> int:
+        """From here on what becomes live is noted. Returns c: what is born later than c lives through it."""
+        if self.live_extra is not None:
+            raise RuntimeError("a collection runs already")
+        before = self.collection
+        self.next_collection()
+        self.live_extra = set()
+        self._unexpanded.clear()
+        return before
+
+    def end_collection(self) -> None:
+        self.live_extra = None
+        self._unexpanded.clear()
+
+    def flush_index(self) -> None:
+        """Commit the index now. Raises CrnodeError (FULL) when there is no room to."""
+        self.tick(force=True)
+        if self.index.pending:
+            raise full_error(self.directory, OSError(errno.ENOSPC, ""))
+
+    def expand_live(self, until: float) -> bool:
+        """Mark the children of recipes that became live; False when `until` (of time.monotonic) came first."""
+        assert self.live_extra is not None
+        while self._unexpanded:
+            if time.monotonic() >= until:
+                return False
+            name = self._unexpanded.popleft()
+            where = self.index.get(name)
+            if where is None or where.kind != RECIPE:
+                continue
+            try:
+                recipe = parse_recipe(self.get(name))
+            except (Missing, Damaged, RemoteProtocolError):
+                continue  # nothing below it can be named through it; the commit that names it asks for it again
+            self.mark_live([child for _, child in recipe.iter_items() if child != HOLE])
+        return True
+
+    def forget_pack(self, pack: int) -> None:
+        """Commit that `pack` is no part of the store any more. None of its records may be in the index."""
+        self.flush_index()
+        self._ends.pop(pack, None)
+        self.index.commit({}, gone=[pack])
+
+    def move(self, records: Sequence[Record]) -> int:
+        """Append records that are held elsewhere, make them durable and point the index to them: copying forward."""
+        places = self.packs.append(Lane.BULK, records, self.collection)
+        self.packs.sync()
+        size = 0
+        for record, where in zip(records, places, strict=True):
+            self._note(record.id, where)
+            size += where.size
+        return size
+
+    def _note(self, content: bytes, where: Location) -> None:
+        self.index.put(content, where)
+        self._ends[where.pack] = max(self._ends.get(where.pack, 0), where.offset + where.size)
+        self._appended_since_commit += where.size
 
     # -- room
 
@@ -254,7 +406,7 @@ class ObjectStore:
     def _ballast_size(self) -> int:
         return min(self._ballast_bytes, int(free_bytes(self.directory)[1] * BALLAST_SHARE))
 
-    def _hold_ballast(self) -> None:
+    def hold_ballast(self) -> None:
         """Reserve a file that can be given up so that pruning has room on a full disk."""
         place = self.directory / "ballast"
         size = self._ballast_size()
@@ -285,24 +437,29 @@ class ObjectStore:
         Durable after :meth:`sync`. Raises CrnodeError (FULL) or StoreFailed.
         """
         fresh: list[Record] = []
+        held: list[bytes] = []
         seen: set[bytes] = set()
         for record in records:
-            if record.id not in seen and (record.id in self.damaged or self.index.get(record.id) is None):
+            if record.id in seen:
+                continue
+            seen.add(record.id)
+            if record.id in self.damaged or self.index.get(record.id) is None:
                 fresh.append(record)
-                seen.add(record.id)
+            else:
+                held.append(record.id)
+        self.mark_live(held)
         if not fresh:
             return 0
         places = self.packs.append(lane, fresh, self.collection)
         size = 0
         for record, where in zip(fresh, places, strict=True):
-            self.index.put(record.id, where)
+            self._note(record.id, where)
             self.damaged.discard(record.id)
             size += where.size
-            end = where.offset + where.size
-            self._ends[where.pack] = max(self._ends.get(where.pack, 0), end)
             if cache and record.codec == delta.RAW:
                 self.cache.put(record.id, record.stored)
-        self._appended_since_commit += size
+        if self.live_extra is not None:
+            self._unexpanded.extend(r.id for r in fresh if r.kind == RECIPE)
         return size
 
     def sync(self) -> None:
@@ -311,12 +468,26 @@ class ObjectStore:
 
     def mark_live(self, ids: Sequence[bytes]) -> None:
         """Ids that were named, answered as held, or offered: a collection that runs now must keep them."""
-        if self.live_extra is not None:
-            self.live_extra.update(ids)
+        if self.live_extra is None:
+            return
+        for name in ids:
+            if name in self.live_extra:
+                continue
+            where = self.index.get(name)
+            if where is None:
+                continue  # it is not held; when it comes it is born late enough
+            if where.born < self.collection:
+                self.live_extra.add(name)
+            elif where.kind == CHUNK:
+                continue  # born after the mark began: lives by that alone, and would only fill memory
+            self._unexpanded.append(name)
 
     def tick(self, *, force: bool = False) -> None:
         """Commit the index when enough has gathered. The packs are synced first, so that the index never names
         bytes that a power loss could take while its own position says they were indexed."""
+        if self._clock() - self._last_check >= READER_CHECK_SECONDS:
+            self._last_check = self._clock()
+            self.index.reader_check()
         due = (
             force
             or self._appended_since_commit >= INDEX_COMMIT_BYTES
@@ -357,26 +528,11 @@ class ObjectStore:
         data = self.cache.get(content)
         if data is not None:
             return data
-        for _ in range(3):  # a collection may move the record between the look-up and the read
-            where = self.index.get(content)
-            if where is None:
-                raise Missing(content)
-            try:
-                stored = self.packs.read(where)
-            except FileNotFoundError:
-                continue
-            except (ValueError, OSError):
-                self.damaged.add(content)
-                raise Damaged(content) from None
-            try:
-                data = delta.decode_object(where.codec, stored, where.raw, None)
-            except RemoteProtocolError:
-                data = b""
-            if identify(where.kind, data) != content:
-                self.damaged.add(content)
-                raise Damaged(content)
-            return data
-        raise Missing(content)
+        try:
+            return fetch(self.index, self.packs, content)
+        except Damaged:
+            self.damaged.add(content)
+            raise
 
     def load(self, content: bytes) -> bytes:
         """:meth:`get` under the name that crproto's recipe walks expect."""
@@ -384,7 +540,7 @@ class ObjectStore:
 
     def verify(self, pack: int) -> Iterator[Found | Gap]:
         """Read a whole pack and check every record (scrub)."""
-        return self.packs.scan(pack, 0, _sound)
+        return self.packs.scan(pack, 0, sound)
 
     # -- closing
 
@@ -415,6 +571,7 @@ __all__ = [
     "Damaged",
     "Missing",
     "ObjectStore",
+    "StoreReader",
     "RecentBytes",
     "Recovery",
     "identify",

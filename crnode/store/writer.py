@@ -23,7 +23,7 @@ T = TypeVar("T")
 _IDLE_SECONDS = 0.5  # how long the thread waits for work before it looks after index and checkpoints
 _FLUSH_SECONDS = 0.002  # results are handed back at least this often while work keeps coming
 
-_Job = tuple[Callable[[], Any], "asyncio.Future[Any] | None"]
+_Job = tuple[Callable[[], Any], "asyncio.Future[Any] | futures.Future[Any] | None"]
 
 
 class Writer:
@@ -43,40 +43,40 @@ class Writer:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         self._broken: BaseException | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         """Queue `work`; the future resolves in the event loop. Order of submission is order of execution."""
         future: asyncio.Future[T] = self._loop.create_future()
+        if self._closed:
+            future.set_exception(StoreFailed("the writer has ended"))
+            return future
         self._jobs.put(((lambda: work(*args, **kwargs)), future))
         return future
 
     def submit_from_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """The same for another thread than the event loop's, which may wait for the result."""
-        result: futures.Future[T] = futures.Future()
-
-        def run() -> None:
-            try:
-                result.set_result(work(*args, **kwargs))
-            except BaseException as error:
-                result.set_exception(error)
-                if isinstance(error, StoreFailed):
-                    raise
-
-        self._jobs.put((run, None))
-        return result
+        future: futures.Future[T] = futures.Future()
+        if self._closed:
+            future.set_exception(StoreFailed("the writer has ended"))
+            return future
+        self._jobs.put(((lambda: work(*args, **kwargs)), future))
+        return future
 
     def depth(self) -> int:
         """Jobs waiting."""
         return self._jobs.qsize()
 
     async def close(self) -> None:
-        """Finish what is queued, then end the thread."""
-        self._jobs.put(None)
-        while self._thread.is_alive():
-            await asyncio.sleep(0.005)
-        self._deliver(self._done)
+        """Finish what is queued, then end the thread. What is submitted later fails at once."""
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+        done, self._done = self._done, []
+        self._deliver(done)
 
     def _run(self) -> None:
         last_flush = last_keeping = time.monotonic()
@@ -99,32 +99,39 @@ class Writer:
 
     def _perform(self, job: _Job) -> None:
         work, future = job
+        result: Any = None
+        error: BaseException | None = None
         try:
             if self._broken is not None:
                 raise StoreFailed(f"the store stopped after: {self._broken}")
-            result, error = work(), None
+            result = work()
         except StoreFailed as failure:
-            result, error = None, failure
+            error = failure
             if self._broken is None:
                 self._broken = failure
                 self._loop.call_soon_threadsafe(self._failed, failure)
-        except BaseException as failure:
-            result, error = None, failure
+        except BaseException as failure:  # noqa: BLE001 - it belongs to whoever asked
+            error = failure
             if future is None:  # housekeeping: nobody else would hear of it
                 self._loop.call_soon_threadsafe(self._failed, failure)
-        if future is not None:
+        if isinstance(future, futures.Future):
+            if future.set_running_or_notify_cancel():
+                self._settle(future, result, error)
+        elif future is not None:
             self._done.append((future, result, error))
+
+    @staticmethod
+    def _settle(future: asyncio.Future[Any] | futures.Future[Any], result: Any, error: BaseException | None) -> None:
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
     def _flush(self) -> None:
         done, self._done = self._done, []
         self._loop.call_soon_threadsafe(self._deliver, done)
 
-    @staticmethod
-    def _deliver(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    def _deliver(self, done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
         for future, result, error in done:
-            if future.cancelled():
-                continue
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
+            if not future.done():
+                self._settle(future, result, error)

@@ -1,0 +1,73 @@
+"""A disk that fills up at the target and is freed again: nothing lost, and work goes on without help."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Cluster, rsync_difference, wait_for
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+
+
+@pytest.fixture()
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 file system of 96 MiB in a file."""
+    image, place = tmp_path / "disk.img", tmp_path / "disk"
+    image.touch()
+    os.truncate(image, 96 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(place)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no loop mounts here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("where", ["store", "live"])
+def test_target_fills_up_and_is_freed(cluster: Cluster, tmp_path: Path, small_disk: Path, where: str) -> None:
+    cluster.init()
+    if where == "store":
+        cluster.join("box2", data=small_disk / "data")
+        destination = tmp_path / "live"
+    else:
+        cluster.join("box2")
+        destination = small_disk / "live"
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "first").write_bytes(os.urandom(1 << 20))
+    cluster.add_set("docs", "shop1", source, [f"box2:{destination}"])
+    cluster.sync("docs")
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    with open(filler, "wb") as file:
+        file.write(os.urandom(free - (12 << 20)))
+        file.flush()
+        os.fsync(file.fileno())
+    for number in range(10):
+        (source / f"more{number}").write_bytes(os.urandom(3 << 20))
+
+    def said() -> bool:
+        status = cluster.master.call("status")
+        target = status["sets"][0]["targets"][0]
+        return "room" in target["reason"] or "full" in target["reason"] or target["state"] == "full"
+
+    wait_for(said, 40)
+    assert (destination / "first").read_bytes() == (source / "first").read_bytes()
+    assert cluster.nodes["box2"].process is not None
+    assert cluster.nodes["box2"].process.poll() is None, "the agent must live through a full disk"
+    filler.unlink()
+
+    def caught_up() -> bool:
+        return rsync_difference(source, destination) == ""
+
+    wait_for(caught_up, 90, 0.5)
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
