@@ -73,9 +73,9 @@ class SourceCommit:
 
     # -- images
 
-    def stage(self, batch: Batch, spool: bool) -> None:
+    def stage(self, batch: Batch, spool: bool) -> int:
         """Commit a batch of a large image under a staging ordinal: invisible until :meth:`finish`, and kept over a
-        crash, so that a first copy goes on where it was."""
+        crash, so that a first copy goes on where it was. Returns that ordinal."""
         self.store.check_room(batch.fresh.held if spool else 0)
         self._put(batch, spool)
         with self.catalog.transaction():
@@ -87,6 +87,7 @@ class SourceCommit:
             totals = self.catalog.change(staging.ordinal, totals, batch.changed.values(), batch.removed)
             self._side_rows(batch)
             self.catalog.save_staged(totals)
+            return staging.ordinal
 
     def finish(
         self, batch: Batch, flags: int, staged: bool, confirm: bool, accept: bool, spool: bool

@@ -68,11 +68,13 @@ class Job:
         self.selection = selection
         self.watcher = watcher
         self.batch = Batch()
-        self._known_lost = {path for path, _ in catalog.lost(100_000)}
+        self._known_lost: set[bytes] | None = None  # read in the thread that works
 
     def run(self, paths: Iterable[tuple[bytes, bool]]) -> Iterator[Batch]:
         """Capture `paths` ((path, whether with everything below)); yields full batches. What is left stays in
         :attr:`batch`, so that a small capture is one batch that is never yielded."""
+        if self._known_lost is None:
+            self._known_lost = {path for path, _ in self.catalog.lost(100_000)}
         asked: set[bytes] = set()
         for path, tree in paths:
             found: Iterable[bytes] = self._scan(path) if tree else (path,)
@@ -137,7 +139,7 @@ class Job:
     def _taken(self, path: bytes, old: Entry | None, taken: Taken) -> list[bytes]:
         batch = self.batch
         entry = taken.entry
-        if path in self._known_lost or path in batch.lost:
+        if path in (self._known_lost or ()) or path in batch.lost:
             batch.lost[path] = None
         batch.prints[path] = taken.fingerprint
         batch.removed.discard(path)
@@ -171,7 +173,7 @@ class Job:
 
     def _gone(self, path: bytes, old: Entry | None) -> list[bytes]:
         batch = self.batch
-        if path in self._known_lost or path in batch.lost:
+        if path in (self._known_lost or ()) or path in batch.lost:
             batch.lost[path] = None
         if old is None:
             return []

@@ -24,7 +24,7 @@ from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
-from crnode.store.catalog import CLEAN, FUZZY, ROLLING, Catalog, Image, Reader
+from crnode.store.catalog import CLEAN, FUZZY, ROLLING, STAGING, Catalog, Image, Reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -96,6 +96,8 @@ class SourceSet:
         self._loop = asyncio.get_running_loop()
         self._accept = False
         self._rolling = False
+        self._view = 0  # ordinal that captures compare with
+        self._staged = False  # whether that is an image in the making
 
     # -- asked from outside
 
@@ -124,6 +126,7 @@ class SourceSet:
         """This source was set back (rule 43): go on under a new identity; returns its first image."""
         point = await self.writer.submit(self.commit.begin_incarnation)
         self.newest = point.image
+        self._view = point.image.ordinal
         self.on_point(point)
         self._want_scan("the source was set back")
         return point.image
@@ -191,6 +194,7 @@ class SourceSet:
             roots, self.store.load, self._reader.blocks, self.seed, self._selection.pages,
             self.spec.file_size_limit, self.now_ns, HELD_BYTES // 4,
         )  # fmt: skip
+        await self._look()
         await self._start_watching()
         self._want_scan(self._scan_reason if self._scan_wanted else "start")
         next_reconcile = self._loop.time() + RECONCILE_SECONDS
@@ -322,7 +326,12 @@ class SourceSet:
         if self._watcher is None:
             return
         met: asyncio.Future[None] = self._loop.create_future()
-        self._watcher.cookie(lambda: met.done() or met.set_result(None))
+
+        def seen() -> None:
+            if not met.done():
+                met.set_result(None)
+
+        self._watcher.cookie(seen)
         try:
             await asyncio.wait_for(met, COOKIE_SECONDS)
         except TimeoutError:
@@ -354,9 +363,8 @@ class SourceSet:
             self._want_scan(reason)
 
     async def _run_scan(self) -> list[bytes]:
-        view = await self._view()
         request = scan.encode_request(
-            list(self.spec.paths), list(self.spec.include), list(self.spec.exclude), self.catalog.path, view
+            list(self.spec.paths), list(self.spec.include), list(self.spec.exclude), self.catalog.path, self._view
         )
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "crnode.capture.scan", request,
@@ -380,30 +388,31 @@ class SourceSet:
             raise OSError(5, f"the scan ended early: {last[-1] if last else process.returncode}")
         return dirty
 
-    async def _view(self) -> int:
-        """The ordinal to compare with: the staged image that is being resumed, else the newest, else 0."""
+    async def _look(self) -> None:
+        """Learn from the catalog what to compare with: the staged image that is being resumed, else the newest."""
         image = await self.writer.submit(lambda: self.catalog.staging() or self.catalog.newest())
-        return image.ordinal if image is not None else 0
+        self._view = image.ordinal if image is not None else 0
+        self._staged = image is not None and image.state == STAGING
+        self.lost = await self.writer.submit(self.catalog.lost)
 
     async def _point(self, extra: Iterable[tuple[bytes, bool]]) -> None:
         """Take one point: read what is ready, and what changed meanwhile, and commit an image of it."""
         self.store.check_room()
         await self._cookie()
-        view = await self._view()
         paths, reader = self._paths, self._reader
-        assert paths is not None and reader is not None
+        assert paths is not None
+        assert reader is not None
         if self.spool:
             paths.budget = 0
-        job = await self._in_thread(lambda: Job(paths, reader, view, self._selection, self._watcher))
+        job = Job(paths, reader, self._view, self._selection, self._watcher)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
-        staged = False
         flags = CLEAN
         try:
             for round_ in range(ROUNDS + 1):
-                for path, _ in todo:
+                for path, _ in todo[:POLL_MOST]:
                     self._recent[path] = self.now_ns()
                     self._recent.move_to_end(path)
-                staged = await self._read(job.run(todo), staged) or staged
+                await self._read(job.run(todo))
                 await self._cookie()
                 todo = list(self._settle.take(self._now()).items())
                 if not todo:
@@ -416,34 +425,35 @@ class SourceSet:
                 flags = ROLLING
         finally:
             paths.close()
-        await self._finish(job.flush(), staged, flags)
+        await self._finish(job.flush(), flags)
 
-    async def _read(self, batches: Iterator[Batch], staged: bool) -> bool:
-        """Drive the job; batches that are full become staged rows. True when there were any."""
-        some = False
+    async def _read(self, batches: Iterator[Batch]) -> None:
+        """Drive the job; batches that are full become staged rows."""
         while (batch := await self._in_thread(lambda: next(batches, None))) is not None:
             self._set_state("capturing", "a first or large image is being taken")
-            await self.writer.submit(self.commit.stage, batch, self.spool)
-            some = True
-        return some
+            self._view = await self.writer.submit(self.commit.stage, batch, self.spool)
+            self._staged = True
 
-    async def _finish(self, batch: Batch, staged: bool, flags: int) -> None:
+    async def _finish(self, batch: Batch, flags: int) -> None:
         if batch.fuzzy:
             flags = FUZZY
-        resumed = await self.writer.submit(lambda: self.catalog.staging() is not None)
         # A rolling image is always followed by a clean one, so that deletions it could not confirm are confirmed.
         confirm = self._rolling and flags == CLEAN
+        lost = bool(batch.lost)
         try:
             point = await self.writer.submit(
-                self.commit.finish, batch, flags, staged or resumed, confirm, self._accept, self.spool
+                self.commit.finish, batch, flags, self._staged, confirm, self._accept, self.spool
             )
         except EmptiedSet as emptied:
             self._set_state("emptied", str(emptied))
             return
-        self.lost = await self.writer.submit(self.catalog.lost)
+        self._staged = False
         if point is not None:
             self._rolling = bool(point.image.flags & ROLLING)
             self.newest = point.image
+            self._view = point.image.ordinal
             self.on_point(point)
+        if lost:
+            self.lost = await self.writer.submit(self.catalog.lost)
         self._accept = False
         self._set_state("ok")

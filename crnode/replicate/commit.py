@@ -27,7 +27,6 @@ from crproto.paths import split
 
 SPILL_ENTRIES = 4000  # changes of one image kept in memory; beyond, they become staged rows
 SMALL_IMAGE = 1 << 20  # bytes of objects up to which an image goes to the lane of small appends
-PRUNE_ROWS = 2000  # rows pruned at most inside a commit; the rest at idle
 UNRESOLVED_MOST = 200_000
 SKIPPED, DECLARED = True, False
 
@@ -275,7 +274,6 @@ class TargetCommit:
             live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
             if live.state != "moving":  # a move that is under way ends where it was going: rows of both ends stay
                 self.catalog.set_live(live._replace(target=ordinal, state="moving"))
-            self._thin(row, PRUNE_ROWS)
         return []
 
     def _lacking(self, incoming: Incoming) -> list[bytes]:

@@ -1,0 +1,70 @@
+# `make` says what there is. Needs python3.11 or newer with its venv module, and make; everything else is fetched.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+ARGS ?=
+FUZZ_SECONDS ?= 60
+
+# What the tests call beside Python, as Debian package:command.
+DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip procps:ps
+
+.PHONY: help demo test check fuzz clean debian
+
+help: ## Say what there is (this).
+	@echo 'crnode: continuous replication and versions for a handful of machines. Targets:'
+	@sed -n 's/^\([.a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-7s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/installed ## Show it all: three nodes on this machine, half a minute, every claim checked.
+	@$(BIN)/crnode demo
+
+test: debian $(VENV)/installed ## Run all tests. One file: make test ARGS=tests/unit/crnode/test_cli.py
+	@rm -f $(VENV)/pytest-code
+	@code=0; $(BIN)/python -m pytest $(ARGS) || code=$$?; echo $$code > $(VENV)/pytest-code; \
+	if [ $$code = 0 ]; then echo 'make test: all tests passed.'; \
+	else echo "make test: not all is well, pytest ended with code $$code."; exit $$code; fi
+
+check: $(VENV)/installed ## Run every gate: ruff, mypy --strict, import layers, then the tests.
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory test
+
+fuzz: $(VENV)/fuzz ## Feed broken bytes to the protocol for 60 s. Longer: make fuzz FUZZ_SECONDS=3600
+	@mkdir -p tests/fuzz/corpus
+	$(BIN)/python tests/fuzz/fuzz_connection.py -max_total_time=$(FUZZ_SECONDS) tests/fuzz/corpus
+
+clean: ## Remove what make made: the virtual environment, caches, what was built.
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/fuzz/corpus
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv: $(VENV)/installed ## Make the virtual environment with crnode and all tools in exact versions.
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@[ -n '$(PYTHON)' ] || { echo 'crnode needs Python 3.11 or newer. On Debian: apt-get install python3 python3-venv'; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo 'The virtual environment could not be made. On Debian: apt-get install python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	@touch $@
+
+$(VENV)/fuzz: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+# Debian packages for the tests: installed when this runs as root, named when it does not.
+debian:
+	@missing=; for item in $(DEBIAN); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${item#*:}" > /dev/null || missing="$$missing $${item%:*}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+		echo "make test: these tools are missing, and installing them takes root on Debian:$$missing"; \
+		echo "make test: going on without them; tests that need them are skipped or fail."; \
+		echo "make test: to have them: sudo apt-get install$$missing"; exit 0; fi; \
+	echo "make test: running as root, so the missing tools are installed with apt-get:$$missing"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
