@@ -181,13 +181,16 @@ class Calls:
         seconds = float(args.get("timeout_s") or SYNC_SECONDS)
         if spec.source == self.agent.node.name:
             return await self.sync(spec, seconds, progress)
-        return await self._forward(spec.source, "sync", {"set": spec.name, "timeout_s": seconds}, seconds + 10)
+        return await self._forward(
+            spec.source, "sync", {"set": spec.name, "timeout_s": seconds}, seconds + 10
+        )
 
     async def _peer_sync(self, sender: str, args: Args) -> Args:
         return await self.sync(self._set(str(args["set"])), float(args["timeout_s"]), lambda _: None)
 
     async def sync(self, spec: ReplicationSet, seconds: float, progress: Progress) -> Args:
-        """Scan now; return when every target has acknowledged and shows all that was written before the call."""
+        """Scan now; return when every target has acknowledged and shows all that was written before the
+        call."""
         running = self._source(spec)
         begun = time.monotonic()
         deadline = begun + seconds
@@ -207,14 +210,20 @@ class Calls:
             *(self._sync_target(running, name, sequence, deadline, progress) for name in spec.targets)
         )
         out: Args = {
-            "set": spec.name, "targets": results, "sequence": sequence,
-            "digest": newest.digest.hex() if newest is not None else "", "seconds": time.monotonic() - begun,
-        }  # fmt: skip
+            "set": spec.name,
+            "targets": results,
+            "sequence": sequence,
+            "digest": newest.digest.hex() if newest is not None else "",
+            "seconds": time.monotonic() - begun,
+        }
         missing = [r for r in results if not r["ok"]]
         if missing:
             said = "; ".join(f"{r['node']}: {r['reason']}" for r in missing)
             raise CrnodeError(
-                f"Set {spec.name}: not every target has everything.", said, "Repeat it when they are back.", ExitCode.BEHIND
+                f"Set {spec.name}: not every target has everything.",
+                said,
+                "Repeat it when they are back.",
+                ExitCode.BEHIND,
             )
         return out
 
@@ -236,12 +245,23 @@ class Calls:
                     except PeerClosed:
                         await asyncio.sleep(0.2)
         except TimeoutError:
-            return {"node": name, "ok": False, "reason": push.reason or f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}"}
+            return {
+                "node": name,
+                "ok": False,
+                "reason": push.reason
+                or f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}",
+            }
         except CrnodeError as error:
             return {"node": name, "ok": False, "reason": str(error)}
-        put_right = int(answer.get("put_right", 0))
+        put_right = int(str(answer.get("put_right", 0)))
         reason = f"{put_right} local changes were put right" if put_right else ""
-        return {"node": name, "ok": True, "reason": reason, "digest": answer.get("digest"), "unapplied": answer.get("unapplied")}
+        return {
+            "node": name,
+            "ok": True,
+            "reason": reason,
+            "digest": answer.get("digest"),
+            "unapplied": answer.get("unapplied"),
+        }
 
     async def _peer_settle(self, sender: str, args: Args) -> Args:
         running = self.agent.sets.targets.get(str(args.get("set")))
@@ -251,10 +271,12 @@ class Calls:
         await running.target.settled()
         newest = await self.agent.writer.submit(running.target.catalog.newest)
         return {
-            "put_right": report.written + report.removed + len(report.set_aside) if report.set_aside or report.written else 0,
+            "put_right": report.written + report.removed + len(report.set_aside)
+            if report.set_aside or report.written
+            else 0,
             "digest": newest.digest.hex() if newest is not None else "",
             "unapplied": running.target.status.unapplied,
-        }  # fmt: skip
+        }
 
     # -- versions
 
@@ -264,7 +286,11 @@ class Calls:
         for name in (spec.source, *spec.targets):
             if name != self.agent.node.name:
                 with contextlib.suppress(CrnodeError):
-                    here.append(await self._forward(name, "versions", {"set": spec.name, "path": args.get("path")}, 10))
+                    here.append(
+                        await self._forward(
+                            name, "versions", {"set": spec.name, "path": args.get("path")}, 10
+                        )
+                    )
         rows = [row for answer in here for row in answer["versions"]]
         rows.sort(key=lambda r: (r["number"], r["node"]))
         return {"versions": rows}
@@ -280,14 +306,21 @@ class Calls:
 
         def look() -> list[Args]:
             images = catalog.images()
-            why = retain([Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images])
+            why = retain(
+                [
+                    Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY))
+                    for i in images
+                ]
+            )
             if path is None:
                 return [_version(i, why.get(i.ordinal, "being pruned"), self.agent.node.name) for i in images]
             rows = []
             for born, _, entry in catalog.history(str(path).encode("utf-8", "surrogateescape").strip(b"/")):
                 at = next((i for i in images if i.ordinal >= born), None)
                 if at is not None:
-                    rows.append({**_version(at, why.get(at.ordinal, ""), self.agent.node.name), "size": entry.size})
+                    rows.append(
+                        {**_version(at, why.get(at.ordinal, ""), self.agent.node.name), "size": entry.size}
+                    )
             return rows
 
         return {"versions": await self.agent.writer.submit(look)}
@@ -301,7 +334,9 @@ class Calls:
             return await self.restore.run(spec, args, progress)
         self._master_only("A restore on another node")
         if self.agent.document.node(node) is None:
-            raise CrnodeError(f"The cluster has no node '{node}'.", "", "See crnode node list.", ExitCode.USAGE)
+            raise CrnodeError(
+                f"The cluster has no node '{node}'.", "", "See crnode node list.", ExitCode.USAGE
+            )
         for holder in (spec.source, *spec.targets):
             if holder == self.agent.node.name:
                 self.agent.server.grant(node, spec.uuid)
@@ -340,10 +375,18 @@ class Calls:
 def _version(image: Image, why: str, node: str) -> Args:
     quality = "fuzzy" if image.flags & FUZZY else "rolling" if image.flags & ROLLING else "clean"
     return {
-        "number": image.sequence, "id": (image.id or b"").hex(), "time_ns": image.at_ns, "entries": image.entries,
-        "bytes": image.bytes, "digest": image.digest.hex(), "quality": quality, "verdict": VERDICTS[image.verdict],
-        "name": image.name, "why": image.why or why, "node": node,
-    }  # fmt: skip
+        "number": image.sequence,
+        "id": (image.id or b"").hex(),
+        "time_ns": image.at_ns,
+        "entries": image.entries,
+        "bytes": image.bytes,
+        "digest": image.digest.hex(),
+        "quality": quality,
+        "verdict": VERDICTS[image.verdict],
+        "name": image.name,
+        "why": image.why or why,
+        "node": node,
+    }
 
 
 __all__ = ["Calls", "Role"]

@@ -50,18 +50,22 @@ def _sqlite() -> Check:
     version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
     fine = version >= MINIMUM_SQLITE
     return _check(
-        "sqlite", fine, f"The catalog uses SQLite {apsw.sqlite_lib_version()}.",
+        "sqlite",
+        fine,
+        f"The catalog uses SQLite {apsw.sqlite_lib_version()}.",
         "" if fine else "Versions before 3.51.3 can damage a database in WAL mode: install a newer apsw.",
-    )  # fmt: skip
+    )
 
 
 def _root() -> Check:
     if os.geteuid() == 0:
         return _check("owner", True, "The agent runs as root and can keep owners and modes of files.")
     return _check(
-        "owner", None, "The agent does not run as root: files in live trees belong to its own user.",
+        "owner",
+        None,
+        "The agent does not run as root: files in live trees belong to its own user.",
         "Run it as root where owners of files matter.",
-    )  # fmt: skip
+    )
 
 
 def _watches(agent: Agent) -> Check:
@@ -69,12 +73,18 @@ def _watches(agent: Agent) -> Check:
         limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
     except (OSError, ValueError):
         return _check("watches", None, "The system's limit of inotify watches is not known.")
-    scanning = [r.spec.name for r in agent.sets.sources.values() if r.source.watch_kind == "scan" and r.source.state == "ok"]
+    scanning = [
+        r.spec.name
+        for r in agent.sets.sources.values()
+        if r.source.watch_kind == "scan" and r.source.state == "ok"
+    ]
     if scanning:
         return _check(
-            "watches", False, f"Too few inotify watches (limit {limit}): scanned instead: {', '.join(scanning)}.",
+            "watches",
+            False,
+            f"Too few inotify watches (limit {limit}): scanned instead: {', '.join(scanning)}.",
             "sysctl -w fs.inotify.max_user_watches=1048576",
-        )  # fmt: skip
+        )
     return _check("watches", True, f"The system allows {limit} inotify watches.")
 
 
@@ -82,7 +92,13 @@ def _network(agent: Agent) -> list[Check]:
     out = []
     for name, link in agent.links.items():
         up = link.peer is not None
-        out.append(_check(f"node {name}", up, f"{name} is connected." if up else f"{name} is not reachable: {link.reason}"))
+        out.append(
+            _check(
+                f"node {name}",
+                up,
+                f"{name} is connected." if up else f"{name} is not reachable: {link.reason}",
+            )
+        )
     return out
 
 
@@ -92,7 +108,14 @@ def _clocks(agent: Agent) -> list[Check]:
         if link.peer is not None and link.peer.clock_offset_ns is not None:
             offset = link.peer.clock_offset_ns / 1e9
             if abs(offset) > OFFSET_WARNING_S:
-                out.append(_check(f"clock {name}", False, f"Its clock differs by {offset:.1f} s.", "Set both clocks by NTP."))
+                out.append(
+                    _check(
+                        f"clock {name}",
+                        False,
+                        f"Its clock differs by {offset:.1f} s.",
+                        "Set both clocks by NTP.",
+                    )
+                )
     return out
 
 
@@ -103,7 +126,14 @@ def _catalogs(agent: Agent) -> list[Check]:
         with catalog.reader() as reader:
             said = reader.quick_check()
         if said != "ok":
-            out.append(_check(f"catalog {spec.name if spec else uuid}", False, said, "Stop the agent and move the file away; it is made anew."))
+            out.append(
+                _check(
+                    f"catalog {spec.name if spec else uuid}",
+                    False,
+                    said,
+                    "Stop the agent and move the file away; it is made anew.",
+                )
+            )
     return out or [_check("catalogs", True, "All catalogs pass SQLite's check.")]
 
 
@@ -114,16 +144,30 @@ def _sets(agent: Agent) -> list[Check]:
         out.append(_check(f"set {spec.name if spec else uuid}", False, reason))
     for running in agent.sets.sources.values():
         fine = running.source.state in ("ok", "scanning", "capturing")
-        out.append(_check(f"set {running.spec.name}", fine, f"Source: {running.source.state}. {running.source.detail}".strip()))
+        out.append(
+            _check(
+                f"set {running.spec.name}",
+                fine,
+                f"Source: {running.source.state}. {running.source.detail}".strip(),
+            )
+        )
         for name, (push, _) in running.pushes.items():
-            out.append(_check(f"set {running.spec.name} to {name}", push.state in ("in sync", "copying"), f"{push.state}. {push.reason}".strip()))
+            out.append(
+                _check(
+                    f"set {running.spec.name} to {name}",
+                    push.state in ("in sync", "copying"),
+                    f"{push.state}. {push.reason}".strip(),
+                )
+            )
     for target in agent.sets.targets.values():
         if target.target.status.unapplied:
             out.append(
                 _check(
-                    f"live tree {target.spec.name}", None,
-                    f"{target.target.status.unapplied} paths cannot be represented here.", "See crnode status.",
-                )  # fmt: skip
+                    f"live tree {target.spec.name}",
+                    None,
+                    f"{target.target.status.unapplied} paths cannot be represented here.",
+                    "See crnode status.",
+                )
             )
     return out
 
@@ -131,4 +175,9 @@ def _sets(agent: Agent) -> list[Check]:
 def _certificate(agent: Agent) -> Check:
     pem = (agent.data / CERTIFICATE_FILE).read_text()
     days = (valid_until_ns(ssl.PEM_cert_to_DER_cert(pem)) / 1e9 - time.time()) / 86400
-    return _check("certificate", days > 60, f"This node's certificate ends in {days:.0f} days.", "" if days > 60 else "Join anew before it ends.")
+    return _check(
+        "certificate",
+        days > 60,
+        f"This node's certificate ends in {days:.0f} days.",
+        "" if days > 60 else "Join anew before it ends.",
+    )

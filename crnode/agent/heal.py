@@ -1,4 +1,5 @@
-"""Self-healing: damaged or missing objects are fetched again from the source or another holder, and said so."""
+"""Self-healing: damaged or missing objects are fetched again from the source or another holder, and said
+so."""
 
 from __future__ import annotations
 
@@ -36,11 +37,14 @@ class Healer:
         healed = await self.fetch(uuid, ids)
         if healed:
             names = ", ".join(sorted(set(healed.values())))
-            self.agent.journal.add("healed", f"{len(healed)} damaged or missing objects were fetched again from {names}.")
+            self.agent.journal.add(
+                "healed", f"{len(healed)} damaged or missing objects were fetched again from {names}."
+            )
         lost = ids - healed.keys()
         if lost:
             self.agent.journal.add(
-                "damage", f"{len(lost)} objects are damaged here and no reachable node has them; it is tried again."
+                "damage",
+                f"{len(lost)} objects are damaged here and no reachable node has them; it is tried again.",
             )
         return set(healed)
 

@@ -114,7 +114,8 @@ class Link:
             await peer.send(DocumentRequest())
 
     async def send_document(self, document: ClusterDocument) -> None:
-        """The master made a change: this node hears of it at once if it is connected, else when it connects."""
+        """The master made a change: this node hears of it at once if it is connected, else when it
+        connects."""
         if self._peer is not None:
             with contextlib.suppress(PeerClosed):
                 await self._peer.send(Document(document.to_bytes()))
@@ -143,14 +144,20 @@ class Link:
 
     def _connected(self) -> Peer:
         if self._peer is None:
-            raise PeerClosed("lost", f"{self.node.name} is not reachable.", self.reason, "Start its agent, or wait.")
+            raise PeerClosed(
+                "lost", f"{self.node.name} is not reachable.", self.reason, "Start its agent, or wait."
+            )
         return self._peer
 
     # -- questions
 
-    async def call(self, method: str, body: dict[str, Any], seconds: float | None = CALL_SECONDS) -> dict[str, Any]:
+    async def call(
+        self, method: str, body: dict[str, Any], seconds: float | None = CALL_SECONDS
+    ) -> dict[str, Any]:
         """Ask the other agent something. Raises CrnodeError as the other agent said it."""
-        answer, _ = await self._question(lambda n: Call(n, method, json.dumps(body).encode()), Result, seconds)
+        answer, _ = await self._question(
+            lambda n: Call(n, method, json.dumps(body).encode()), Result, seconds
+        )
         assert isinstance(answer, Result)
         out = json.loads(answer.body)
         if not answer.ok:
@@ -161,7 +168,9 @@ class Link:
 
     async def images(self, uuid: str) -> tuple[tuple[Any, ...], ...]:
         """The images of a set that the node keeps (fields of crproto's Images)."""
-        answer, _ = await self._question(lambda n: ImagesRequest(n, bytes.fromhex(uuid)), Images, CALL_SECONDS)
+        answer, _ = await self._question(
+            lambda n: ImagesRequest(n, bytes.fromhex(uuid)), Images, CALL_SECONDS
+        )
         assert isinstance(answer, Images)
         return answer.images
 
@@ -179,7 +188,10 @@ class Link:
                 got = await queue.get()
         except TimeoutError:
             raise CrnodeError(
-                f"{self.node.name} did not answer within {seconds:.0f} s.", "", "Look at its events.", ExitCode.UNREACHABLE
+                f"{self.node.name} did not answer within {seconds:.0f} s.",
+                "",
+                "Look at its events.",
+                ExitCode.UNREACHABLE,
             ) from None
         finally:
             self._waiting.pop((answer, number), None)
@@ -187,7 +199,9 @@ class Link:
             raise got.again()
         return got
 
-    async def fetch(self, uuid: str, ids: list[bytes], take: Callable[[Objects, memoryview], Awaitable[None]]) -> list[bytes]:
+    async def fetch(
+        self, uuid: str, ids: list[bytes], take: Callable[[Objects, memoryview], Awaitable[None]]
+    ) -> list[bytes]:
         """Fetch objects of a set; each frame goes to `take`. Returns the ids that the node cannot give."""
         peer = self._connected()
         async with self._part_turn:
@@ -214,7 +228,8 @@ class Link:
     async def entries(
         self, uuid: str, image: bytes, path: bytes, take: Callable[[Entries], Awaitable[None]]
     ) -> int:
-        """The entries of an image at and below `path`; each frame goes to `take`. Returns how many there were."""
+        """The entries of an image at and below `path`; each frame goes to `take`. Returns how many there
+        were."""
         peer = self._connected()
         async with self._part_turn:
             self._number += 1

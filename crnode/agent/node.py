@@ -83,10 +83,16 @@ class Agent:
         self.writer = Writer(self._loop, self._keep_house, self._store_failed)
         self.healer = Healer(self)
         self.sets = Sets(
-            self.data, self.node, self.store, self.writer,
-            dial=self._dial_by_name, heal=self.healer.heal, journal=self.journal.add, now_ns=time.time_ns,
+            self.data,
+            self.node,
+            self.store,
+            self.writer,
+            dial=self._dial_by_name,
+            heal=self.healer.heal,
+            journal=self.journal.add,
+            now_ns=time.time_ns,
             crashed=self._crashed,
-        )  # fmt: skip
+        )
         self.server = Server(self)
         self.calls = Calls(self)
         self.server.methods = self.calls.peer_methods()
@@ -163,9 +169,13 @@ class Agent:
         if found.torn_bytes:
             self.journal.add("recovery", f"{found.torn_bytes} bytes of an unfinished append were cut off.")
         if found.unclean_boot:
-            self.journal.add("recovery", f"The machine was cut off; {found.rehashed_bytes >> 20} MiB were read again.")
+            self.journal.add(
+                "recovery", f"The machine was cut off; {found.rehashed_bytes >> 20} MiB were read again."
+            )
         for gap in found.damaged:
-            self.journal.add("damage", f"Pack {gap.pack} is damaged from byte {gap.start} to {gap.end}; it is healed.")
+            self.journal.add(
+                "damage", f"Pack {gap.pack} is damaged from byte {gap.start} to {gap.end}; it is healed."
+            )
 
     def _make_desk(self) -> JoinDesk | None:
         if self.node.role is not Role.MASTER or not (self.data / CA_KEY_FILE).exists():
@@ -221,7 +231,9 @@ class Agent:
     def heard_ago(self, name: str) -> float | None:
         """Seconds since anything came from that node, None if nothing ever did."""
         link = self.links.get(name)
-        times = [t for t in (self._heard.get(name), link.seen_at if link is not None else None) if t is not None]
+        times = [
+            t for t in (self._heard.get(name), link.seen_at if link is not None else None) if t is not None
+        ]
         if link is not None and link.peer is not None:
             return 0.0
         return time.monotonic() - max(times) if times else None
@@ -243,7 +255,10 @@ class Agent:
     async def _on_peer(self, peer: Peer, connected: Connected) -> None:
         if peer.name is None:
             if self.desk is None:
-                peer.fail("denied", f"{self.node.name} is not the master; machines join at {self.document.master.name}.")
+                peer.fail(
+                    "denied",
+                    f"{self.node.name} is not the master; machines join at {self.document.master.name}.",
+                )
                 return
             await serve_joiner(peer, self.desk)
             return
@@ -251,7 +266,8 @@ class Agent:
 
 
 def run(data: Path, role: str, listen: str | None = None) -> int:
-    """Run the agent in the foreground until SIGTERM or SIGINT; returns the exit code. CrnodeError says why not."""
+    """Run the agent in the foreground until SIGTERM or SIGINT; returns the exit code. CrnodeError says why
+    not."""
     check_data_dir(data)
     with DataLock(data):
         node = read_node_file(data)
@@ -272,7 +288,9 @@ def run(data: Path, role: str, listen: str | None = None) -> int:
                 ExitCode.REFUSED,
             )
         node = _same_machine(data, node)
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
         sys.setswitchinterval(SWITCH_SECONDS)
 
         def ready() -> None:
@@ -301,7 +319,8 @@ def _same_machine(data: Path, node: NodeFile) -> NodeFile:
     fresh = node.model_copy(update={"incarnation": secrets.token_hex(16), "machine_id": machine_id()})
     fresh.write(data)
     print(
-        f"crnode: the data directory {data} was made on another machine; this one goes on under a new incarnation. If"
+        f"crnode: the data directory {data} was made on another machine; this one goes on under a new"
+        f" incarnation. If"
         " the other machine still runs, stop it now, or join this one with a token of its own.",
         file=sys.stderr,
     )

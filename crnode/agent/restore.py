@@ -1,6 +1,7 @@
 """Restoring a whole set or a path of it, of any version that some node holds, to a new place on this node.
 
-The tree is written beside its destination, read back and compared with the version, and only then renamed into place:
+The tree is written beside its destination, read back and compared with the version, and only then renamed
+into place:
 a restore that is cut off leaves nothing that looks like a result.
 """
 
@@ -54,7 +55,8 @@ class Restore:
         self._places: set[Path] = set()
 
     async def run(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
-        """Restore; returns {"files", "bytes", "seconds", "digest_ok", "to", "version"}. Raises CrnodeError."""
+        """Restore; returns {"files", "bytes", "seconds", "digest_ok", "to", "version"}. Raises
+        CrnodeError."""
         begun = time.monotonic()
         to = self._destination(args)
         path = os.fsencode(str(args.get("path") or "")).strip(b"/")
@@ -68,8 +70,10 @@ class Restore:
             if not entries:
                 raise CrnodeError(
                     f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
-                    "", f"List what there is: crnode versions {spec.name} {os.fsdecode(path)}", ExitCode.USAGE,
-                )  # fmt: skip
+                    "",
+                    f"List what there is: crnode versions {spec.name} {os.fsdecode(path)}",
+                    ExitCode.USAGE,
+                )
             if not path:
                 self._check_digest(spec, chosen, entries)
             need = sum(e.size for e in entries)
@@ -95,16 +99,28 @@ class Restore:
         except OSError as error:
             if is_full(error):
                 raise full_error(to, error) from error
-            raise CrnodeError(f"The restore to {to} failed.", f"The system said: {error.strerror}.") from error
+            raise CrnodeError(
+                f"The restore to {to} failed.", f"The system said: {error.strerror}."
+            ) from error
         finally:
             self._places.discard(to)
             await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
         files = sum(1 for e in entries if e.kind == FILE)
-        self.agent.journal.add("restore", f"Version {chosen.sequence} of {spec.name} was restored to {to}: {files} files.", spec.name)
+        self.agent.journal.add(
+            "restore",
+            f"Version {chosen.sequence} of {spec.name} was restored to {to}: {files} files.",
+            spec.name,
+        )
         return {
-            "files": files, "bytes": size, "seconds": time.monotonic() - begun, "digest_ok": True, "to": str(to),
-            "version": chosen.sequence, "digest": chosen.digest.hex(), "from": chosen.holder,
-        }  # fmt: skip
+            "files": files,
+            "bytes": size,
+            "seconds": time.monotonic() - begun,
+            "digest_ok": True,
+            "to": str(to),
+            "version": chosen.sequence,
+            "digest": chosen.digest.hex(),
+            "from": chosen.holder,
+        }
 
     def _destination(self, args: Args) -> Path:
         text = args.get("to")
@@ -117,7 +133,9 @@ class Restore:
             )
         to = Path(str(text))
         if not to.is_absolute():
-            raise CrnodeError(f"The destination {to} is not absolute.", "", "Begin it with '/'.", ExitCode.USAGE)
+            raise CrnodeError(
+                f"The destination {to} is not absolute.", "", "Begin it with '/'.", ExitCode.USAGE
+            )
         if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
             raise CrnodeError(
                 f"The destination {to} is in use.",
@@ -127,21 +145,30 @@ class Restore:
             )
         data = self.agent.data.resolve()
         if to.resolve() == data or data in to.resolve().parents:
-            raise CrnodeError(f"{to} lies in the data directory.", "", "Choose another place.", ExitCode.REFUSED)
+            raise CrnodeError(
+                f"{to} lies in the data directory.", "", "Choose another place.", ExitCode.REFUSED
+            )
         return to
 
     # -- which version
 
     async def _choose(self, spec: ReplicationSet, wanted: object) -> Chosen:
-        """The version asked for (its number or a prefix of its id; None: the newest), from whoever holds it."""
+        """The version asked for (its number or a prefix of its id; None: the newest), from whoever holds
+        it."""
         found: list[Chosen] = []
         for name in (self.agent.node.name, *spec.targets):
-            found += [c for c in await self._images(spec, name) if c.holder not in {f.holder for f in found} or c not in found]
+            found += [
+                c
+                for c in await self._images(spec, name)
+                if c.holder not in {f.holder for f in found} or c not in found
+            ]
         if not found:
             raise CrnodeError(
-                f"No version of {spec.name} can be reached.", "None of its targets answers, or none has an image yet.",
-                "Start their agents.", ExitCode.UNREACHABLE,
-            )  # fmt: skip
+                f"No version of {spec.name} can be reached.",
+                "None of its targets answers, or none has an image yet.",
+                "Start their agents.",
+                ExitCode.UNREACHABLE,
+            )
         if wanted is None:
             newest = max(c.sequence for c in found)
             return next(c for c in found if c.sequence == newest)
@@ -163,7 +190,11 @@ class Restore:
             if catalog is None or spec.uuid not in self.agent.sets.targets:
                 return []
             images = await self.agent.writer.submit(catalog.images)
-            return [Chosen(i.id, i.sequence, i.digest, i.entries, i.bytes, name) for i in images if i.id is not None]
+            return [
+                Chosen(i.id, i.sequence, i.digest, i.entries, i.bytes, name)
+                for i in images
+                if i.id is not None
+            ]
         link = self.agent.links.get(name)
         if link is None or not await link.wait_up(2.0):
             return []
@@ -243,9 +274,11 @@ class Restore:
                 fetched = await self.agent.healer.fetch(spec.uuid, lacking)
                 if lost := lacking - fetched.keys():
                     raise CrnodeError(
-                        f"{len(lost)} objects of the version cannot be had.", "No node that holds the set answers with them.",
-                        "Start the other targets, or restore another version.", ExitCode.DAMAGE,
-                    )  # fmt: skip
+                        f"{len(lost)} objects of the version cannot be had.",
+                        "No node that holds the set answers with them.",
+                        "Start the other targets, or restore another version.",
+                        ExitCode.DAMAGE,
+                    )
             if level:
                 for name in here:
                     recipe = content.parse_recipe(self.agent.store.get(name), level)
@@ -266,7 +299,8 @@ def _make_staging(staging: Path) -> None:
 
 
 def _below(path: bytes, top: bytes) -> bytes:
-    """Where a path of the image goes under the destination: a folder's contents directly, a file by its name."""
+    """Where a path of the image goes under the destination: a folder's contents directly, a file by its
+    name."""
     if not top:
         return path
     if path == top:
@@ -274,7 +308,9 @@ def _below(path: bytes, top: bytes) -> bytes:
     return path[len(top) + 1 :]
 
 
-def _write_batch(writer: TreeWriter, batch: list[Entry], top: bytes, groups: dict[bytes, list[Entry]]) -> None:
+def _write_batch(
+    writer: TreeWriter, batch: list[Entry], top: bytes, groups: dict[bytes, list[Entry]]
+) -> None:
     for entry in batch:
         where = _below(entry.path, top)
         if entry.kind == DIRECTORY:

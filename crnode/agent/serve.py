@@ -103,7 +103,8 @@ class Server:
         return running.target
 
     def may_read(self, name: str, uuid: str) -> bool:
-        """Whether node `name` may read the set: its source, its targets, the master, and who was granted it."""
+        """Whether node `name` may read the set: its source, its targets, the master, and who was granted
+        it."""
         document = self.agent.document
         spec = document.set_by_uuid(uuid)
         if name == document.master.name:
@@ -140,7 +141,9 @@ class Server:
         try:
             body = json.loads(message.body)
             if method is None or not isinstance(body, dict):
-                raise CrnodeError(f"The question '{message.method}' is not understood here.", "", "Use one version.")
+                raise CrnodeError(
+                    f"The question '{message.method}' is not understood here.", "", "Use one version."
+                )
             answer, ok = await method(name, body), True
         except CrnodeError as error:
             answer, ok = dict(error.as_dict()), False
@@ -156,10 +159,21 @@ class Server:
             return []
         images = await self.agent.writer.submit(catalog.images)
         return [
-            (i.id, i.parent, i.epoch, i.sequence, i.at_ns, i.digest, i.entries, i.bytes, i.flags, i.name or "")
+            (
+                i.id,
+                i.parent,
+                i.epoch,
+                i.sequence,
+                i.at_ns,
+                i.digest,
+                i.entries,
+                i.bytes,
+                i.flags,
+                i.name or "",
+            )
             for i in images[-4000:]
             if i.id is not None
-        ]  # fmt: skip
+        ]
 
     async def _entries(self, peer: Peer, message: EntriesRequest) -> None:
         catalog = self.agent.sets.catalogs.get(message.set.hex())
@@ -169,7 +183,9 @@ class Server:
             reader = await asyncio.to_thread(catalog.reader)
             try:
                 rows = reader.subtree(message.path, image.ordinal)
-                while batch := await asyncio.to_thread(lambda: [e for _, e in zip(range(500), rows, strict=False)]):
+                while batch := await asyncio.to_thread(
+                    lambda: [e for _, e in zip(range(500), rows, strict=False)]
+                ):
                     count += len(batch)
                     await peer.send(Entries(tuple(batch), ()))
             finally:

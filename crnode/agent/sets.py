@@ -1,4 +1,5 @@
-"""The sets of a node as the cluster document has them: started, changed and stopped while everything else runs."""
+"""The sets of a node as the cluster document has them: started, changed and stopped while everything else
+runs."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -92,10 +94,10 @@ class Sets:
                 await self._stop_source(uuid)
             for uuid in [u for u in self.targets if u not in theirs]:
                 await self._stop_target(uuid, removed=True)
-            for uuid, spec in mine.items():
-                await self._guarded(spec, lambda s=spec: self._source(s))
-            for uuid, spec in theirs.items():
-                await self._guarded(spec, lambda s=spec: self._target(s))
+            for spec in mine.values():
+                await self._guarded(spec, partial(self._source, spec))
+            for spec in theirs.values():
+                await self._guarded(spec, partial(self._target, spec))
             known = mine.keys() | theirs.keys()
             for uuid in [u for u in self.refused if u not in known]:
                 del self.refused[uuid]
@@ -123,7 +125,8 @@ class Sets:
         return task
 
     async def catalog(self, uuid: str) -> Catalog:
-        """The open catalog of a set. A damaged one is set aside and begun anew; the source sends what is missing."""
+        """The open catalog of a set. A damaged one is set aside and begun anew; the source sends what is
+        missing."""
         if uuid not in self.catalogs:
             path = self.data / "sets" / f"{uuid}.db"
             try:
@@ -133,7 +136,10 @@ class Sets:
                 for suffix in ("", "-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-                self.journal("damage", f"The catalog {path} is damaged ({error}); it was set aside as {aside} and is made anew.")
+                self.journal(
+                    "damage",
+                    f"The catalog {path} is damaged ({error}); it was set aside as {aside} and is made anew.",
+                )
                 self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
         return self.catalogs[uuid]
 
@@ -150,24 +156,36 @@ class Sets:
         catalog = await self.catalog(spec.uuid)
         running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
         commit = await self.writer.submit(
-            SourceCommit, catalog, self.store, bytes.fromhex(self.node.incarnation), 0, len(spec.paths), self.now_ns,
+            SourceCommit,
+            catalog,
+            self.store,
+            bytes.fromhex(self.node.incarnation),
+            0,
+            len(spec.paths),
+            self.now_ns,
             lambda: {i for push, _ in list(running_pushes.values()) for i in list(push.in_flight)},
-        )  # fmt: skip
+        )
 
         def on_point(point: Point) -> None:
             for push, _ in running_pushes.values():
                 push.announce(point)
 
         source = SourceSet(
-            spec, catalog, self.store, self.writer, commit,
+            spec,
+            catalog,
+            self.store,
+            self.writer,
+            commit,
             cookie_dir=self.data / "cookies" / spec.uuid,
             seed=self.node.hash_seed,
             now_ns=self.now_ns,
             on_point=on_point,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
-        )  # fmt: skip
+        )
         source.newest = await self.writer.submit(catalog.newest)
-        running = RunningSource(spec, source, commit, self._task(source.run(), f"source {spec.name}"), running_pushes)
+        running = RunningSource(
+            spec, source, commit, self._task(source.run(), f"source {spec.name}"), running_pushes
+        )
         self.sources[spec.uuid] = running
         await self._pushes(running, spec)
 
@@ -197,7 +215,8 @@ class Sets:
                 place = self.destination(other.spec).resolve()
                 if _inside(path, place) or _inside(place, path):
                     raise CrnodeError(
-                        f"The path {text} and the destination {place} of set {other.spec.name} lie in one another.",
+                        f"The path {text} and the destination {place} of set {other.spec.name} lie in one"
+                        f" another.",
                         "A copy would be copied again.",
                         "Choose another path or destination.",
                         ExitCode.REFUSED,
@@ -218,9 +237,15 @@ class Sets:
             if name in running.pushes:
                 continue
             push = Push(
-                running.source, running.commit, name, self.dial, set_name=spec.name, term=spec.term,
-                throttle=target.throttle_bytes_s, journal=lambda kind, text: self.journal(kind, text, spec.name),
-            )  # fmt: skip
+                running.source,
+                running.commit,
+                name,
+                self.dial,
+                set_name=spec.name,
+                term=spec.term,
+                throttle=target.throttle_bytes_s,
+                journal=lambda kind, text: self.journal(kind, text, spec.name),
+            )
             if running.source.newest is not None:
                 push.lag.made(running.source.newest.sequence, asyncio.get_running_loop().time())
             running.pushes[name] = (push, self._task(push.run(), f"push {spec.name} to {name}"))
@@ -250,7 +275,11 @@ class Sets:
         target = spec.targets[self.node.name]
         roots = self.readers_roots.setdefault(spec.uuid, set())
         commit = TargetCommit(
-            catalog, self.store, archive=target.mode is Mode.ARCHIVE, now_ns=self.now_ns, retain_roots=lambda: set(roots)
+            catalog,
+            self.store,
+            archive=target.mode is Mode.ARCHIVE,
+            now_ns=self.now_ns,
+            retain_roots=lambda: set(roots),
         )
         destination, uuid = self.destination(spec), bytes.fromhex(spec.uuid)
 
@@ -258,12 +287,20 @@ class Sets:
             return prepare(destination, uuid, adopt=target.adopt)
 
         here = TargetSet(
-            spec, target, catalog, self.store, self.writer, commit, make_place,
+            spec,
+            target,
+            catalog,
+            self.store,
+            self.writer,
+            commit,
+            make_place,
             heal=self.heal,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
             root=os.geteuid() == 0,
-        )  # fmt: skip
-        self.targets[spec.uuid] = RunningTarget(spec, here, commit, self._task(here.run(), f"target {spec.name}"))
+        )
+        self.targets[spec.uuid] = RunningTarget(
+            spec, here, commit, self._task(here.run(), f"target {spec.name}")
+        )
 
     def _check_target(self, spec: ReplicationSet) -> None:
         place = self.destination(spec).resolve()
@@ -276,7 +313,11 @@ class Sets:
                 "Choose a destination outside the data directory.",
                 ExitCode.REFUSED,
             )
-        others = [(r.spec.name, self.destination(r.spec).resolve()) for r in self.targets.values() if r.spec.uuid != spec.uuid]
+        others = [
+            (r.spec.name, self.destination(r.spec).resolve())
+            for r in self.targets.values()
+            if r.spec.uuid != spec.uuid
+        ]
         others += [(r.spec.name, Path(p).resolve()) for r in self.sources.values() for p in r.spec.paths]
         for name, other in others:
             if _inside(place, other) or _inside(other, place):
@@ -340,4 +381,6 @@ def _same_source(old: ReplicationSet, new: ReplicationSet) -> bool:
 
 
 def _same_target(old: ReplicationSet, new: ReplicationSet, node: str) -> bool:
-    return old.targets[node] == new.targets[node] and old.privileged == new.privileged and old.name == new.name
+    return (
+        old.targets[node] == new.targets[node] and old.privileged == new.privileged and old.name == new.name
+    )

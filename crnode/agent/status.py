@@ -34,10 +34,15 @@ def nodes(agent: Agent) -> list[Out]:
         state = "self" if node.name == agent.node.name else (link.state if link is not None else "down")
         out.append(
             {
-                "name": node.name, "role": node.role.value, "address": node.address, "state": state,
-                "seen_s_ago": agent.heard_ago(node.name), "clock_offset_s": offset, "problems": problems,
+                "name": node.name,
+                "role": node.role.value,
+                "address": node.address,
+                "state": state,
+                "seen_s_ago": agent.heard_ago(node.name),
+                "clock_offset_s": offset,
+                "problems": problems,
             }
-        )  # fmt: skip
+        )
     return out
 
 
@@ -45,7 +50,12 @@ async def local(agent: Agent) -> Out:
     """Sets as this node has them, as their source or their target."""
     sources = {u: _source(agent, r) for u, r in agent.sets.sources.items()}
     targets = {u: await _target(agent, r) for u, r in agent.sets.targets.items()}
-    return {"node": agent.node.name, "sources": sources, "targets": targets, "refused": dict(agent.sets.refused)}
+    return {
+        "node": agent.node.name,
+        "sources": sources,
+        "targets": targets,
+        "refused": dict(agent.sets.refused),
+    }
 
 
 def _source(agent: Agent, running: RunningSource) -> Out:
@@ -139,9 +149,9 @@ async def cluster(agent: Agent) -> Out:
         "nodes": listed,
         "sets": sets,
         "warnings": warnings,
-        "promise": "An acknowledged change is durable at its target. Copying is asynchronous: what a takeover could lose"
-        " is the lag shown here.",
-    }  # fmt: skip
+        "promise": "An acknowledged change is durable at its target. Copying is asynchronous:"
+        " what a takeover could lose is the lag shown here.",
+    }
 
 
 def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) -> Out:
@@ -157,17 +167,26 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
             warnings.append(f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {safe:g} s).")
         targets.append(
             {
-                "node": name, "mode": target.mode.value, "destination": target.destination, "state": state,
-                "lag_s": lag, "behind_entries": push.get("behind_points"), "behind_bytes": None,
-                "sequence": there.get("sequence", push.get("sequence")), "digest": there.get("digest"),
-                "applied": push.get("applied"), "synced": push.get("synced"),
+                "node": name,
+                "mode": target.mode.value,
+                "destination": target.destination,
+                "state": state,
+                "lag_s": lag,
+                "behind_entries": push.get("behind_points"),
+                "behind_bytes": None,
+                "sequence": there.get("sequence", push.get("sequence")),
+                "digest": there.get("digest"),
+                "applied": push.get("applied"),
+                "synced": push.get("synced"),
                 "unapplied": there.get("unapplied", push.get("unapplied", 0)),
-                "set_aside": there.get("set_aside", 0), "sent_bytes": push.get("sent_bytes", 0),
-                "last_lag_s": push.get("last_lag_s"), "rate_bytes_s": None,
+                "set_aside": there.get("set_aside", 0),
+                "sent_bytes": push.get("sent_bytes", 0),
+                "last_lag_s": push.get("last_lag_s"),
+                "rate_bytes_s": None,
                 "reason": push.get("reason") or there.get("reason") or "",
                 "problems": there.get("problems", []),
             }
-        )  # fmt: skip
+        )
         for problem in there.get("problems", [])[:3]:
             warnings.append(f"Set {spec.name}: {name} cannot hold {problem['path']}: {problem['reason']}")
     for problem in source.get("problems", [])[:3]:
@@ -175,9 +194,19 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
     if source.get("state") not in ("ok", "scanning", "capturing", "starting", None):
         warnings.append(f"Set {spec.name}: {source['state']}. {source.get('detail', '')}".strip())
     return {
-        "name": spec.name, "uuid": spec.uuid, "source": spec.source, "paths": list(spec.paths),
-        "state": source.get("state", "unknown"), "detail": source.get("detail", "its source does not answer" if not source else ""),
-        "files": source.get("files"), "bytes": source.get("bytes"), "sequence": source.get("sequence"),
-        "digest": source.get("digest"), "point_age_s": source.get("point_age_s"), "quality": source.get("quality"),
-        "watch": source.get("watch"), "problems": source.get("problems", []), "targets": targets,
-    }  # fmt: skip
+        "name": spec.name,
+        "uuid": spec.uuid,
+        "source": spec.source,
+        "paths": list(spec.paths),
+        "state": source.get("state", "unknown"),
+        "detail": source.get("detail", "" if source else "its source does not answer"),
+        "files": source.get("files"),
+        "bytes": source.get("bytes"),
+        "sequence": source.get("sequence"),
+        "digest": source.get("digest"),
+        "point_age_s": source.get("point_age_s"),
+        "quality": source.get("quality"),
+        "watch": source.get("watch"),
+        "problems": source.get("problems", []),
+        "targets": targets,
+    }

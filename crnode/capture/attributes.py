@@ -72,7 +72,8 @@ def forget_names() -> None:
 
 
 def acl_from_bytes(data: bytes) -> Acl:
-    """The ACL of the kernel's xattr form (posix_acl_xattr.h), with names. Raises ValueError when it is none."""
+    """The ACL of the kernel's xattr form (posix_acl_xattr.h), with names. Raises ValueError when it is
+    none."""
     if len(data) < 4 or _ACL_HEAD.unpack_from(data)[0] != _ACL_VERSION or (len(data) - 4) % 8:
         raise ValueError("not a POSIX ACL of version 2")
     out: list[tuple[int, int, str, int]] = []
@@ -127,6 +128,10 @@ def read_extra(fd: int, info: os.stat_result, link: bytes | None, *, fuzzy: bool
             xattrs.append((os.fsencode(name), value))
     xattrs.sort()
     return Extra(
-        target=None, xattrs=tuple(xattrs), acl=acl, default_acl=default if stat.S_ISDIR(info.st_mode) else None,
-        link=link, fuzzy=fuzzy,
-    )  # fmt: skip
+        target=None,
+        xattrs=tuple(xattrs),
+        acl=acl,
+        default_acl=default if stat.S_ISDIR(info.st_mode) else None,
+        link=link,
+        fuzzy=fuzzy,
+    )

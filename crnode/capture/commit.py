@@ -1,7 +1,9 @@
 """Committing a source's images: the durable half of capture. Everything here runs in the writer thread.
 
-Order: recipes (and, when spooling, chunks) are appended and synced, then one catalog transaction records rows, image,
-fingerprints and the digest state. A crash before the transaction leaves garbage in packs; after it, an image that is
+Order: recipes (and, when spooling, chunks) are appended and synced, then one catalog transaction records
+rows, image,
+fingerprints and the digest state. A crash before the transaction leaves garbage in packs; after it, an image
+that is
 not sent yet.
 """
 
@@ -29,7 +31,8 @@ class EmptiedSet(Exception):
 
 @dataclass
 class Point:
-    """An image just committed, with what a target that has its parent needs: the push's shortcut through memory."""
+    """An image just committed, with what a target that has its parent needs: the push's shortcut through
+    memory."""
 
     image: Image
     base: bytes  # id of the image it is a difference to, all zero for none
@@ -74,7 +77,8 @@ class SourceCommit:
     # -- images
 
     def stage(self, batch: Batch, spool: bool) -> int:
-        """Commit a batch of a large image under a staging ordinal: invisible until :meth:`finish`, and kept over a
+        """Commit a batch of a large image under a staging ordinal: invisible until :meth:`finish`, and kept
+        over a
         crash, so that a first copy goes on where it was. Returns that ordinal."""
         self.store.check_room(batch.fresh.held if spool else 0)
         self._put(batch, spool)
@@ -94,7 +98,8 @@ class SourceCommit:
     ) -> Point | None:
         """Commit the last batch and, if anything changed, the image. None when there is no new image.
 
-        `confirm`: make an image even without changes, because the one before was rolling. `accept`: an emptied set
+        `confirm`: make an image even without changes, because the one before was rolling. `accept`: an
+        emptied set
         is meant. Raises EmptiedSet with nothing changed.
         """
         newest = self.catalog.newest()
@@ -114,7 +119,8 @@ class SourceCommit:
             totals = self.catalog.change(ordinal, totals, batch.changed.values(), batch.removed)
             if newest is not None and newest.entries > self.roots >= totals.entries and not accept:
                 raise EmptiedSet(
-                    "Everything in the set was deleted at once. Targets keep what they have. If this is meant, say so"
+                    "Everything in the set was deleted at once. Targets keep what they have. If this is"
+                    " meant, say so"
                     " with: crnode set rebase NAME"
                 )
             self._side_rows(batch)
@@ -127,7 +133,8 @@ class SourceCommit:
         return Point(image, base, list(batch.changed.values()), list(batch.removed), batch.fresh)
 
     def begin_incarnation(self) -> Point:
-        """Draw a new identity and make an image under it: what targets hold of the old one is no ancestor of it."""
+        """Draw a new identity and make an image under it: what targets hold of the old one is no ancestor of
+        it."""
         with self.catalog.transaction():
             self.incarnation = secrets.token_bytes(16)
             self.catalog.set_meta("incarnation", self.incarnation)
@@ -138,9 +145,26 @@ class SourceCommit:
 
     def _blank(self, ordinal: int) -> Image:
         return Image(
-            ordinal, None, NO_IMAGE, self.incarnation, self.epoch, 0, self.now_ns(), 0, NO_IMAGE, 0, 0, 0, STAGING,
-            0, None, None, 0, None, None,
-        )  # fmt: skip
+            ordinal,
+            None,
+            NO_IMAGE,
+            self.incarnation,
+            self.epoch,
+            0,
+            self.now_ns(),
+            0,
+            NO_IMAGE,
+            0,
+            0,
+            0,
+            STAGING,
+            0,
+            None,
+            None,
+            0,
+            None,
+            None,
+        )
 
     def _image(self, ordinal: int, newest: Image | None, totals: Totals, flags: int) -> Image:
         parent = newest.id if newest is not None and newest.id is not None else NO_IMAGE
@@ -150,15 +174,24 @@ class SourceCommit:
         digest = self.catalog.digest(totals)
         name = image_id(parent, self.catalog.set_uuid, self.incarnation, self.epoch, sequence, at_ns, digest)
         return self._blank(ordinal)._replace(
-            id=name, parent=parent, sequence=sequence, at_ns=at_ns, received_ns=self.now_ns(), digest=digest,
-            entries=totals.entries, bytes=totals.bytes, flags=flags,
-        )  # fmt: skip
+            id=name,
+            parent=parent,
+            sequence=sequence,
+            at_ns=at_ns,
+            received_ns=self.now_ns(),
+            digest=digest,
+            entries=totals.entries,
+            bytes=totals.bytes,
+            flags=flags,
+        )
 
     def _put(self, batch: Batch, spool: bool) -> None:
         fresh = batch.fresh
         records = [Record(name, RECIPE, delta.RAW, len(data), data) for name, data in fresh.recipes.items()]
         if spool:
-            records += [Record(name, CHUNK, delta.RAW, len(data), data) for name, data in fresh.chunks.items()]
+            records += [
+                Record(name, CHUNK, delta.RAW, len(data), data) for name, data in fresh.chunks.items()
+            ]
         if records:
             self.store.put(records, Lane.BULK if len(records) > 64 else Lane.SMALL, cache=False)
             self.store.sync()
@@ -186,7 +219,8 @@ class SourceCommit:
                 self._prune(newest)
 
     def adopt(self, target: str, image: bytes) -> Image | None:
-        """A target says that it holds `image`: the cursor moves there if we know it. In one turn of the writer,
+        """A target says that it holds `image`: the cursor moves there if we know it. In one turn of the
+        writer,
         because between a look-up and a cursor the image could be pruned."""
         held = self.catalog.image(image)
         if held is not None:
@@ -202,7 +236,8 @@ class SourceCommit:
     def _prune(self, newest: Image) -> None:
         """A source retains the newest image, every cursor, and what is on its way (rule 37).
 
-        The image before the newest stays too: a push that has just chosen it had no time to say so. It is on its
+        The image before the newest stays too: a push that has just chosen it had no time to say so. It is on
+        its
         way before the next commit can be asked for, because one task asks for both.
         """
         keep = {newest.ordinal, *(c.ordinal for c in self.catalog.cursors())}

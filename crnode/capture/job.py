@@ -1,6 +1,7 @@
 """One capture: dirty paths in, batches of changes out. Runs in the set's capture thread.
 
-The job compares with image `view` and yields batches of bounded size, so that memory does not grow with the number
+The job compares with image `view` and yields batches of bounded size, so that memory does not grow with the
+number
 of files. A path is looked at once a job unless it is handed in again (it changed meanwhile).
 """
 
@@ -49,9 +50,11 @@ class Job:
     Args:
         reader: the path reader of the set.
         catalog: a reading connection of this thread.
-        view: ordinal of the image to compare with (the staging one when a staged image is resumed, 0 for none).
+        view: ordinal of the image to compare with (the staging one when a staged image is resumed, 0 for
+        none).
         selection: which paths belong to the set.
-        watcher: gets a watch on each directory that is scanned, before it is listed; None when watches ran out.
+        watcher: gets a watch on each directory that is scanned, before it is listed; None when watches ran
+        out.
     """
 
     def __init__(
@@ -95,7 +98,12 @@ class Job:
 
     def _scan(self, top: bytes) -> Iterator[bytes]:
         yield from dirty_paths(
-            self.reader.roots, self.catalog, self.view, self.selection.takes, top, self._watch if self.watcher else None
+            self.reader.roots,
+            self.catalog,
+            self.view,
+            self.selection.takes,
+            top,
+            self._watch if self.watcher else None,
         )
 
     def _watch(self, path: bytes) -> None:
@@ -149,7 +157,9 @@ class Job:
             self._remove_below(path)
         batch.changed[path] = entry
         link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
-        batch.fuzzy = batch.fuzzy or (entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).fuzzy)
+        batch.fuzzy = batch.fuzzy or (
+            entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).fuzzy
+        )
         partners = self._partners(path, old)
         if link is not None:
             partners += self.catalog.link_members(link, self.view)
@@ -161,7 +171,9 @@ class Job:
         if old is None or old.kind != FILE or not old.extra:
             return []
         link = Extra.decode(old.extra).link
-        return [p for p in self.catalog.link_members(link, self.view) if p != path] if link is not None else []
+        return (
+            [p for p in self.catalog.link_members(link, self.view) if p != path] if link is not None else []
+        )
 
     def _renamed_from(self, dev: int, ino: int) -> Entry | None:
         """The entry that had this inode under another path: what it names need not be cut again."""
@@ -197,7 +209,8 @@ class Job:
 
 
 def watch_directory(reader: PathReader, watcher: Watcher | None, path: bytes) -> None:
-    """Put a watch on the directory at image path `path`; a directory that is gone again is nobody's loss, because
+    """Put a watch on the directory at image path `path`; a directory that is gone again is nobody's loss,
+    because
     its parent's event is on its way. Raises WatchLimit."""
     if watcher is None:
         return

@@ -1,7 +1,9 @@
 """Reading one path of the source into an entry and the objects it needs. Runs in the capture thread.
 
-Nothing is followed: the parent directory is opened beneath its root (openat2), the last component with O_NOFOLLOW,
-and what was opened must be what lstat saw (rule 56). Content counts only when it is a state the file really had:
+Nothing is followed: the parent directory is opened beneath its root (openat2), the last component with
+O_NOFOLLOW,
+and what was opened must be what lstat saw (rule 56). Content counts only when it is a state the file really
+had:
 the fingerprint is equal before and after, and a file touched less than 50 ms ago is read twice (rule 52).
 """
 
@@ -137,7 +139,8 @@ class PathReader:
     def take(self, path: bytes, old: Entry | None, fresh: Fresh) -> Taken:
         """The entry at `path` as it is now; new objects go into `fresh`.
 
-        `old` is the version before (any path that had the same inode will do): its recipe says what need not be
+        `old` is the version before (any path that had the same inode will do): its recipe says what need not
+        be
         cut again. Raises Gone, Unreadable or Torn.
         """
         self.earlier = fresh  # what this very capture found before is not in the store yet
@@ -154,7 +157,9 @@ class PathReader:
         info = self.stat(path)
         root_fd, below = self.roots.resolve(path)
         if info.st_dev != os.fstat(root_fd).st_dev:
-            raise Unreadable("another file system is mounted here; name it as a path of its own to protect it")
+            raise Unreadable(
+                "another file system is mounted here; name it as a path of its own to protect it"
+            )
         if stat.S_ISREG(info.st_mode):
             return self._file(path, info, old, fresh, last=last)
         if stat.S_ISDIR(info.st_mode):
@@ -176,9 +181,13 @@ class PathReader:
 
     # -- regular files
 
-    def _file(self, path: bytes, info: os.stat_result, old: Entry | None, fresh: Fresh, *, last: bool) -> Taken:
+    def _file(
+        self, path: bytes, info: os.stat_result, old: Entry | None, fresh: Fresh, *, last: bool
+    ) -> Taken:
         if info.st_size > self.limit:
-            raise Unreadable(f"its size of {info.st_size} bytes is over the set's limit of {self.limit} bytes")
+            raise Unreadable(
+                f"its size of {info.st_size} bytes is over the set's limit of {self.limit} bytes"
+            )
         root_fd, below = self.roots.resolve(path)
         head, _, name = below.rpartition(b"/")
         parent = self._open_parent(path[: len(path) - len(name)], root_fd, head)
@@ -191,7 +200,10 @@ class PathReader:
         fd = os.open(name, flags, dir_fd=parent)
         try:
             before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode) or (before.st_dev, before.st_ino) != (info.st_dev, info.st_ino):
+            if not stat.S_ISREG(before.st_mode) or (before.st_dev, before.st_ino) != (
+                info.st_dev,
+                info.st_ino,
+            ):
                 raise _Changed
             extra = read_extra(fd, before, link)
             trial = Fresh(held=fresh.held)
@@ -223,7 +235,9 @@ class PathReader:
         sink = _Sink(trial, self.budget, builder)
         total = 0
         for _, length, view in chunking.cut_stream(
-            lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)), size, chunking.make_cutter(chunking.CUTTER_64K)
+            lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)),
+            size,
+            chunking.make_cutter(chunking.CUTTER_64K),
         ):
             sink.add(length, chunk_id(view), block_hashes(view, self.seed), view)
             total += length
@@ -267,7 +281,8 @@ class PathReader:
         return named
 
     def _old_chunks(self, old: Entry | None, fresh: Fresh) -> tuple[list[OldChunk], int | None]:
-        """(chunks of the version before with their block hashes, its cutter); ([], None) when they are not known:
+        """(chunks of the version before with their block hashes, its cutter); ([], None) when they are not
+        known:
         the file is then cut as if it were new."""
         if old is None or old.level == 0 or old.content is None:
             return [], None
@@ -316,11 +331,13 @@ class PathReader:
             sink.add_hole(size - sink.total)
 
     def _same_again(self, fd: int, size: int, named: tuple[bytes, int], fresh: Fresh) -> None:
-        """Read a young file a second time and compare its blocks: two equal reads prove the state between them."""
+        """Read a young file a second time and compare its blocks: two equal reads prove the state between
+        them."""
         if named[1] == 0:
             if chunk_id(_pread(fd, size, 0)) != named[0]:
                 raise _Changed
             return
+
         def load(name: bytes) -> bytes:
             return fresh.recipes.get(name) or self.earlier.recipes.get(name) or self.load(name)
 
@@ -348,7 +365,8 @@ class _Changed(Exception):
 
 
 class _Sink:
-    """Takes the chunks of one file in order: recipe, block hashes of each segment, bytes within the budget."""
+    """Takes the chunks of one file in order: recipe, block hashes of each segment, bytes within the
+    budget."""
 
     def __init__(self, fresh: Fresh, budget: int, builder: content.RecipeBuilder) -> None:
         self.fresh = fresh
@@ -447,13 +465,30 @@ fingerprint_of = _print
 
 
 def _entry(
-    path: bytes, kind: int, info: os.stat_result, size: int, named: bytes | None, level: int, extra: Extra,
-    *, mode: int | None = None,
-) -> Entry:  # fmt: skip
+    path: bytes,
+    kind: int,
+    info: os.stat_result,
+    size: int,
+    named: bytes | None,
+    level: int,
+    extra: Extra,
+    *,
+    mode: int | None = None,
+) -> Entry:
     return Entry(
-        path, kind, stat.S_IMODE(info.st_mode) if mode is None else mode, user_name(info.st_uid), info.st_uid,
-        group_name(info.st_gid), info.st_gid, info.st_mtime_ns, size, named, level, extra.encode(),
-    )  # fmt: skip
+        path,
+        kind,
+        stat.S_IMODE(info.st_mode) if mode is None else mode,
+        user_name(info.st_uid),
+        info.st_uid,
+        group_name(info.st_gid),
+        info.st_gid,
+        info.st_mtime_ns,
+        size,
+        named,
+        level,
+        extra.encode(),
+    )
 
 
 def _kind(mode: int) -> str:
@@ -472,5 +507,7 @@ def _reason(error: OSError) -> Exception:
     if error.errno in (errno.EACCES, errno.EPERM):
         return Unreadable("the agent may not read it; run crnode as a user who may")
     if error.errno == errno.EXDEV:
-        return Unreadable("another file system is mounted on the way; name it as a path of its own to protect it")
+        return Unreadable(
+            "another file system is mounted on the way; name it as a path of its own to protect it"
+        )
     return Unreadable(f"it cannot be read: {os.strerror(error.errno or 0)}")

@@ -1,7 +1,9 @@
 """The source's paths of a set, and how image paths map onto them.
 
-A set with one path has its contents at the top of the image. A set with several has each below a label: the path's
-last component, made unique. A root is held open by descriptor and remembered by identity (file system id and inode),
+A set with one path has its contents at the top of the image. A set with several has each below a label: the
+path's
+last component, made unique. A root is held open by descriptor and remembered by identity (file system id and
+inode),
 so that an unmounted or replaced source is noticed before an empty image is made of it (rule 59).
 """
 
@@ -43,7 +45,8 @@ def labels(paths: list[str]) -> list[Root]:
 
 
 def identity(fd: int) -> str:
-    """File system id and inode of an open root directory: stable over restarts, another one when unmounted."""
+    """File system id and inode of an open root directory: stable over restarts, another one when
+    unmounted."""
     return f"{os.fstatvfs(fd).f_fsid:x}:{os.fstat(fd).st_ino}"
 
 
@@ -89,7 +92,8 @@ class OpenRoots:
         return {label: identity(fd) for label, fd in self._fds.items()}
 
     def gone(self) -> bool:
-        """True when a root's path no longer leads to the directory that is open (replaced, unmounted, removed)."""
+        """True when a root's path no longer leads to the directory that is open (replaced, unmounted,
+        removed)."""
         for root in self.roots:
             try:
                 here = os.stat(root.path)
@@ -104,7 +108,8 @@ class OpenRoots:
 class Selection:
     """Which paths of the tree belong to the set: gitignore meaning, as `pathspec` reads it.
 
-    Without `include` everything belongs; `exclude` wins; directories belong unless excluded, so that what is inside
+    Without `include` everything belongs; `exclude` wins; directories belong unless excluded, so that what is
+    inside
     can be reached. Raises ValueError for a pattern that cannot be read.
     """
 

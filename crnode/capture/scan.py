@@ -109,7 +109,9 @@ def _differs(info: os.stat_result, known: Fingerprint | None) -> bool:
     )
 
 
-def encode_request(paths: list[str], include: list[str], exclude: list[str], catalog: Path, ordinal: int) -> str:
+def encode_request(
+    paths: list[str], include: list[str], exclude: list[str], catalog: Path, ordinal: int
+) -> str:
     """The argument of the scanning process."""
     return json.dumps(
         {"paths": paths, "include": include, "exclude": exclude, "catalog": str(catalog), "ordinal": ordinal}
@@ -117,7 +119,8 @@ def encode_request(paths: list[str], include: list[str], exclude: list[str], cat
 
 
 def main(request: str) -> int:
-    """Scan a whole set and write its dirty paths to standard output, each with its length in four bytes before it;
+    """Scan a whole set and write its dirty paths to standard output, each with its length in four bytes
+    before it;
     a length of 2^32-1 says that the scan came to its end."""
     os.nice(10)
     body = json.loads(request)

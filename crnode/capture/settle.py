@@ -1,6 +1,7 @@
 """When a changed path is ready to be captured. Pure: time comes in as an argument, in ns.
 
-A path is ready when it was closed after writing, or quiet for a while (20 ms); a path that is written without pause
+A path is ready when it was closed after writing, or quiet for a while (20 ms); a path that is written
+without pause
 is taken at least once in a longer while (1 s). Deletions, renames and changed attributes are ready at once.
 """
 
@@ -29,7 +30,9 @@ class Settle:
     def __init__(self, quiet_ns: int, longest_ns: int) -> None:
         self.quiet_ns = quiet_ns
         self.longest_ns = longest_ns
-        self._waiting: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # path -> (first, last), oldest last first
+        self._waiting: OrderedDict[bytes, tuple[int, int]] = (
+            OrderedDict()
+        )  # path -> (first, last), oldest last first
         self._first: OrderedDict[bytes, int] = OrderedDict()  # path -> first, oldest first
         self._ready: dict[bytes, bool] = {}  # path -> whether it is a tree
 
@@ -48,7 +51,8 @@ class Settle:
             del self._first[path]
 
     def take(self, now: int) -> dict[bytes, bool]:
-        """The paths that are ready at `now`, each with whether it is a whole tree; they are forgotten here."""
+        """The paths that are ready at `now`, each with whether it is a whole tree; they are forgotten
+        here."""
         while self._waiting:
             path, (_, last) = next(iter(self._waiting.items()))
             if last + self.quiet_ns > now:

@@ -1,7 +1,9 @@
 """The source side of one set: watches its trees, decides when to take a point, commits images.
 
-One asyncio task a set; reading happens in the set's capture thread, commits in the writer thread. The order of
-durable steps is the commit protocol's (s1 to s4): recipes durable, then the catalog transaction, then targets hear.
+One asyncio task a set; reading happens in the set's capture thread, commits in the writer thread. The order
+of
+durable steps is the commit protocol's (s1 to s4): recipes durable, then the catalog transaction, then
+targets hear.
 """
 
 from __future__ import annotations
@@ -191,9 +193,15 @@ class SourceSet:
         if self._reader is None:
             self._reader = await self._in_thread(self.catalog.reader)
         self._paths = PathReader(
-            roots, self.store.load, self._reader.blocks, self.seed, self._selection.pages,
-            self.spec.file_size_limit, self.now_ns, HELD_BYTES // 4,
-        )  # fmt: skip
+            roots,
+            self.store.load,
+            self._reader.blocks,
+            self.seed,
+            self._selection.pages,
+            self.spec.file_size_limit,
+            self.now_ns,
+            HELD_BYTES // 4,
+        )
         await self._look()
         await self._start_watching()
         self._want_scan(self._scan_reason if self._scan_wanted else "start")
@@ -242,7 +250,8 @@ class SourceSet:
             roots.close()
             self._set_state(
                 "root missing",
-                "The path leads to another file system or directory than the one that was captured. Mount the right one,"
+                "The path leads to another file system or directory than the one that was captured. Mount"
+                " the right one,"
                 f" or accept this one with: crnode set rebase {self.spec.name}",
             )
             return False
@@ -265,7 +274,9 @@ class SourceSet:
         self._set_state("scanning", "adding watches")
         paths, tops = self._paths, self._roots.tops()
         try:
-            await self._in_thread(lambda: sum(watch_tree(paths, watcher, self._selection.takes, t) for t in tops))
+            await self._in_thread(
+                lambda: sum(watch_tree(paths, watcher, self._selection.takes, t) for t in tops)
+            )
         except WatchLimit as limit:
             self._no_watches(str(limit))
             return
@@ -279,7 +290,8 @@ class SourceSet:
         self.watch_kind = "scan"
         self.journal(
             "source",
-            f"Set {self.spec.name}: the kernel has no watches left, so it is scanned every {SCAN_ONLY_SECONDS:.0f} s."
+            f"Set {self.spec.name}: the kernel has no watches left, so it is scanned every"
+            f" {SCAN_ONLY_SECONDS:.0f} s."
             f" Raise {sysctl}: sysctl -w {sysctl}=1048576",
         )
 
@@ -349,7 +361,10 @@ class SourceSet:
         dirty = await self._run_scan()
         if dirty and reason == "reconcile":
             self.found_by_scan += len(dirty)
-            self.journal("source", f"Set {self.spec.name}: the reconcile scan found {len(dirty)} changes without events.")
+            self.journal(
+                "source",
+                f"Set {self.spec.name}: the reconcile scan found {len(dirty)} changes without events.",
+            )
         await self._point((path, False) for path in dirty)
         self._scans_done = serving
         if self.state == "ok":
@@ -364,12 +379,21 @@ class SourceSet:
 
     async def _run_scan(self) -> list[bytes]:
         request = scan.encode_request(
-            list(self.spec.paths), list(self.spec.include), list(self.spec.exclude), self.catalog.path, self._view
+            list(self.spec.paths),
+            list(self.spec.include),
+            list(self.spec.exclude),
+            self.catalog.path,
+            self._view,
         )
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "crnode.capture.scan", request,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "crnode.capture.scan",
+            request,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
         assert process.stdout is not None and process.stderr is not None
         dirty: list[bytes] = []
         rest, ended = b"", False
@@ -389,7 +413,8 @@ class SourceSet:
         return dirty
 
     async def _look(self) -> None:
-        """Learn from the catalog what to compare with: the staged image that is being resumed, else the newest."""
+        """Learn from the catalog what to compare with: the staged image that is being resumed, else the
+        newest."""
         image = await self.writer.submit(lambda: self.catalog.staging() or self.catalog.newest())
         self._view = image.ordinal if image is not None else 0
         self._staged = image is not None and image.state == STAGING
@@ -437,7 +462,8 @@ class SourceSet:
     async def _finish(self, batch: Batch, flags: int) -> None:
         if batch.fuzzy:
             flags = FUZZY
-        # A rolling image is always followed by a clean one, so that deletions it could not confirm are confirmed.
+        # A rolling image is always followed by a clean one, so that deletions it could not confirm are
+        # confirmed.
         confirm = self._rolling and flags == CLEAN
         lost = bool(batch.lost)
         try:

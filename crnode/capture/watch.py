@@ -1,11 +1,15 @@
 """Watching trees through inotify(7).
 
-Our own reader of the kernel's events, because overflow, ignored watches and the order of events decide what is
-captured, and the libraries that hide them lose changes. Directories are kept as a tree of nodes, so that a renamed
+Our own reader of the kernel's events, because overflow, ignored watches and the order of events decide what
+is
+captured, and the libraries that hide them lose changes. Directories are kept as a tree of nodes, so that a
+renamed
 directory moves with everything below it in O(1).
 
-What inotify cannot do is answered here too: a directory that appears is reported as a tree to scan, since files are
-made in it before its watch exists; an overflow or a lost watch makes its owner scan; when the system's limit of
+What inotify cannot do is answered here too: a directory that appears is reported as a tree to scan, since
+files are
+made in it before its watch exists; an overflow or a lost watch makes its owner scan; when the system's limit
+of
 watches is reached, :class:`WatchLimit` says which sysctl to raise and the owner falls back to scanning.
 """
 
@@ -36,9 +40,18 @@ IN_ONLYDIR = 0x01000000
 IN_EXCL_UNLINK = 0x04000000
 IN_ISDIR = 0x40000000
 _MASK = (
-    IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF
-    | IN_MOVE_SELF | IN_ONLYDIR | IN_EXCL_UNLINK
-)  # fmt: skip
+    IN_MODIFY
+    | IN_ATTRIB
+    | IN_CLOSE_WRITE
+    | IN_MOVED_FROM
+    | IN_MOVED_TO
+    | IN_CREATE
+    | IN_DELETE
+    | IN_DELETE_SELF
+    | IN_MOVE_SELF
+    | IN_ONLYDIR
+    | IN_EXCL_UNLINK
+)
 _EVENT = struct.Struct("iIII")
 _BUFFER = 256 << 10
 
@@ -75,7 +88,8 @@ class Watcher:
     """One inotify instance with all directories of a set, and a private directory for cookies.
 
     Args:
-        cookie_dir: a directory of ours, not part of any set; creating a file in it and meeting its event proves that
+        cookie_dir: a directory of ours, not part of any set; creating a file in it and meeting its event
+        proves that
             every event before it was read (rule 53).
         changed: called with (image path, change) for each event.
         lost: called with a reason when events were lost and the set must be scanned.
@@ -267,7 +281,8 @@ class Watcher:
     # -- cookies
 
     def cookie(self, done: Callable[[], None]) -> None:
-        """Call `done` once every event up to now has been reported. Raises OSError when no cookie can be made."""
+        """Call `done` once every event up to now has been reported. Raises OSError when no cookie can be
+        made."""
         self._cookie_number += 1
         name = b"%d-%d" % (os.getpid(), self._cookie_number)
         self._cookies[name] = done

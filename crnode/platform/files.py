@@ -1,7 +1,8 @@
 """Careful file handling in one place: durable small files, paths that cannot leave their root, syncs.
 
 `openat2(2)` with RESOLVE_BENEATH keeps every open of a user's path inside its root even while somebody swaps
-directories for links under our feet (rules 56 and 64). Kernels without it (before 5.6) get the same promise from
+directories for links under our feet (rules 56 and 64). Kernels without it (before 5.6) get the same promise
+from
 a walk that opens each component with O_NOFOLLOW.
 """
 
@@ -47,7 +48,8 @@ def fsync_dir(path: Path) -> None:
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` with `data` so that after a crash either the old or the new bytes are there, whole.
 
-    Temporary file beside it, write, fsync, rename, fsync of the directory. Raises OSError; the temporary is removed.
+    Temporary file beside it, write, fsync, rename, fsync of the directory. Raises OSError; the temporary is
+    removed.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -68,7 +70,8 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 def open_beneath(root_fd: int, path: bytes, flags: int, mode: int = 0, *, cross_devices: bool = False) -> int:
-    """Open `path` (relative to the directory `root_fd`) without following any link on the way, the last included.
+    """Open `path` (relative to the directory `root_fd`) without following any link on the way, the last
+    included.
 
     Raises OSError: ELOOP where a component is a link, EXDEV where the path would leave the root or, unless
     `cross_devices`, enter another mounted file system. See openat2(2).
@@ -108,7 +111,8 @@ def _open_by_walk(root_fd: int, path: bytes, flags: int, mode: int, cross_device
 
 
 def open_parent(root_fd: int, path: bytes) -> tuple[int, bytes]:
-    """(descriptor of the directory that holds `path`, last component), opened beneath; the caller closes it."""
+    """(descriptor of the directory that holds `path`, last component), opened beneath; the caller closes
+    it."""
     head, _, name = path.rpartition(b"/")
     fd = open_beneath(root_fd, head, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
     return fd, name
@@ -118,7 +122,8 @@ _syncfs: Callable[[int], int] | None = getattr(_libc, "syncfs", None)
 
 
 def syncfs(fd: int) -> None:
-    """Make everything written to the file system of `fd` durable (syncfs(2)). Raises OSError; never retried (rule 33)."""
+    """Make everything written to the file system of `fd` durable (syncfs(2)). Raises OSError; never retried
+    (rule 33)."""
     if _syncfs is None:  # pragma: no cover - every supported libc has it
         os.sync()
         return
@@ -136,7 +141,8 @@ def boot_id() -> str:
 
 
 def machine_id() -> str:
-    """The identity of this installation (machine-id(5)), to notice a data directory that was copied elsewhere."""
+    """The identity of this installation (machine-id(5)), to notice a data directory that was copied
+    elsewhere."""
     for place in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         try:
             text = Path(place).read_text().strip()

@@ -1,8 +1,11 @@
 """Committing received images: the durable half of a target. Everything here runs in the writer thread.
 
-The order is the commit protocol's (r2 to r6): objects are verified and appended; entries gather in memory, or as
-staged rows once they are many; one turn of the writer then checks that every object the image newly names is there,
-that paths make a tree, and that the digest is the header's; packs are synced; one catalog transaction makes the image
+The order is the commit protocol's (r2 to r6): objects are verified and appended; entries gather in memory,
+or as
+staged rows once they are many; one turn of the writer then checks that every object the image newly names is
+there,
+that paths make a tree, and that the digest is the header's; packs are synced; one catalog transaction makes
+the image
 count. Only after that an acknowledgement leaves.
 """
 
@@ -86,11 +89,15 @@ class TargetCommit:
     # -- objects
 
     def put(
-        self, records: Sequence[tuple[bytes, int, int, int, int, bytes]], payload: memoryview, incoming: Incoming | None
+        self,
+        records: Sequence[tuple[bytes, int, int, int, int, bytes]],
+        payload: memoryview,
+        incoming: Incoming | None,
     ) -> int:
         """Verify and append what an Objects frame carries; returns the bytes appended.
 
-        Raises RemoteProtocolError when bytes are not what their id names, CrnodeError (FULL) when there is no room.
+        Raises RemoteProtocolError when bytes are not what their id names, CrnodeError (FULL) when there is
+        no room.
         A patch whose base is not here is left out: the image will name it as missing and it comes whole.
         """
         self.store.check_room(len(payload))
@@ -157,7 +164,13 @@ class TargetCommit:
         if header.epoch < fence:
             raise Refusal("epoch", f"epoch {header.epoch} is over; epoch {fence} has begun", retry=False)
         expected = image_id(
-            header.parent, self.catalog.set_uuid, header.incarnation, header.epoch, header.sequence, header.at_ns, header.digest
+            header.parent,
+            self.catalog.set_uuid,
+            header.incarnation,
+            header.epoch,
+            header.sequence,
+            header.at_ns,
+            header.digest,
         )
         if header.id != expected:
             raise RemoteProtocolError("the image's id does not follow from its header")
@@ -166,7 +179,9 @@ class TargetCommit:
             return
         held = newest.id if newest is not None and newest.id is not None else b""
         if header.base != held:
-            raise Refusal("base", "the difference is against an image that is not the newest here", retry=True)
+            raise Refusal(
+                "base", "the difference is against an image that is not the newest here", retry=True
+            )
 
     def add(self, incoming: Incoming, changed: Iterable[Entry], removed: Iterable[bytes]) -> None:
         """Take a part of the difference."""
@@ -216,12 +231,22 @@ class TargetCommit:
     def _resolve_recipe(self, incoming: Incoming, entry: Entry, view: int) -> None:
         assert entry.content is not None
         old = self.catalog.entry(entry.path, view) if view else None
-        known = (old.content, old.level) if old is not None and old.content is not None and old.level > 0 else None
+        known = (
+            (old.content, old.level)
+            if old is not None and old.content is not None and old.level > 0
+            else None
+        )
         try:
             top = content.parse_recipe(self.store.get(entry.content), entry.level)
             if top.total != entry.size:
-                raise RemoteProtocolError(f"the recipe of {entry.path!r} has {top.total} bytes, its entry {entry.size}")
-            names = [n for n, _, _, _ in content.new_objects(known, (entry.content, entry.level), self.store.get) if n != HOLE]
+                raise RemoteProtocolError(
+                    f"the recipe of {entry.path!r} has {top.total} bytes, its entry {entry.size}"
+                )
+            names = [
+                n
+                for n, _, _, _ in content.new_objects(known, (entry.content, entry.level), self.store.get)
+                if n != HOLE
+            ]
         except (Missing, Damaged) as lacking:
             incoming.unresolved.add(lacking.args[0])
             incoming.verify_all = True  # what lies below the missing recipe is not known yet
@@ -236,15 +261,32 @@ class TargetCommit:
 
     def _row(self, header: ImageBegin, ordinal: int, state: int) -> Image:
         return Image(
-            ordinal, header.id, header.parent, header.incarnation, header.epoch, header.sequence, header.at_ns,
-            self.now_ns(), header.digest, header.entries, header.total_bytes, header.flags, state, 0, None, None, 0,
-            None, None,
-        )  # fmt: skip
+            ordinal,
+            header.id,
+            header.parent,
+            header.incarnation,
+            header.epoch,
+            header.sequence,
+            header.at_ns,
+            self.now_ns(),
+            header.digest,
+            header.entries,
+            header.total_bytes,
+            header.flags,
+            state,
+            0,
+            None,
+            None,
+            0,
+            None,
+            None,
+        )
 
     # -- the switch
 
     def commit(self, incoming: Incoming) -> list[bytes]:
-        """Verify and commit; returns the ids that are missing (then nothing was committed), or [] when the image
+        """Verify and commit; returns the ids that are missing (then nothing was committed), or [] when the
+        image
         is durable. Raises Refusal, RemoteProtocolError, CrnodeError (FULL), StoreFailed."""
         header = incoming.header
         newest = self.catalog.newest()
@@ -272,7 +314,9 @@ class TargetCommit:
             self.catalog.complete(row, totals)
             self.catalog.set_meta("resume", None)
             live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
-            if live.state != "moving":  # a move that is under way ends where it was going: rows of both ends stay
+            if (
+                live.state != "moving"
+            ):  # a move that is under way ends where it was going: rows of both ends stay
                 self.catalog.set_live(live._replace(target=ordinal, state="moving"))
         return []
 
@@ -313,28 +357,33 @@ class TargetCommit:
             head, _ = split(entry.path)
             if head:
                 parents.add(head)
-            if entry.kind != DIRECTORY and self.catalog.dir_id(entry.path) is not None:
-                if self.catalog.children(entry.path, ordinal):
-                    raise RemoteProtocolError(f"something lies below {entry.path!r}, which is no directory")
+            was_directory = entry.kind != DIRECTORY and self.catalog.dir_id(entry.path) is not None
+            if was_directory and self.catalog.children(entry.path, ordinal):
+                raise RemoteProtocolError(f"something lies below {entry.path!r}, which is no directory")
         for head in parents:
             parent = self.catalog.entry(head, ordinal)
             if parent is None or parent.kind != DIRECTORY:
                 raise RemoteProtocolError(f"{head!r} has entries below it and is no directory")
 
     def _keep_other_line(self, header: ImageBegin, newest: Image) -> None:
-        """The new image does not descend from ours: ours was acknowledged, so it stays as a version (rule 43)."""
+        """The new image does not descend from ours: ours was acknowledged, so it stays as a version (rule
+        43)."""
         descends = header.parent == newest.id or header.skips
         if descends and header.incarnation == newest.incarnation:
             return
         self.catalog.set_pin(
-            newest.ordinal, f"diverged {newest.at_ns // 10**9}", "the source went back behind this image; it is kept"
+            newest.ordinal,
+            f"diverged {newest.at_ns // 10**9}",
+            "the source went back behind this image; it is kept",
         )
 
     # -- versions
 
     def _thin(self, newest: Image, limit: int) -> int:
         images = self.catalog.images()
-        kept = retain([Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images])
+        kept = retain(
+            [Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images]
+        )
         roots = set(kept) | self.retain_roots() | {newest.ordinal}
         live = self.catalog.live()
         if live is not None:

@@ -1,6 +1,7 @@
 """Catching up when cursors differ: two nodes compare what they hold by ranges of paths and find what differs.
 
-One question with a border every so many entries, one answer with a digest for each range, then lists of the ranges
+One question with a border every so many entries, one answer with a digest for each range, then lists of the
+ranges
 that differ: two round trips for a few differences in a million entries.
 """
 
@@ -32,11 +33,15 @@ def ranges(reader: Reader, ordinal: int, borders: Sequence[Key]) -> list[tuple[i
     highs: list[Key | None] = [*borders, None]
     out: list[tuple[int, bytes]] = []
     for low, high in zip(lows, highs, strict=True):
-        out.append(range_digest(entry_digest(entry_bytes(e)) for e in reader.in_key_order(ordinal, low, high)))
+        out.append(
+            range_digest(entry_digest(entry_bytes(e)) for e in reader.in_key_order(ordinal, low, high))
+        )
     return out
 
 
-def listing(reader: Reader, ordinal: int, low: Key, high: Key | None) -> tuple[list[tuple[bytes, bytes]], bool]:
+def listing(
+    reader: Reader, ordinal: int, low: Key, high: Key | None
+) -> tuple[list[tuple[bytes, bytes]], bool]:
     """(path, entry digest) of a range, at most LISTED, and whether that was all: the answer to List."""
     out: list[tuple[bytes, bytes]] = []
     for entry in reader.in_key_order(ordinal, low, high):
@@ -46,14 +51,17 @@ def listing(reader: Reader, ordinal: int, low: Key, high: Key | None) -> tuple[l
     return out, True
 
 
-async def difference(reader: Reader, ordinal: int, ask: Ask, run: Run[object]) -> tuple[list[bytes], list[bytes]]:
+async def difference(
+    reader: Reader, ordinal: int, ask: Ask, run: Run[object]
+) -> tuple[list[bytes], list[bytes]]:
     """(paths that the other side lacks or has otherwise, paths that only the other side has)."""
     borders = await _run(run, lambda: _borders(reader, ordinal))
     changed: list[bytes] = []
     removed: list[bytes] = []
     number = 0
     for at in range(0, max(len(borders), 1), RANGES):
-        # Each further question begins at the border where the one before ended; its first range was compared already.
+        # Each further question begins at the border where the one before ended; its first range was compared
+        # already.
         here = borders[max(at - 1, 0) : at + RANGES]
         ours = await _run(run, lambda h=here: ranges(reader, ordinal, h))  # type: ignore[misc]
         number += 1
@@ -70,9 +78,16 @@ async def difference(reader: Reader, ordinal: int, ask: Ask, run: Run[object]) -
 
 
 async def _list(
-    reader: Reader, ordinal: int, ask: Ask, run: Run[object], low: Key, high: Key | None, number: int,
-    changed: list[bytes], removed: list[bytes],
-) -> int:  # fmt: skip
+    reader: Reader,
+    ordinal: int,
+    ask: Ask,
+    run: Run[object],
+    low: Key,
+    high: Key | None,
+    number: int,
+    changed: list[bytes],
+    removed: list[bytes],
+) -> int:
     theirs: dict[bytes, bytes] = {}
     at = low
     while True:
@@ -94,7 +109,7 @@ async def _list(
 
 
 async def _run(run: Run[object], work: Callable[[], T]) -> T:
-    return await run(work)  # type: ignore[arg-type, return-value]
+    return await run(work)  # type: ignore[return-value]
 
 
 def _borders(reader: Reader, ordinal: int) -> list[Key]:
@@ -106,7 +121,11 @@ def _borders(reader: Reader, ordinal: int) -> list[Key]:
 
 
 def parts(
-    reader: Reader, ordinal: int, changed: Sequence[bytes], removed: Sequence[bytes], load: Callable[[bytes], bytes]
+    reader: Reader,
+    ordinal: int,
+    changed: Sequence[bytes],
+    removed: Sequence[bytes],
+    load: Callable[[bytes], bytes],
 ) -> Iterator[Part]:
     """The difference found, as batches to push."""
     for group in removals(removed):

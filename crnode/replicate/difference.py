@@ -1,7 +1,9 @@
 """What a target lacks: the difference of two images of a source, in batches, and the bytes of its objects.
 
-Walking runs in a thread of the push; memory is bounded by a batch. A source keeps no second copy of its data: chunks
-come from what capture still holds in memory, from the spool (its own store), or from the source file at the recorded
+Walking runs in a thread of the push; memory is bounded by a batch. A source keeps no second copy of its
+data: chunks
+come from what capture still holds in memory, from the spool (its own store), or from the source file at the
+recorded
 offset, verified; bytes that no longer match mean that a newer image is on its way.
 """
 
@@ -117,14 +119,21 @@ def objects_of(entry: Entry, old: Entry | None, load: Callable[[bytes], bytes]) 
         if old is None or old.content != entry.content:
             yield Wanted(entry.content, CHUNK, entry.size, entry.path, 0)
         return
-    known = (old.content, old.level) if old is not None and old.content is not None and old.level > 0 else None
+    known = (
+        (old.content, old.level) if old is not None and old.content is not None and old.level > 0 else None
+    )
     for name, kind, length, offset in content.new_objects(known, (entry.content, entry.level), load):
         if name != HOLE:
             yield Wanted(name, kind, length, entry.path, offset)
 
 
-def from_memory(changed: Sequence[Entry], removed: Sequence[bytes], fresh: Fresh, old: Callable[[bytes], Entry | None],
-                load: Callable[[bytes], bytes]) -> Iterator[Part]:  # fmt: skip
+def from_memory(
+    changed: Sequence[Entry],
+    removed: Sequence[bytes],
+    fresh: Fresh,
+    old: Callable[[bytes], Entry | None],
+    load: Callable[[bytes], bytes],
+) -> Iterator[Part]:
     """The same for an image that capture has just made."""
     for group in removals(removed):
         yield Part(removed=group)
@@ -151,7 +160,9 @@ def from_memory(changed: Sequence[Entry], removed: Sequence[bytes], fresh: Fresh
 class ObjectReader:
     """Bytes of a source's objects. One thread at a time."""
 
-    def __init__(self, store: ObjectStore, roots: Callable[[], OpenRoots | None], fresh: Fresh | None) -> None:
+    def __init__(
+        self, store: ObjectStore, roots: Callable[[], OpenRoots | None], fresh: Fresh | None
+    ) -> None:
         self.store = store
         self.roots = roots
         self.fresh = fresh

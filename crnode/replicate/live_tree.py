@@ -1,9 +1,13 @@
 """The live tree of a set at a target: native files of the newest image, ready for services.
 
-The catalog says which image the tree shows (`at`), which it is moving to (`target`), and which is durable on disk
-(`synced`); rows of all three are kept. A move that was interrupted is simply done again: every path that differs is
-compared by fingerprint and rewritten where it is not what it should be (rule 61). Files that somebody changed are
-moved aside, reported and put right, never overwritten (rule 63). Runs in the set's live thread; decisions about what
+The catalog says which image the tree shows (`at`), which it is moving to (`target`), and which is durable on
+disk
+(`synced`); rows of all three are kept. A move that was interrupted is simply done again: every path that
+differs is
+compared by fingerprint and rewritten where it is not what it should be (rule 61). Files that somebody
+changed are
+moved aside, reported and put right, never overwritten (rule 63). Runs in the set's live thread; decisions
+about what
 to keep are in the catalog's transactions, which run in the writer thread.
 """
 
@@ -14,8 +18,9 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, make_private_dir, syncfs
@@ -97,7 +102,8 @@ class LiveTree:
         self._report = Report()
         wanted = self.reader.image_at(live.target) if self._begun or self._redo else None
         if wanted is None or wanted.ordinal <= live.at:
-            # The commit of the image usually noted already that the move goes there: then no transaction is needed.
+            # The commit of the image usually noted already that the move goes there: then no transaction is
+            # needed.
             noted = live.target == newest.ordinal and live.state == "moving"
             wanted = newest if noted else self._aim()
         self._begun = True
@@ -116,8 +122,10 @@ class LiveTree:
         return self._report
 
     def _aim(self) -> Image:
-        """Choose the newest image and note that the move goes there, before anything is written: a restart first
-        finishes this very move, so that nothing it wrote is left behind (a1). In one transaction, because an image
+        """Choose the newest image and note that the move goes there, before anything is written: a restart
+        first
+        finishes this very move, so that nothing it wrote is left behind (a1). In one transaction, because an
+        image
         that is chosen and not noted may be pruned."""
         chosen: list[Image] = []
 
@@ -133,7 +141,8 @@ class LiveTree:
         return chosen[0]
 
     def sync(self) -> int | None:
-        """Make what the tree shows durable; returns the ordinal that is now synced, None when nothing was due."""
+        """Make what the tree shows durable; returns the ordinal that is now synced, None when nothing was
+        due."""
         live = self.reader.live()
         if live is None or live.synced == live.at or self._begun or self._redo:
             return None  # between moves the tree is exactly at `at`, however far the next one is on its way
@@ -152,7 +161,8 @@ class LiveTree:
         return live.at
 
     def repair(self, paths: Iterable[bytes]) -> Report:
-        """Put `paths` right, which a scan found to differ from what was applied; what differs is kept aside."""
+        """Put `paths` right, which a scan found to differ from what was applied; what differs is kept
+        aside."""
         live = self.reader.live()
         self._report = Report()
         if live is None or live.state != "clean" or live.at == 0:
@@ -170,24 +180,24 @@ class LiveTree:
                 wrong.append((path, entry))
             for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
                 if entry is None:
-                    self._guarded(path, lambda p=path: self._remove(writer, p))
+                    self._guarded(path, partial(self._remove, writer, path))
                 elif entry.kind != DIRECTORY:
-                    self._guarded(path, lambda p=path, e=entry: self._clear_drift(writer, p, e))
+                    self._guarded(path, partial(self._clear_drift, writer, path, entry))
                 touched.add(split(path)[0])
             for path, entry in sorted(wrong, key=lambda w: w[0]):
                 if entry is None:
                     continue
                 if entry.kind == DIRECTORY:
-                    self._guarded(path, lambda p=path, e=entry: self._make_directory(writer, p, e))
+                    self._guarded(path, partial(self._make_directory, writer, path, entry))
                     touched.add(path)
                 else:
-                    self._guarded(path, lambda e=entry: self._write(writer, e, None, live.at))
+                    self._guarded(path, partial(self._write, writer, entry, None, live.at))
             self._finish_directories(writer, touched, live.at)
         self._flush(None)
         return self._report
 
     @contextlib.contextmanager
-    def _writer(self):  # type: ignore[no-untyped-def]
+    def _writer(self) -> Iterator[TreeWriter]:
         make_private_dir(self.place.temporary)
         root = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         temporary = os.open(self.place.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -212,7 +222,7 @@ class LiveTree:
                 self._prints.setdefault(path, self.reader.fingerprint(path))
             return
         for path in sorted(gone, reverse=True):  # what is inside a directory comes before it
-            self._guarded(path, lambda p=path: self._remove(writer, p))
+            self._guarded(path, partial(self._remove, writer, path))
 
     def _remove(self, writer: TreeWriter, path: bytes) -> None:
         self._clear_drift(writer, path, None)
@@ -237,7 +247,7 @@ class LiveTree:
                 touched.add(split(entry.path)[0])
                 if entry.kind == DIRECTORY:
                     touched.add(entry.path)
-                    self._guarded(entry.path, lambda e=entry: self._make_directory(writer, e.path, e))
+                    self._guarded(entry.path, partial(self._make_directory, writer, entry.path, entry))
                     continue
                 link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
                 if link is not None:
@@ -245,7 +255,7 @@ class LiveTree:
                         continue
                     groups.add(link)
                 old = self.reader.entry(entry.path, at) if at else None
-                self._guarded(entry.path, lambda e=entry, o=old: self._write(writer, e, o, to))
+                self._guarded(entry.path, partial(self._write, writer, entry, old, to))
             after = page[-1][0]
             if len(self._prints) >= RECORD_EVERY:
                 self._flush(None)
@@ -305,7 +315,8 @@ class LiveTree:
     def _ours(self, path: bytes, info: os.stat_result, *, leaving: bool = False) -> bool:
         """Whether what stat(2) says is the file that we left at `path`, untouched.
 
-        Removing or replacing one name of a hard link moves the ctime of its other names, by our own doing: where
+        Removing or replacing one name of a hard link moves the ctime of its other names, by our own doing:
+        where
         that can be (and where the file is `leaving` anyway) everything but the ctime has to agree.
         """
         known = self._known(path)
@@ -324,7 +335,8 @@ class LiveTree:
     # -- what is in the way
 
     def _clear_drift(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> None:
-        """Make room at `path`: a file that is not the one we left there is moved aside, not lost (rule 63)."""
+        """Make room at `path`: a file that is not the one we left there is moved aside, not lost (rule
+        63)."""
         info = writer.lstat(path)
         if info is None:
             return
@@ -349,7 +361,11 @@ class LiveTree:
         if entry is None or live is None or live.state == "clean":
             return False
         info = writer.lstat(path)
-        return info is not None and stat.S_ISREG(info.st_mode) and (info.st_size, info.st_mtime_ns) == (entry.size, entry.mtime_ns)
+        return (
+            info is not None
+            and stat.S_ISREG(info.st_mode)
+            and (info.st_size, info.st_mtime_ns) == (entry.size, entry.mtime_ns)
+        )
 
     def _empty_or_aside(self, writer: TreeWriter, path: bytes) -> None:
         try:
@@ -391,10 +407,14 @@ class LiveTree:
             entry = self.reader.entry(path, to)
             if entry is None or entry.kind != DIRECTORY:
                 continue
-            self._guarded(path, lambda p=path, e=entry: self._done(p, writer.finish_directory(e), e))
+            self._guarded(path, partial(self._finish_directory, writer, entry))
+
+    def _finish_directory(self, writer: TreeWriter, entry: Entry) -> None:
+        self._done(entry.path, writer.finish_directory(entry), entry)
 
     def _guarded(self, path: bytes, action: Callable[[], None]) -> None:
-        """One path that cannot be written is reported and does not stop the rest (rule 68); a full disk does."""
+        """One path that cannot be written is reported and does not stop the rest (rule 68); a full disk
+        does."""
         try:
             action()
         except OSError as error:

@@ -1,9 +1,13 @@
 """The destination of a set at a target: whose it is, and where crnode's own files for it lie.
 
-Temporaries, the owner's mark and set-aside files lie in a *workspace* on the destination's file system: beside the
-destination (`.crnode-NAME`), so that the live tree holds exactly what the source has; inside it (`.crnode`) where the
-destination is a mount point of its own, because renames cannot leave a file system. The mark names the set; without
-it nothing is written (rule 64), and beside the destination it also records the destination's inode, so that an
+Temporaries, the owner's mark and set-aside files lie in a *workspace* on the destination's file system:
+beside the
+destination (`.crnode-NAME`), so that the live tree holds exactly what the source has; inside it (`.crnode`)
+where the
+destination is a mount point of its own, because renames cannot leave a file system. The mark names the set;
+without
+it nothing is written (rule 64), and beside the destination it also records the destination's inode, so that
+an
 unmounted or replaced destination is noticed.
 """
 
@@ -35,11 +39,13 @@ class Place:
 
     @property
     def aside(self) -> Path:
-        """Where files are kept that were in the way: local changes, and what stood here before the first copy."""
+        """Where files are kept that were in the way: local changes, and what stood here before the first
+        copy."""
         return self.workspace / "aside"
 
     def check(self) -> None:
-        """Raises CrnodeError when this is not (any more) the destination that was prepared: nothing may be written."""
+        """Raises CrnodeError when this is not (any more) the destination that was prepared: nothing may be
+        written."""
         try:
             mark = json.loads((self.workspace / MARK).read_text())
             inode = os.stat(self.destination).st_ino
@@ -73,7 +79,8 @@ def locate(destination: Path, set_uuid: bytes) -> Place:
 def prepare(destination: Path, set_uuid: bytes, *, adopt: bool = False) -> Place:
     """Make `destination` ours: it is created, or empty, or (with `adopt`) what is there is set aside first.
 
-    Calling it again for the same set is harmless. Raises CrnodeError (REFUSED) for a directory that is in use.
+    Calling it again for the same set is harmless. Raises CrnodeError (REFUSED) for a directory that is in
+    use.
     """
     if destination.is_symlink():
         raise CrnodeError(
@@ -124,7 +131,8 @@ def prepare(destination: Path, set_uuid: bytes, *, adopt: bool = False) -> Place
 
 
 def release(place: Place) -> None:
-    """Forget a destination whose set was removed: its files stay where they are, our own go unless something was
+    """Forget a destination whose set was removed: its files stay where they are, our own go unless something
+    was
     set aside."""
     (place.workspace / MARK).unlink(missing_ok=True)
     shutil.rmtree(place.temporary, ignore_errors=True)

@@ -1,8 +1,11 @@
 """Pushing one set to one target: a task of its own, so that a slow target never delays another.
 
-Usually the cursor says what the target holds, and a point goes out in one flight: header, objects, entries, commit.
-Large differences are offered first, so that what is there already (a resumed first copy, a renamed file, another set
-with the same bytes) does not travel again. When the target's newest image is unknown here the two sides compare and
+Usually the cursor says what the target holds, and a point goes out in one flight: header, objects, entries,
+commit.
+Large differences are offered first, so that what is there already (a resumed first copy, a renamed file,
+another set
+with the same bytes) does not travel again. When the target's newest image is unknown here the two sides
+compare and
 exchange only what differs (compare.py). A target that was away skips the images in between.
 """
 
@@ -15,6 +18,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from crnode.capture.commit import Point, SourceCommit
@@ -57,6 +61,7 @@ FRAME_BYTES = 512 << 10  # payload of one Objects frame, about
 IDS_PER_OFFER = 4096
 RETRY_FIRST, RETRY_MOST = 0.25, 10.0  # seconds between attempts to reach the target
 REFUSED_WAIT = 5.0  # seconds before a refused image is tried again
+CURSOR_SECONDS = 0.05  # a cursor is saved this long after the acknowledgement that moved it
 SPOOL_AFTER = 2  # abandoned images after which new bytes are spooled (rule 55)
 
 
@@ -107,6 +112,8 @@ class Push:
         self._verdict: asyncio.Future[Message | tuple[Message, list[bytes]]] | None = None
         self._state_message: asyncio.Future[SetState] | None = None
         self._number = 0
+        self._unsaved: set[bytes] = set()  # acknowledged images whose cursor is not in the catalog yet
+        self._save_timer: asyncio.TimerHandle | None = None
         self._peer: Peer | None = None
         self._reader: Reader | None = None
 
@@ -128,7 +135,8 @@ class Push:
             await self._changed.wait_for(lambda: self.lag.acknowledged >= sequence)
 
     async def settle(self) -> dict[str, object]:
-        """Ask the target to check its live tree against what it applied, to put it right, and to say what it did."""
+        """Ask the target to check its live tree against what it applied, to put it right, and to say what it
+        did."""
         peer = self._peer
         if peer is None:
             raise PeerClosed("lost", f"{self.target} is not connected.")
@@ -158,6 +166,9 @@ class Push:
                 await asyncio.sleep(wait * random.uniform(0.7, 1.3))
                 wait = min(wait * 2, RETRY_MOST)
         finally:
+            if self._save_timer is not None:
+                self._save_timer.cancel()
+                self._save_cursor()
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _down(self, state: str, reason: str) -> None:
@@ -213,7 +224,9 @@ class Push:
                     waiting.set_result((message, payload))
             peer.consumed(received.cost)
         reason = peer.close_reason
-        self._fail_waiters(reason.again() if reason is not None else PeerClosed("lost", "The connection ended."))
+        self._fail_waiters(
+            reason.again() if reason is not None else PeerClosed("lost", "The connection ended.")
+        )
         self._news.set()
 
     def _set_verdict(self, verdict: Message | tuple[Message, list[bytes]]) -> None:
@@ -241,7 +254,14 @@ class Push:
         self._state_message = self._loop.create_future()
         spec = self.source.spec
         await peer.send(
-            SetOpen(bytes.fromhex(spec.uuid), spec.name, self.commit.incarnation, self.commit.epoch, self.term, newest.id)
+            SetOpen(
+                bytes.fromhex(spec.uuid),
+                spec.name,
+                self.commit.incarnation,
+                self.commit.epoch,
+                self.term,
+                newest.id,
+            )
         )
         state = await self._state_message
         self.reachable = True
@@ -277,7 +297,8 @@ class Push:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
 
     async def _known(self, state: SetState) -> Image | None:
-        """The image of ours that the target holds, as its cursor; None when it holds none, or one we do not know."""
+        """The image of ours that the target holds, as its cursor; None when it holds none, or one we do not
+        know."""
         if not state.newest:
             return None
         held = await self.source.writer.submit(self.commit.adopt, self.target, state.newest)
@@ -292,16 +313,27 @@ class Push:
         assert image.id is not None
         self.acked = image.id
         self.lag.acked(image.sequence, self._loop.time())
-        name = image.id
-        saved = self.source.writer.submit(self.commit.acknowledged, self.target, name)
-        saved.add_done_callback(lambda done: self._cursor_saved(name, done))
+        # The cursor may lag: a restart asks the target first. One transaction serves all acknowledgements of
+        # a while.
+        self._unsaved.add(image.id)
+        if self._save_timer is None:
+            self._save_timer = self._loop.call_later(CURSOR_SECONDS, self._save_cursor)
         async with self._changed:
             self._changed.notify_all()
 
-    def _cursor_saved(self, image: bytes, saved: asyncio.Future[None]) -> None:
-        self.in_flight.discard(image)  # not before: until the cursor is there this is what keeps the image's rows
-        if not saved.cancelled() and saved.exception() is not None:
-            self._journal("push", f"The cursor of {self.target} was not saved: {saved.exception()}")
+    def _save_cursor(self) -> None:
+        self._save_timer = None
+        saving, self._unsaved = self._unsaved, set()
+        saved = self.source.writer.submit(self.commit.acknowledged, self.target, self.acked)
+
+        def done(future: asyncio.Future[None]) -> None:
+            self.in_flight -= (
+                saving  # not before: until the cursor is there this is what keeps the images' rows
+            )
+            if not future.cancelled() and future.exception() is not None:
+                self._journal("push", f"The cursor of {self.target} was not saved: {future.exception()}")
+
+        saved.add_done_callback(done)
 
     def _in_sync(self, newest: Image) -> None:
         self._abandoned = 0
@@ -319,7 +351,12 @@ class Push:
         point = self._point
         resume: bytes | None = None
         old_id = held.id if held is not None and held.id is not None else b""
-        quick = point is not None and point.image.id == image.id and point.fresh is not None and point.base == (old_id or bytes(32))
+        quick = (
+            point is not None
+            and point.image.id == image.id
+            and point.fresh is not None
+            and point.base == (old_id or bytes(32))
+        )
         if staged is not None and staged[0] == image.id:
             resume = staged[1] or None
             quick = False
@@ -332,7 +369,9 @@ class Push:
         if quick and point is not None and point.fresh is not None:
             small = len(point.changed) <= OFFER_ENTRIES and point.fresh.new_bytes <= OFFER_BYTES
             changed, removed, memory = point.changed, point.removed, point.fresh
-            parts = from_memory(changed, removed, memory, lambda p: reader.entry(p, base) if base else None, load)
+            parts = from_memory(
+                changed, removed, memory, lambda p: reader.entry(p, base) if base else None, load
+            )
         else:
             small = False
             parts = from_catalog(reader, load, base, image.ordinal, resume)
@@ -340,7 +379,9 @@ class Push:
         self._verdict = verdict
         try:
             await peer.send(self._header(image, old_id, resume is not None, held))
-            async for records, stored, part in self._prepared(peer, parts, objects, offer=not small, patches=quick):
+            async for records, stored, part in self._prepared(
+                peer, parts, objects, offer=not small, patches=quick
+            ):
                 if records:
                     await peer.send(Objects(tuple(records)), stored)
                     await self._pace(sum(map(len, stored)))
@@ -353,17 +394,28 @@ class Push:
             return False
         finally:
             self._verdict = None
-            if self.acked != image.id:
+            if image.id not in self._unsaved:
                 self.in_flight.discard(image.id)
             await self._in_thread(objects.close)
 
     def _header(self, image: Image, base: bytes, resumed: bool, held: Image | None) -> ImageBegin:
         assert image.id is not None
         return ImageBegin(
-            image.id, image.parent, base, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest,
-            image.flags, image.entries, image.bytes, DIGEST_SCHEME, resumed,
+            image.id,
+            image.parent,
+            base,
+            image.incarnation,
+            image.epoch,
+            image.sequence,
+            image.at_ns,
+            image.digest,
+            image.flags,
+            image.entries,
+            image.bytes,
+            DIGEST_SCHEME,
+            resumed,
             bool(base) and image.parent != base and held is not None,
-        )  # fmt: skip
+        )
 
     async def _pace(self, count: int) -> None:
         delay = self._throttle.delay(count, self._loop.time())
@@ -373,18 +425,21 @@ class Push:
     async def _prepared(
         self, peer: Peer, parts: Iterator[Part], objects: ObjectReader, *, offer: bool, patches: bool
     ) -> AsyncIterator[tuple[list[tuple[bytes, int, int, int, int, bytes]], list[bytes], Part | None]]:
-        """Frames ready to send, in order. While one batch is being sent the next is walked, offered and read."""
-        ahead: asyncio.Queue[tuple[Part, asyncio.Task[memoryview | None]] | BaseException | None] = asyncio.Queue(2)
+        """Frames ready to send, in order. While one batch is being sent the next is walked, offered and
+        read."""
+        ahead: asyncio.Queue[tuple[Part, asyncio.Task[memoryview | None]] | Exception | None] = (
+            asyncio.Queue(2)
+        )
 
         async def offering() -> None:
             try:
                 while (part := await self._in_thread(lambda: next(parts, None))) is not None:
-                    answer = asyncio.create_task(self._offer(peer, part) if offer and part.objects else _nothing())
+                    answer = asyncio.create_task(
+                        self._offer(peer, part) if offer and part.objects else _nothing()
+                    )
                     await ahead.put((part, answer))
                 await ahead.put(None)
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - raised again by the task that reads the queue
                 await ahead.put(error)
 
         if not offer:  # a small image: no task, no queue
@@ -395,7 +450,7 @@ class Push:
         task = asyncio.create_task(offering())
         try:
             while (item := await ahead.get()) is not None:
-                if isinstance(item, BaseException):
+                if isinstance(item, Exception):
                     raise item
                 part, answer = item
                 bitmap = await answer
@@ -435,7 +490,7 @@ class Push:
                 records, stored = objects.read(group, compress=compress, patches=patches)
             else:
                 records, stored = await self._in_thread(
-                    lambda g=group, c=compress: objects.read(g, compress=c, patches=patches)
+                    partial(objects.read, group, compress=compress, patches=patches)
                 )
             at = end
             yield records, ([b"".join(stored)] if len(stored) > 1 else stored), None
@@ -463,7 +518,9 @@ class Push:
                 continue
             if isinstance(answer, Ack):
                 if answer.id != image.id:
-                    raise PeerClosed("protocol", f"{self.target} acknowledged another image than the one sent.")
+                    raise PeerClosed(
+                        "protocol", f"{self.target} acknowledged another image than the one sent."
+                    )
                 await self._acknowledged(image)
                 return True
             assert isinstance(answer, Refused)
@@ -498,10 +555,15 @@ class Push:
         """The source moved on while its image was sent: wait for the next image."""
         self._abandoned += 1
         path = abandoned.args[0]
-        self._journal("push", f"Set {self.set_name} to {self.target}: a file changed while it was sent; a newer image follows.")
+        self._journal(
+            "push",
+            f"Set {self.set_name} to {self.target}: a file changed while it was sent; a newer image follows.",
+        )
         if self._abandoned >= SPOOL_AFTER and not self.source.spool:
             self.source.spool = True
-            self._journal("push", f"Set {self.set_name} changes faster than it is sent: new bytes are spooled.")
+            self._journal(
+                "push", f"Set {self.set_name} changes faster than it is sent: new bytes are spooled."
+            )
         self.source.look_at(path)
         with contextlib.suppress(TimeoutError):
             self._news.clear()
@@ -510,15 +572,19 @@ class Push:
     # -- unknown cursors
 
     async def _reconcile(self, peer: Peer, state: SetState) -> None:
-        """The target's newest image is not one of ours: find what differs and make it an image of ours (rule 43)."""
+        """The target's newest image is not one of ours: find what differs and make it an image of ours (rule
+        43)."""
         newest = self.source.newest
         assert newest is not None and newest.id is not None and self._reader is not None
         self.state, self.reason = "copying", "comparing with what the target holds"
-        behind = state.sequence > newest.sequence or (state.sequence == newest.sequence and state.newest != newest.id)
+        behind = state.sequence > newest.sequence or (
+            state.sequence == newest.sequence and state.newest != newest.id
+        )
         if behind and not self.commit.rolled_back:
             self._journal(
                 "push",
-                f"Set {self.set_name}: {self.target} holds an image that this source does not know. The source was set"
+                f"Set {self.set_name}: {self.target} holds an image that this source does not know. The"
+                f" source was set"
                 " back; it goes on under a new incarnation and the target keeps what it had as a version.",
             )
             newest = await self.source.begin_incarnation()
@@ -532,7 +598,8 @@ class Push:
 
         image = newest
         if state.digest == image.digest:
-            changed, removed = [], []
+            changed: list[bytes] = []
+            removed: list[bytes] = []
         else:
             changed, removed = await compare.difference(reader, image.ordinal, ask, self._in_thread)
         objects = ObjectReader(self.source.store, lambda: self.source.open_roots, None)
@@ -542,7 +609,9 @@ class Push:
         try:
             await peer.send(header)
             parts = compare.parts(reader, image.ordinal, changed, removed, self.source.store.load)
-            async for records, stored, part in self._prepared(peer, parts, objects, offer=True, patches=False):
+            async for records, stored, part in self._prepared(
+                peer, parts, objects, offer=True, patches=False
+            ):
                 if records:
                     await peer.send(Objects(tuple(records)), stored)
                 if part is not None and (part.entries or part.removed):

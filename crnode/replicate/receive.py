@@ -1,6 +1,7 @@
 """The target side of one set: sessions with its source, the live tree, versions, healing.
 
-A session hands everything to the writer thread in the order it came and waits only for the verdict of a commit; the
+A session hands everything to the writer thread in the order it came and waits only for the verdict of a
+commit; the
 receiver's credit goes back when the writer has taken the bytes, so that a fast source never fills our memory.
 """
 
@@ -128,7 +129,8 @@ class TargetSet:
     # -- sessions with the source
 
     async def open(self, peer: Peer, message: SetOpen) -> None:
-        """Begin a session: the source says where it stands, we say where we stand. A newer one replaces an older."""
+        """Begin a session: the source says where it stands, we say where we stand. A newer one replaces an
+        older."""
         if self._session is not None and self._session[0] is not peer and not self._session[0].closed:
             self._session[0].fail("busy", "A newer connection of the source took over.", retry=True)
         self._session = (peer, _Slot())
@@ -251,9 +253,14 @@ class TargetSet:
         try:
             missing = await self.writer.submit(self._finish, slot, message.id)
         except Refusal as refusal:
-            self.status.state, self.status.reason = ("full" if refusal.code == "full" else "refused"), refusal.text
+            self.status.state, self.status.reason = (
+                ("full" if refusal.code == "full" else "refused"),
+                refusal.text,
+            )
             if not (refusal.code == "base" and refusal.retry):
-                self._journal("refused", f"Set {self.spec.name}: an image of {peer.name} was not taken: {refusal.text}")
+                self._journal(
+                    "refused", f"Set {self.spec.name}: an image of {peer.name} was not taken: {refusal.text}"
+                )
             await peer.send(Refused(message.id, refusal.code, refusal.text[:2000], refusal.retry))
             slot.refusal = None
             return
@@ -309,7 +316,11 @@ class TargetSet:
 
     async def _cannot(self, error: CrnodeError | OSError) -> None:
         """The live tree has to wait: images are still received, and it goes on when the cause is gone."""
-        text = str(error) if isinstance(error, CrnodeError) else f"The destination cannot be written: {error.strerror}."
+        text = (
+            str(error)
+            if isinstance(error, CrnodeError)
+            else f"The destination cannot be written: {error.strerror}."
+        )
         if self.status.live != text:
             self._journal("live", f"Set {self.spec.name}: {text}")
         self.status.live = text
@@ -332,7 +343,9 @@ class TargetSet:
             return True
 
         if await self.writer.submit(back):
-            self._journal("live", f"Set {self.spec.name}: the machine was cut off; recent changes are written again.")
+            self._journal(
+                "live", f"Set {self.spec.name}: the machine was cut off; recent changes are written again."
+            )
         self._wake.set()
 
     async def _in_live(self, work: Callable[[], T]) -> T:
@@ -340,14 +353,20 @@ class TargetSet:
 
     async def _live_tree(self) -> LiveTree:
         if self._tree is None:
+
             def make() -> LiveTree:
                 place = self._prepare()
                 if self._reader is None:
                     self._reader = self.catalog.reader()
                 return LiveTree(
-                    place, self.catalog, self._reader, self._record, self.store.get, self._policy,
+                    place,
+                    self.catalog,
+                    self._reader,
+                    self._record,
+                    self.store.get,
+                    self._policy,
                     archive=self.target.mode is Mode.ARCHIVE,
-                )  # fmt: skip
+                )
 
             self._tree = await self._in_live(make)
         return self._tree
@@ -390,7 +409,10 @@ class TargetSet:
             shown = ", ".join(p.decode(errors="replace") for p in report.set_aside[:3])
             more = f" and {len(report.set_aside) - 3} more" if len(report.set_aside) > 3 else ""
             where = self._tree.place.aside if self._tree is not None else ""
-            self._journal("drift", f"Set {self.spec.name}: changed locally and put right: {shown}{more}. Kept in {where}.")
+            self._journal(
+                "drift",
+                f"Set {self.spec.name}: changed locally and put right: {shown}{more}. Kept in {where}.",
+            )
 
     async def _sync(self) -> None:
         tree = await self._live_tree()
@@ -403,14 +425,26 @@ class TargetSet:
         def look() -> tuple[Image | None, Live | None, int, list[tuple[bytes, str]], Image | None]:
             live = self.catalog.live()
             shown = self.catalog.image_at(live.at) if live is not None else None
-            return self.catalog.newest(), live, self.catalog.unapplied_count(), self.catalog.unapplied(20), shown
+            return (
+                self.catalog.newest(),
+                live,
+                self.catalog.unapplied_count(),
+                self.catalog.unapplied(20),
+                shown,
+            )
 
         newest, live, unapplied, problems, shown = await self.writer.submit(look)
         self.newest, self.live = newest, live
         self.status.unapplied, self.status.problems = unapplied, problems
         async with self._settled:
             self._settled.notify_all()
-        if self._session is not None and not self._session[0].closed and shown is not None and shown.id and live is not None:
+        if (
+            self._session is not None
+            and not self._session[0].closed
+            and shown is not None
+            and shown.id
+            and live is not None
+        ):
             with contextlib.suppress(PeerClosed):
                 await self._session[0].send(Applied(shown.id, live.synced == live.at, unapplied))
 
@@ -431,13 +465,19 @@ class TargetSet:
             return Report()
         request = scan.encode_request([str(tree.place.destination)], [], [], self.catalog.path, live.at)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "crnode.capture.scan", request,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "crnode.capture.scan",
+            request,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
         out, _ = await process.communicate()
         paths, _, ended = scan.decode_paths(out)
         if not ended:
-            raise CrnodeError("The live tree could not be scanned.", f"The scan ended with {process.returncode}.")
+            raise CrnodeError(
+                "The live tree could not be scanned.", f"The scan ended with {process.returncode}."
+            )
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
         report = await self._in_live(lambda: tree.repair(paths))

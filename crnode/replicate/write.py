@@ -1,6 +1,7 @@
 """Writing entries as native files: content, owner, mode, ACL, xattrs, times, in that order (rule 66).
 
-Used for live trees and for restores. Nothing outside the root is ever touched: parents are opened beneath it, and a
+Used for live trees and for restores. Nothing outside the root is ever touched: parents are opened beneath
+it, and a
 new file is written as a temporary on the same file system and renamed into its place.
 """
 
@@ -12,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from crnode.capture.attributes import (
@@ -38,7 +40,8 @@ Load = Callable[[bytes], bytes]
 class Policy:
     """How far a tree may carry privileges (rule 66).
 
-    `privileged`: set-id bits, `security.*` and `trusted.*` attributes and files of uid 0 are applied as they are.
+    `privileged`: set-id bits, `security.*` and `trusted.*` attributes and files of uid 0 are applied as they
+    are.
     `root`: we may change owners at all.
     """
 
@@ -80,7 +83,8 @@ class TreeWriter:
             self._parent = None
 
     def parent(self, path: bytes) -> tuple[int, bytes]:
-        """(open directory that holds `path`, last component); missing directories are made, private for now."""
+        """(open directory that holds `path`, last component); missing directories are made, private for
+        now."""
         head, _, name = path.rpartition(b"/")
         if self._parent is not None and self._parent[0] == head:
             return self._parent[1], name
@@ -146,14 +150,20 @@ class TreeWriter:
         os.symlink(target, temporary, dir_fd=self.temporary_fd)
         try:
             note = self._own_link(temporary, entry)
-            os.utime(temporary, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=self.temporary_fd, follow_symlinks=False)
+            os.utime(
+                temporary,
+                ns=(entry.mtime_ns, entry.mtime_ns),
+                dir_fd=self.temporary_fd,
+                follow_symlinks=False,
+            )
             return self._move(temporary, entry.path, note)
         except BaseException:
             self._discard(temporary)
             raise
 
     def file(self, entry: Entry, others: tuple[bytes, ...] = ()) -> list[tuple[bytes, Outcome]]:
-        """Write a file whole, and the `others` paths as hard links to it (rule 65); replaces what is there."""
+        """Write a file whole, and the `others` paths as hard links to it (rule 65); replaces what is
+        there."""
         temporary = _temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(temporary, flags, 0o600, dir_fd=self.temporary_fd)
@@ -203,7 +213,9 @@ class TreeWriter:
         fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             assert entry.content is not None and old.content is not None
-            for offset, _, chunk in differing((old.content, old.level), (entry.content, entry.level), self.load):
+            for offset, _, chunk in differing(
+                (old.content, old.level), (entry.content, entry.level), self.load
+            ):
                 if chunk == HOLE:
                     raise NotInPlace
                 _write_all(fd, self.load(chunk), offset)
@@ -314,11 +326,11 @@ class TreeWriter:
         for name in present - wanted.keys():
             if name.startswith(_PRIVILEGED) and not self.policy.privileged:
                 continue  # the system's own label on our file, not ours to take away
-            _try(lambda n=name: os.removexattr(fd, n), notes, name)
+            _try(partial(os.removexattr, fd, name), notes, name)
         for name, value in wanted.items():
             if name in present and os.getxattr(fd, name) == value:
                 continue
-            _try(lambda n=name, v=value: os.setxattr(fd, n, v), notes, name)
+            _try(partial(os.setxattr, fd, name, value), notes, name)
 
 
 def _try(action: Callable[[], None], notes: list[str], name: bytes) -> None:
@@ -337,7 +349,8 @@ def fingerprint(info: os.stat_result) -> Fingerprint:
 
 def differing(old: tuple[bytes, int], new: tuple[bytes, int], load: Load) -> Iterator[tuple[int, int, bytes]]:
     """(offset, length, id) of the chunks of `new` that `old` has not at the same offset. O(change) in reads:
-    segments that both have at the same place are not opened. Holes are reported like chunks, with the id HOLE."""
+    segments that both have at the same place are not opened. Holes are reported like chunks, with the id
+    HOLE."""
     if old[1] == 0 or new[1] == 0:
         yield from content.walk(new[0], new[1], load)
         return
@@ -345,7 +358,10 @@ def differing(old: tuple[bytes, int], new: tuple[bytes, int], load: Load) -> Ite
     for offset, (name, length) in _segments(new, load):
         if known.get(offset, (b"", 0))[0] == name:
             continue
-        before = {at: chunk for at, _, chunk in content.walk(old[0], old[1], load, start=offset, stop=offset + length)}
+        before = {
+            at: chunk
+            for at, _, chunk in content.walk(old[0], old[1], load, start=offset, stop=offset + length)
+        }
         at = offset
         for size, chunk in content.parse_recipe(load(name), 1).iter_items():
             if before.get(at) != chunk:
@@ -353,7 +369,9 @@ def differing(old: tuple[bytes, int], new: tuple[bytes, int], load: Load) -> Ite
             at += size
 
 
-def _segments(top: tuple[bytes, int], load: Load, offset: int = 0, length: int = 0) -> Iterator[tuple[int, tuple[bytes, int]]]:
+def _segments(
+    top: tuple[bytes, int], load: Load, offset: int = 0, length: int = 0
+) -> Iterator[tuple[int, tuple[bytes, int]]]:
     name, level = top
     if level == 1:
         yield offset, (name, length or content.parse_recipe(load(name), 1).total)

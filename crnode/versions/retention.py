@@ -1,7 +1,9 @@
 """Which images of a set stay versions. Pure: images in, the kept ones with the reason of each out.
 
-The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are a minute
-apart, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Ages count from the newest image,
+The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are a
+minute
+apart, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Ages count from the
+newest image,
 never from a clock, so that a clock that jumps prunes nothing (rule 84).
 """
 
@@ -50,7 +52,11 @@ def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, 
     kept: dict[int, str] = {images[-1].ordinal: "newest"}
     _newest_points(images, ladder, kept)
     newest_at = images[-1].at_ns
-    for size, count, word in ((HOUR, ladder.hourly, "hourly"), (DAY, ladder.daily, "daily"), (WEEK, ladder.weekly, "weekly")):
+    for size, count, word in (
+        (HOUR, ladder.hourly, "hourly"),
+        (DAY, ladder.daily, "daily"),
+        (WEEK, ladder.weekly, "weekly"),
+    ):
         _one_each(images, newest_at, size, count, word, kept)
     chosen = [i.ordinal for i in reversed(images) if i.ordinal in kept]
     kept = {ordinal: kept[ordinal] for ordinal in chosen[:MOST]}
@@ -61,7 +67,8 @@ def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, 
 
 
 def _newest_points(images: Sequence[Candidate], ladder: Ladder, kept: dict[int, str]) -> None:
-    """Walk back from the newest: a point counts when quiet followed it, or a minute lies before the next kept one."""
+    """Walk back from the newest: a point counts when quiet followed it, or a minute lies before the next
+    kept one."""
     count = len(kept)
     last_kept = images[-1].at_ns
     for image, following in zip(images[-2::-1], images[:0:-1], strict=True):
@@ -77,7 +84,8 @@ def _newest_points(images: Sequence[Candidate], ladder: Ladder, kept: dict[int, 
 def _one_each(
     images: Sequence[Candidate], newest_at: int, size: int, count: int, word: str, kept: dict[int, str]
 ) -> None:
-    """The newest whole image (else the newest) of each of `count` periods of `size` ns back from the newest one."""
+    """The newest whole image (else the newest) of each of `count` periods of `size` ns back from the newest
+    one."""
     best: dict[int, Candidate] = {}
     for image in images:
         period = (newest_at - image.at_ns) // size

@@ -1,6 +1,7 @@
 """A seeded program that keeps a tree in motion: creates, appends, rewrites, patches, renames, links, deletes.
 
-Run by itself: `python churn.py DIRECTORY SEED SECONDS`. Files called `keep-*` are only ever deleted, so that an
+Run by itself: `python churn.py DIRECTORY SEED SECONDS`. Files called `keep-*` are only ever deleted, so that
+an
 archive can be checked for them.
 """
 
@@ -91,7 +92,10 @@ class Churn:
             self.files.append(to)
 
     def symlink(self) -> None:
-        os.symlink(self.random.choice(("nowhere", "../x", "/etc/hostname", "f1")), self.random.choice(self.dirs) / self._name())
+        os.symlink(
+            self.random.choice(("nowhere", "../x", "/etc/hostname", "f1")),
+            self.random.choice(self.dirs) / self._name(),
+        )
 
     def make_dir(self) -> None:
         path = self.random.choice(self.dirs) / (self._name() + ".d")
@@ -143,10 +147,22 @@ class Churn:
     def step(self) -> None:
         """One change; a path that vanished meanwhile is no error."""
         actions = (
-            (self.create, 30), (self.append, 12), (self.patch, 12), (self.truncate, 3), (self.replace, 8), (self.rename, 10),
-            (self.delete, 14), (self.hard_link, 4), (self.symlink, 2), (self.make_dir, 4), (self.rename_dir, 2),
-            (self.remove_dir, 1), (self.chmod, 3), (self.xattr, 3), (self.touch, 2),
-        )  # fmt: skip
+            (self.create, 30),
+            (self.append, 12),
+            (self.patch, 12),
+            (self.truncate, 3),
+            (self.replace, 8),
+            (self.rename, 10),
+            (self.delete, 14),
+            (self.hard_link, 4),
+            (self.symlink, 2),
+            (self.make_dir, 4),
+            (self.rename_dir, 2),
+            (self.remove_dir, 1),
+            (self.chmod, 3),
+            (self.xattr, 3),
+            (self.touch, 2),
+        )
         action = self.random.choices([a for a, _ in actions], [w for _, w in actions])[0]
         with contextlib.suppress(FileNotFoundError, FileExistsError, NotADirectoryError):
             action()

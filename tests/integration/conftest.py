@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import Cluster
 
 
-@pytest.fixture()
+@pytest.fixture
 def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """An empty cluster under the test's directory."""
     made = Cluster(tmp_path)

@@ -32,7 +32,9 @@ def crnode(*args: str, check: bool = True, timeout: float = 60) -> subprocess.Co
         [sys.executable, "-m", "crnode", *args], capture_output=True, text=True, timeout=timeout, check=False
     )
     if check and done.returncode != 0:
-        raise AssertionError(f"crnode {' '.join(args)} ended with {done.returncode}: {done.stderr}{done.stdout}")
+        raise AssertionError(
+            f"crnode {' '.join(args)} ended with {done.returncode}: {done.stderr}{done.stdout}"
+        )
     return done
 
 
@@ -64,14 +66,18 @@ class Node:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "crnode", "--role", self.role, "--data", str(self.data)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         wait_for(self._answers, START_SECONDS)
 
     def _answers(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            raise AssertionError(f"{self.name} ended with {self.process.returncode}: {self.log.read_text()[-2000:]}")
+            raise AssertionError(
+                f"{self.name} ended with {self.process.returncode}: {self.log.read_text()[-2000:]}"
+            )
         try:
             self.call("node.list")
         except CrnodeError:
@@ -117,8 +123,19 @@ class Cluster:
     def init(self, name: str = "shop1") -> Node:
         port = free_port()
         data = self.directory / name
-        crnode("init", "--name", name, "--cluster", "shop", "--listen", f"127.0.0.1:{port}",
-               "--advertise", f"127.0.0.1:{port}", "--data", str(data))  # fmt: skip
+        crnode(
+            "init",
+            "--name",
+            name,
+            "--cluster",
+            "shop",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--advertise",
+            f"127.0.0.1:{port}",
+            "--data",
+            str(data),
+        )
         node = self.nodes[name] = Node(name, "master", data, port)
         node.start()
         return node
@@ -127,14 +144,30 @@ class Cluster:
         token = self.master.call("invite", {"name": name, "role": role, "ttl_s": 600})["token"]
         port = free_port()
         data = data or self.directory / name
-        crnode("join", token, "--listen", f"127.0.0.1:{port}", "--advertise", f"127.0.0.1:{port}", "--data", str(data))
+        crnode(
+            "join",
+            token,
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--advertise",
+            f"127.0.0.1:{port}",
+            "--data",
+            str(data),
+        )
         node = self.nodes[name] = Node(name, role, data, port)
         node.start()
         return node
 
     def add_set(self, name: str, source: str, path: Path, to: list[str], **more: Any) -> str:
         """`set.add`; returns the uuid."""
-        args = {"name": name, "source": source, "paths": [str(path)], "to": to, "privileged": os.geteuid() == 0, **more}
+        args = {
+            "name": name,
+            "source": source,
+            "paths": [str(path)],
+            "to": to,
+            "privileged": os.geteuid() == 0,
+            **more,
+        }
         return str(self.master.call("set.add", args)["uuid"])
 
     def sync(self, name: str, node: str | None = None, timeout: float = 60.0) -> dict[str, Any]:
@@ -148,15 +181,21 @@ class Cluster:
                 node.process.wait()
 
     def logs(self) -> str:
-        return "\n".join(f"== {n.name}\n{n.log.read_text()[-4000:]}" for n in self.nodes.values() if n.log.exists())
+        return "\n".join(
+            f"== {n.name}\n{n.log.read_text()[-4000:]}" for n in self.nodes.values() if n.log.exists()
+        )
 
 
 def rsync_difference(source: Path, target: Path) -> str:
     """What rsync would change to make `target` equal `source`: '' when they are alike in every respect."""
     done = subprocess.run(
         ["rsync", "-aAXHn", "--checksum", "--delete", "--itemize-changes", f"{source}/", f"{target}/"],
-        capture_output=True, text=True, errors="replace", timeout=600, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=600,
+        check=False,
+    )
     if done.returncode:
         raise AssertionError(f"rsync failed: {done.stderr}")
     return done.stdout

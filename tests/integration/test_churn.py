@@ -39,7 +39,9 @@ def test_kill_everything_at_random_moments(cluster: Cluster, tmp_path: Path) -> 
     cluster.sync("docs")
     cluster.sync("kept")
     churn = subprocess.Popen(
-        [sys.executable, str(HERE / "churn.py"), str(source), str(seed), str(seconds)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(HERE / "churn.py"), str(source), str(seed), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     kills = 0
     try:

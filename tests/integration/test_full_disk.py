@@ -13,7 +13,7 @@ from harness import Cluster, rsync_difference, wait_for
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An ext4 file system of 96 MiB in a file."""
     image, place = tmp_path / "disk.img", tmp_path / "disk"
@@ -21,7 +21,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     os.truncate(image, 96 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
     place.mkdir()
-    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-o", "loop", str(image), str(place)], capture_output=True, text=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"no loop mounts here: {mounted.stderr.strip()}")
     try:

@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 from harness import Cluster, rsync_difference
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and set-id bits can only be compared as root")
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="owners and set-id bits can only be compared as root"
+)
 
 
 @pytest.mark.timeout(600)
 def test_usr_share_to_mirror_and_archive(cluster: Cluster, tmp_path: Path) -> None:
     source = Path(os.environ.get("CRNODE_TREE", "/usr/share"))
-    count = int(subprocess.run(f"find {source} | wc -l", shell=True, capture_output=True, text=True, check=True).stdout)
+    count = int(
+        subprocess.run(
+            f"find {source} | wc -l", shell=True, capture_output=True, text=True, check=True
+        ).stdout
+    )
     if count < 20_000:
         pytest.skip(f"{source} has only {count} entries; name a larger tree with CRNODE_TREE")
     cluster.init()

@@ -44,7 +44,9 @@ def test_many_to_one_one_to_many_and_a_late_node(cluster: Cluster, tmp_path: Pat
         for name in "abc":  # three sources to one target
             cluster.add_set(f"from-{name}", name, sources[name], [f"d:{tmp_path}/d-{name}"])
         wide = make(tmp_path / "wide", 9)
-        cluster.add_set("wide", "a", wide, [f"{n}:{tmp_path}/wide-{n}" for n in "bcd"])  # one source to three targets
+        cluster.add_set(
+            "wide", "a", wide, [f"{n}:{tmp_path}/wide-{n}" for n in "bcd"]
+        )  # one source to three targets
         cluster.join("e", "secondary")  # a node joins while changes flow
         more = make(tmp_path / "more", 4)
         cluster.add_set("more", "b", more, [f"e:{tmp_path}/more-e", f"d:{tmp_path}/more-d"])
