@@ -1,24 +1,285 @@
-"""Collection, scrub and manifests: what a node does when it is idle."""
+"""Collection, scrub and manifests: what a node does when it is idle, or when somebody asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from crnode.errors import CrnodeError
+import apsw
+
+from crnode.errors import CrnodeError, ExitCode
+from crnode.store import manifest
+from crnode.store.catalog import FUZZY, ROLLING, Catalog, CatalogDamaged
+from crnode.store.child import ChildFailed
+from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
+from crnode.store.scrub import Rotten, forget_garbage, scrub, who_needs
+from crnode.versions.retention import Candidate, retain
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
 
+Args = dict[str, Any]
+Progress = Callable[[Args], None]
+
+CHECK_SECONDS = 60.0
+RELIEF_SECONDS = 60.0  # a full disk is swept at most this often: nothing new is dead before
+MINIMUM_BYTES = 64 << 20  # below it no collection starts by itself
+DEAD_SHARE = 0.15  # of the packs' bytes, estimated dead: an idle node collects
+DEAD_SHARE_BUSY = 0.5  # the same for a node that is never idle
+GROWN_SHARE = 0.05  # since the last collection; without it another one would find the same
+AGE_NS = 24 * 3600 * 10**9  # after which pruned rows alone are reason enough
+HEAL_ROUNDS = 3  # a healed recipe shows what is damaged below it
+
+
+def worth_collecting(total: int, last: Collected | None, pruned_rows: int, now_ns: int, *, idle: bool) -> bool:
+    """Whether to collect: `total` bytes of packs now, of which what was not marked by the last collection may be
+    dead; `pruned_rows` since the process began."""
+    if total < MINIMUM_BYTES:
+        return False
+    last = last or Collected()
+    grown = total - last.total
+    dead = total - last.live
+    if dead > (DEAD_SHARE if idle else DEAD_SHARE_BUSY) * total and grown >= GROWN_SHARE * total:
+        return True
+    return idle and pruned_rows > 0 and now_ns - last.at_ns >= AGE_NS
+
 
 class Maintenance:
-    """Being written."""
+    """Looks after one agent's store. One collection or scrub runs at a time."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self._busy = ""
+        self._relieved = -RELIEF_SECONDS
+        self._total = -1
+        self._written: dict[str, float] = {}  # set -> monotonic seconds of its last manifest
 
-    async def scrub(self, args: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        raise CrnodeError("Not yet.")
+    @contextlib.contextmanager
+    def _turn(self, what: str) -> Iterator[None]:
+        if self._busy:
+            raise CrnodeError(
+                f"{self._busy} is running on {self.agent.node.name}.",
+                "It and another one would be in each other's way.",
+                "Wait until it has ended.",
+                ExitCode.REFUSED,
+            )
+        self._busy = what
+        try:
+            yield
+        except ChildFailed as error:
+            raise CrnodeError(f"{what} ended early.", str(error), "Nothing was lost. Try it again.") from error
+        finally:
+            self._busy = ""
 
-    async def collect(self, args: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        raise CrnodeError("Not yet.")
+    def catalogs(self) -> list[CatalogRef]:
+        """Every catalog in the data directory, running or not: what any of them reaches is live."""
+        document, name = self.agent.document, self.agent.node.name
+        out = []
+        for path in sorted((self.agent.data / "sets").glob("*.db")):
+            spec = document.set_by_uuid(path.stem)
+            source = spec is not None and spec.source == name
+            targets = tuple(spec.targets) if spec is not None and source else ()
+            out.append(CatalogRef(path.stem, path, source, targets, self.agent.sets.catalogs.get(path.stem)))
+        return out
+
+    def _waiting_manifests(self) -> list[tuple[bytes, int]]:
+        """Manifests of sets whose catalog was lost or set aside: their images are live until somebody rebuilt
+        them, or removed the catalog that was set aside."""
+        place = self.agent.data / "sets"
+        aside = {path.name.partition(".")[0] for path in place.glob("*.db.damaged-*")}
+        for spec in self.agent.document.sets_to(self.agent.node.name):
+            if not (place / f"{spec.uuid}.db").exists():
+                aside.add(spec.uuid)
+        if not aside:
+            return []
+        lines = manifest.read_log(manifest.log_path(self.agent.store))
+        return [(line.content, line.level) for line in lines if line.set.hex() in aside]
+
+    # -- collection
+
+    async def collect(self, args: Args, progress: Progress) -> Args:
+        """Give room back. `plan`: only say what would be done."""
+        with self._turn("A collection"):
+            out = await self._collect(bool(args.get("plan")), progress)
+        return {
+            "packs": out.packs, "removed_bytes": out.removed_bytes, "copied_bytes": out.copied_bytes,
+            "kept_bytes": out.kept_bytes, "seconds": out.seconds, "hole": out.hole(), "full": out.full,
+        }  # fmt: skip
+
+    async def _collect(self, plan: bool, progress: Progress) -> Outcome:
+        agent = self.agent
+        manifests = await asyncio.to_thread(self._waiting_manifests)
+        begun = time.monotonic()
+        for _ in range(HEAL_ROUNDS):
+            out = await collect(agent.store, agent.writer, self.catalogs(), progress, plan=plan, manifests=manifests)
+            if plan or not out.holes or not await self._heal_holes(out, progress):
+                break
+        out.seconds = time.monotonic() - begun
+        if (hole := out.hole()) is not None and not plan:
+            agent.journal.add("damage", f"Nothing was collected: {hole['what']}")
+        elif not plan and out.removed_bytes:
+            agent.journal.add("store", f"{out.removed_bytes >> 20} MiB of the object store were given back.")
+        if out.damaged:
+            agent.journal.add("damage", f"{len(out.damaged)} damaged objects were met while collecting; scrub heals them.")
+        return out
+
+    async def _heal_holes(self, out: Outcome, progress: Progress) -> bool:
+        """Fetch the recipes that are missing; True when at least one hole is closed."""
+        progress({"text": f"{len(out.holes)} recipes are missing; other nodes are asked"})
+        wanted: dict[str, set[bytes]] = {}
+        for gone in out.holes:
+            wanted.setdefault(gone.set, set()).add(gone.id)
+        got: set[bytes] = set()
+        for uuid, ids in wanted.items():
+            got |= await self.agent.healer.heal(uuid, ids)
+        lost = {(g.set, g.manifest) for g in out.holes if g.manifest is not None and g.id not in got}
+        for uuid, name in lost:
+            catalog = self.agent.sets.catalogs.get(uuid)
+            if catalog is not None and name is not None:
+                await self.agent.writer.submit(_clear_manifest, catalog, name)
+        return bool(got or lost)
+
+    # -- a full disk
+
+    async def relieve(self) -> Args | None:
+        """The node is full: give the reserve up, collect, and take the reserve again. None when it was done a
+        moment ago or something else of the kind is running."""
+        if self._busy or time.monotonic() - self._relieved < RELIEF_SECONDS:
+            return None
+        self._relieved = time.monotonic()
+        store, writer = self.agent.store, self.agent.writer
+        await writer.submit(store.drop_ballast)
+        try:
+            answer = await self.collect({}, lambda _: None)
+        finally:
+            await writer.submit(store.hold_ballast)
+        freed = int(answer["removed_bytes"])
+        self.agent.journal.add("full", f"The disk is full; collecting gave {freed >> 20} MiB back.")
+        return answer
+
+    # -- scrub
+
+    async def scrub(self, args: Args, progress: Progress) -> Args:
+        """Read everything, heal what is damaged. `set`: report only what this set needs. `bytes_per_second`."""
+        only: str | None = None
+        if args.get("set"):
+            spec = self.agent.document.set_named(str(args["set"]))
+            if spec is None:
+                raise CrnodeError(f"There is no set '{args['set']}'.", "", "See crnode set list.", ExitCode.USAGE)
+            only = spec.uuid
+        with self._turn("A scrub"):
+            agent = self.agent
+            pace = int(args.get("bytes_per_second") or 0)
+            begun = time.monotonic()
+            found = await scrub(agent.store, agent.writer, self.catalogs(), progress, bytes_per_second=pace)
+            healed = await self._heal(found.damaged, found.certain, progress) if found.damaged else {}
+        rows = [
+            {"id": one.id.hex(), "pack": one.pack, "healed_from": healed.get(one.id)}
+            for one in found.damaged
+            if only is None or only in one.sets or not one.sets
+        ]
+        if found.damaged:
+            whole = sum(1 for one in found.damaged if one.id in healed)
+            agent.journal.add("damage", f"A scrub found {len(found.damaged)} damaged objects; {whole} were healed.")
+        return {
+            "objects": found.objects, "bytes": found.bytes, "damaged": rows, "seconds": time.monotonic() - begun,
+            "stretches": len(found.stretches),
+        }  # fmt: skip
+
+    async def _heal(self, damaged: list[Rotten], certain: bool, progress: Progress) -> dict[bytes, str]:
+        """id -> the node that it was healed from, for what could be healed."""
+        agent = self.agent
+        open_ids = {one.id: set(one.sets) for one in damaged}
+        healed: dict[bytes, str] = {}
+        for round_ in range(HEAL_ROUNDS):
+            progress({"text": f"{len(open_ids)} damaged objects, other nodes are asked"})
+            if round_:  # healed recipes show who needs what lies below them
+                needs, certain = await who_needs(agent.store, agent.writer, self.catalogs(), list(open_ids))
+                open_ids = {name: set(needs.get(name, ())) for name in open_ids}
+            by_set: dict[str, set[bytes]] = {}
+            for name, sets in open_ids.items():
+                for uuid in sets:
+                    by_set.setdefault(uuid, set()).add(name)
+            before = len(healed)
+            for uuid, ids in by_set.items():
+                healed |= await agent.healer.fetch(uuid, ids - healed.keys())
+            open_ids = {name: sets for name, sets in open_ids.items() if name not in healed}
+            if certain:
+                spare = [name for name, sets in open_ids.items() if not sets]
+                for name in await agent.writer.submit(forget_garbage, agent.store, spare):
+                    healed[name] = "nothing needs it"
+                    del open_ids[name]
+            if not open_ids or (len(healed) == before and round_):
+                break
+        return healed
+
+    # -- manifests
+
+    async def write_due_manifests(self) -> int:
+        """Write the manifests that are due (see store/manifest.py); returns how many. Failures are told and tried
+        again later."""
+        agent = self.agent
+        count = 0
+        for uuid, running in list(agent.sets.targets.items()):
+            catalog = running.commit.catalog
+            images = await agent.writer.submit(catalog.images)
+            shape = [Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images]
+            image = manifest.due(images, list(retain(shape)), self._written.get(uuid), time.monotonic())
+            if image is None:
+                continue
+            try:
+                await manifest.write_manifest(agent.store, agent.writer, catalog, image)
+                count += 1
+                self._written[uuid] = time.monotonic()
+            except manifest.ManifestChanged:
+                continue  # another image has its turn
+            except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error) as error:
+                self._written[uuid] = time.monotonic()
+                agent.journal.add("store", f"The manifest of a version was not written: {error}", running.spec.name)
+        if count:
+            await agent.writer.submit(self._compact_log)
+        return count
+
+    def _compact_log(self) -> None:
+        path = manifest.log_path(self.agent.store)
+        if path.stat().st_size <= manifest.COMPACT_BYTES:
+            return
+
+        def keep(line: manifest.Line) -> bool:
+            catalog = self.agent.sets.catalogs.get(line.set.hex())
+            return catalog is None or line.image.id is None or catalog.image(line.image.id) is not None
+
+        manifest.compact_log(path, keep)
+
+    # -- idle
+
+    async def run(self) -> None:
+        """Once a minute: manifests that are due, and a collection when it is worth while. Until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await self.write_due_manifests()
+            await self.collect_if_due()
+
+    async def collect_if_due(self) -> bool:
+        """Start a collection when enough is dead; True when one ran."""
+        agent = self.agent
+        total = await asyncio.to_thread(agent.store.packs.total)
+        idle, self._total = total == self._total, total
+        pruned = sum(catalog.pruned_rows for catalog in agent.sets.catalogs.values())
+        last = await asyncio.to_thread(last_collected, agent.store.directory)
+        if self._busy or not worth_collecting(total, last, pruned, time.time_ns(), idle=idle):
+            return False
+        try:
+            await self.collect({}, lambda _: None)
+        except CrnodeError as error:
+            agent.journal.add("store", f"A collection did not end well: {error}")
+            return False
+        return True
+
+
+def _clear_manifest(catalog: Catalog, content: bytes) -> None:
+    with catalog.transaction():
+        catalog.clear_manifest(content)

@@ -106,10 +106,10 @@ class Agent:
             listener = await listen(
                 host, port, server_context(self.data), self._hello, self._on_peer, lambda: self.document
             )
-            control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
-            await control.start()
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
             await self._follow(self.document)
+            control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
+            await control.start()  # last: who can ask finds everything there
             if ready is not None:
                 ready()
             gc.freeze()  # what is there now lives as long as the process: no collection need look at it again

@@ -182,7 +182,10 @@ class Sets:
             on_point=on_point,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
         )
-        source.newest = await self.writer.submit(catalog.newest)
+        if not self.store.recovery.unclean_boot:
+            # After a power cut the disk may not hold what was captured: then nothing is pushed before a full scan
+            # has said what is there (rule 60).
+            source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(
             spec, source, commit, self._task(source.run(), f"source {spec.name}"), running_pushes
         )

@@ -196,6 +196,12 @@ class SourceCommit:
             self.store.put(records, Lane.BULK if len(records) > 64 else Lane.SMALL, cache=False)
             self.store.sync()
 
+    def spool(self, chunks: dict[bytes, bytes]) -> None:
+        """Keep new bytes until targets have them; a collection drops them afterwards."""
+        self.store.check_room(sum(map(len, chunks.values())))
+        records = [Record(name, CHUNK, delta.RAW, len(data), data) for name, data in chunks.items()]
+        self.store.put(records, Lane.BULK, cache=False)
+
     def _side_rows(self, batch: Batch) -> None:
         catalog = self.catalog
         if batch.fresh.blocks:

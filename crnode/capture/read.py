@@ -39,6 +39,10 @@ class Patch(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
 
 
+Spill = Callable[[dict[bytes, bytes]], None]
+"""Writes chunks (id -> bytes) to the source's own store, and returns when they are there."""
+
+
 @dataclass
 class Fresh:
     """What reading found that targets may not have."""
@@ -49,6 +53,21 @@ class Fresh:
     blocks: dict[bytes, bytes] = field(default_factory=dict)  # segment id -> block hashes of its chunks
     held: int = 0  # bytes in `chunks`
     new_bytes: int = 0  # bytes of all chunks that are not in the version before
+
+    def hold(self, name: bytes, data: bytes | memoryview, budget: int, spill: Spill | None) -> None:
+        """Keep a new chunk in memory while the budget lasts; with `spill` what is held is written out instead of
+        letting anything go (a spooling set, rule 55)."""
+        size = len(data)
+        self.new_bytes += size
+        if name in self.chunks:
+            return
+        if self.held + size > budget and spill is not None and self.chunks:
+            spill(self.chunks)
+            self.held -= sum(map(len, self.chunks.values()))
+            self.chunks = {}
+        if self.held + size <= budget or spill is not None:
+            self.chunks[name] = bytes(data)
+            self.held += size
 
 
 class Gone(Exception):
@@ -106,6 +125,7 @@ class PathReader:
         self.limit = limit
         self.now_ns = now_ns
         self.budget = budget
+        self.spill: Spill | None = None
         self.earlier = Fresh()
         self._parent: tuple[bytes, int] | None = None
         self._parent_info: os.stat_result | None = None
@@ -232,7 +252,7 @@ class PathReader:
         size = info.st_size  # append-only growth is cut at the size first seen
         trial = Fresh(held=fresh.held)
         builder = content.RecipeBuilder(chunking.CUTTER_64K)
-        sink = _Sink(trial, self.budget, builder)
+        sink = _Sink(trial, self.budget, self.spill, builder)
         total = 0
         for _, length, view in chunking.cut_stream(
             lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)),
@@ -252,10 +272,7 @@ class PathReader:
         if len(data) != size or (twice and os.pread(fd, size + 1, 0) != data):
             raise _Changed
         name = chunk_id(data)
-        fresh.new_bytes += size
-        if fresh.held + size <= self.budget:
-            fresh.chunks[name] = data
-            fresh.held += size
+        fresh.hold(name, data, self.budget, self.spill)
         return name, 0
 
     def _large(
@@ -265,7 +282,7 @@ class PathReader:
         known, previous = self._old_chunks(old, fresh)
         number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
         builder = content.RecipeBuilder(number)
-        sink = _Sink(fresh, self.budget, builder)
+        sink = _Sink(fresh, self.budget, self.spill, builder)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         if _sparse(info):
             self._sparse_file(fd, size, number, sink)
@@ -368,9 +385,10 @@ class _Sink:
     """Takes the chunks of one file in order: recipe, block hashes of each segment, bytes within the
     budget."""
 
-    def __init__(self, fresh: Fresh, budget: int, builder: content.RecipeBuilder) -> None:
+    def __init__(self, fresh: Fresh, budget: int, spill: Spill | None, builder: content.RecipeBuilder) -> None:
         self.fresh = fresh
         self.budget = budget
+        self.spill = spill
         self.builder = builder
         self.total = 0
         self._hashes: list[bytes] = []
@@ -379,10 +397,7 @@ class _Sink:
     def add(self, length: int, name: bytes, hashes: bytes, data: memoryview | None) -> None:
         self.total += length
         if data is not None:
-            self.fresh.new_bytes += length
-            if name not in self.fresh.chunks and self.fresh.held + length <= self.budget:
-                self.fresh.chunks[name] = bytes(data)
-                self.fresh.held += length
+            self.fresh.hold(name, data, self.budget, self.spill)
         self._item(length, name, hashes)
 
     def add_hole(self, length: int) -> None:

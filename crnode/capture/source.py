@@ -367,6 +367,11 @@ class SourceSet:
             )
         await self._point((path, False) for path in dirty)
         self._scans_done = serving
+        if self.newest is None and self.state == "ok":  # nothing was pushed before this scan: see the rule of crashes
+            image = await self.writer.submit(self.catalog.newest)
+            if image is not None:
+                self.newest = image
+                self.on_point(Point(image, image.parent))
         if self.state == "ok":
             ready = [w for w in self._waiters if w[0] <= serving]
             self._waiters = [w for w in self._waiters if w[0] > serving]
@@ -427,8 +432,7 @@ class SourceSet:
         paths, reader = self._paths, self._reader
         assert paths is not None
         assert reader is not None
-        if self.spool:
-            paths.budget = 0
+        paths.spill = self._spill if self.spool else None
         job = Job(paths, reader, self._view, self._selection, self._watcher)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
         flags = CLEAN
@@ -451,6 +455,10 @@ class SourceSet:
         finally:
             paths.close()
         await self._finish(job.flush(), flags)
+
+    def _spill(self, chunks: dict[bytes, bytes]) -> None:
+        """In the capture thread of a spooling set: waiting here is what slows the reader down to the disk."""
+        self.writer.submit_from_thread(self.commit.spool, dict(chunks)).result()
 
     async def _read(self, batches: Iterator[Batch]) -> None:
         """Drive the job; batches that are full become staged rows."""

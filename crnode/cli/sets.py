@@ -120,7 +120,7 @@ def show_(
     show(table(name, ("field", "value"), rows))
     targets = item.get("targets", [])
     each = list(targets.values()) if isinstance(targets, dict) else list(targets)
-    columns = ("node", "destination", "mode", "state", "paused")
+    columns = ("node", "destination", "mode", "paused")
     show(
         table(
             "Targets", columns, [tuple(target.get(key) for key in columns) for target in each], "No targets."

@@ -127,7 +127,7 @@ def restore(
         str | None, typer.Option(metavar="TIME", help="The state at that time, like '2026-11-22 10:30'.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Write it there (default: the original place).")
+        str | None, typer.Option(metavar="DIR", help="Write it there: a folder that is new or empty.")
     ] = None,
     node: Annotated[str | None, typer.Option(help="Take it from this node.")] = None,
     data: Data = None,

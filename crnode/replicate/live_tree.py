@@ -85,6 +85,7 @@ class LiveTree:
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
         self._cleared: set[bytes] = set()
+        self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
 
@@ -242,8 +243,9 @@ class LiveTree:
         touched: set[bytes] = {split(path)[0] for path in self._prints}
         groups: set[bytes] = set()
         after: tuple[int, int, bytes] | None = None
-        while page := self.reader.came(at, to, after, RECORD_EVERY):
-            for _, entry in page:
+        while page := self.reader.moves(at, to, after, RECORD_EVERY):
+            for _, entry, old, known in page:
+                self._page[entry.path] = known
                 touched.add(split(entry.path)[0])
                 if entry.kind == DIRECTORY:
                     touched.add(entry.path)
@@ -254,9 +256,9 @@ class LiveTree:
                     if link in groups:
                         continue
                     groups.add(link)
-                old = self.reader.entry(entry.path, at) if at else None
                 self._guarded(entry.path, partial(self._write, writer, entry, old, to))
             after = page[-1][0]
+            self._page.clear()
             if len(self._prints) >= RECORD_EVERY:
                 self._flush(None)
         return touched
@@ -310,6 +312,8 @@ class LiveTree:
         """The fingerprint that we left at `path`, in this very move or before."""
         if path in self._prints:
             return self._prints[path]
+        if path in self._page:
+            return self._page[path]
         return self.reader.fingerprint(path)
 
     def _ours(self, path: bytes, info: os.stat_result, *, leaving: bool = False) -> bool:

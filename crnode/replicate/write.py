@@ -170,7 +170,7 @@ class TreeWriter:
         try:
             try:
                 self._content(fd, entry)
-                note = self._attributes(fd, entry)
+                note = self._attributes(fd, entry, new=True)
             finally:
                 os.close(fd)
             names = []
@@ -255,7 +255,6 @@ class TreeWriter:
         except IsADirectoryError:
             os.rmdir(name, dir_fd=parent)
             os.rename(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
-        self._discard(temporary)  # rename(2) of two names of one file does nothing and leaves the first
         return Outcome(fingerprint(os.lstat(name, dir_fd=parent)), note)
 
     def _discard(self, temporary: str) -> None:
@@ -279,20 +278,25 @@ class TreeWriter:
         os.chown(name, uid, gid, dir_fd=self.temporary_fd, follow_symlinks=False)
         return ""
 
-    def _attributes(self, fd: int, entry: Entry) -> str:
-        """Owner, mode, ACLs, xattrs, times of an open file; returns what this file system cannot hold."""
+    def _attributes(self, fd: int, entry: Entry, *, new: bool = False) -> str:
+        """Owner, mode, ACLs, xattrs, times of an open file; returns what this file system cannot hold.
+
+        `new`: we have just created it, so it has our own ids and no attributes that would have to go.
+        """
         notes: list[str] = []
-        uid, gid = self._owner(entry)
-        info = os.fstat(fd)
-        if self.policy.root and (info.st_uid, info.st_gid) != (uid, gid):
-            os.fchown(fd, uid, gid)
+        if self.policy.root:
+            owner = self._owner(entry)
+            if owner != ((os.geteuid(), os.getegid()) if new else _ids(fd)):
+                os.fchown(fd, *owner)
         mode = entry.mode
         if not self.policy.privileged:
             mode &= 0o3777 if entry.kind == DIRECTORY else 0o1777
         extra = Extra.decode(entry.extra) if entry.extra else None
-        self._acls(fd, entry, extra, notes)
+        if extra is not None or not new:
+            self._acls(fd, entry, extra, notes)
         os.fchmod(fd, mode)
-        self._xattrs(fd, extra, notes)
+        if extra is not None or not new:
+            self._xattrs(fd, extra, notes)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         return "; ".join(notes)
 
@@ -331,6 +335,11 @@ class TreeWriter:
             if name in present and os.getxattr(fd, name) == value:
                 continue
             _try(partial(os.setxattr, fd, name, value), notes, name)
+
+
+def _ids(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_uid, info.st_gid
 
 
 def _try(action: Callable[[], None], notes: list[str], name: bytes) -> None:

@@ -263,6 +263,36 @@ class Reader:
         )
         return [((r[0], r[1], r[3]), _entry(join(r[2], r[3]), r[4:])) for r in rows]
 
+    def moves(
+        self, base: int, to: int, after: tuple[int, int, bytes] | None = None, limit: int = 1000
+    ) -> list[tuple[tuple[int, int, bytes], Entry, Entry | None, Fingerprint | None]]:
+        """:meth:`came`, each with the entry that image `base` has at the path and the recorded fingerprint."""
+        born, directory, name = after or (base, OPEN, b"")
+        rows = self._db.execute(
+            f"SELECT e.born,e.dir,d.path,e.name,{_ENTRY},"
+            " b.kind,b.mode,b.mtime_ns,b.size,b.content,b.level,b.extra,"
+            " s.dev,s.ino,s.size,s.mtime_ns,s.ctime_ns"
+            f" FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
+            " LEFT JOIN entry b ON b.dir=e.dir AND b.name=e.name AND b.born<=?1 AND b.died>?1"
+            " LEFT JOIN seen s ON s.dir=e.dir AND s.name=e.name"
+            " WHERE (e.born,e.dir,e.name)>(?2,?3,?4) AND e.born<=?5 AND e.died>?5"
+            " ORDER BY e.born,e.dir,e.name LIMIT ?6",
+            (base, born, directory, name, to, limit),
+        )
+        out = []
+        for r in rows:
+            path = join(r[2], r[3])
+            entry = _entry(path, r[4:15])
+            old = None
+            if r[15] is not None:
+                # Owners are those of the new entry: nothing that is decided from the old one looks at them.
+                old = entry._replace(
+                    kind=r[15], mode=r[16], mtime_ns=r[17], size=r[18], content=r[19], level=r[20], extra=r[21]
+                )
+            print_ = Fingerprint(*r[22:27]) if r[22] is not None else None
+            out.append(((r[0], r[1], r[3]), entry, old, print_))
+        return out
+
     def key_of(self, path: bytes, ordinal: int) -> tuple[int, int, bytes] | None:
         """The key of :meth:`came` for the entry at `path`."""
         head, name = split(path)
@@ -375,6 +405,11 @@ class Reader:
         """Ids of all recipe segments whose block hashes are kept."""
         return [r[0] for r in self._db.execute("SELECT segment FROM block")]
 
+    def quick_check(self) -> str:
+        """SQLite's own check; 'ok' or what is wrong."""
+        row = self._one("PRAGMA quick_check(1)")
+        return str(row[0]) if row else "no answer"
+
     def totals(self) -> Totals:
         """Entries, bytes and LtHash state of the newest complete image."""
         return _totals(self.meta("totals"))
@@ -416,6 +451,7 @@ class Catalog(Reader):
         super().__init__(apsw.Connection(str(path)))
         self._principals: dict[tuple[str, int], int] = {}
         self._dirs: dict[bytes, int] = {}
+        self.pruned_rows = 0  # since it was opened: a hint that there is something to collect
         db = self._db
         try:
             db.execute("PRAGMA journal_mode=WAL")
@@ -696,6 +732,7 @@ class Catalog(Reader):
         left = removed >= limit
         if left != unfinished:
             self.set_meta("pruning", b"1" if left else None)
+        self.pruned_rows += removed
         return removed
 
     def _prune_between(self, low: int, high: int, newest: int | None, limit: int) -> int:
@@ -720,11 +757,6 @@ class Catalog(Reader):
         """Write everything into the main file and close, so that the file alone is the catalog."""
         self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self.close()
-
-    def quick_check(self) -> str:
-        """SQLite's own check; 'ok' or what is wrong."""
-        row = self._one("PRAGMA quick_check(1)")
-        return str(row[0]) if row else "no answer"
 
 
 class CatalogDamaged(Exception):

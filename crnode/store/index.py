@@ -15,7 +15,7 @@ import lmdb
 
 from crnode.store.packs import Location
 
-_VALUE = struct.Struct(">IQIIBBI")
+VALUE = struct.Struct(">IQIIBBI")
 _POSITION = struct.Struct(">Q")
 # Address space, not memory: room for 500 million objects. It is never raised while open, because LMDB allows that
 # only without any reader in the process; a larger index gets a larger map when it is opened next.
@@ -113,7 +113,7 @@ class Index:
         with self._env.begin() as txn:
             for _ in txn.cursor(db=self._positions):
                 pass
-            return sum(len(v) == _VALUE.size for _, v in txn.cursor(db=self._objects))
+            return sum(len(v) == VALUE.size for _, v in txn.cursor(db=self._objects))
 
     def positions(self) -> dict[int, int]:
         """Pack number -> offset in bytes up to which its records are in the index."""
@@ -135,9 +135,9 @@ class Index:
 
 
 def _pack(where: Location) -> bytes:
-    return _VALUE.pack(where.pack, where.offset, where.stored, where.raw, where.kind, where.codec, where.born)
+    return VALUE.pack(where.pack, where.offset, where.stored, where.raw, where.kind, where.codec, where.born)
 
 
 def unpack(value: bytes) -> Location:
     """A location as :meth:`Index.page` returns it."""
-    return Location._make(_VALUE.unpack(value))
+    return Location._make(VALUE.unpack(value))

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -66,13 +66,21 @@ class Filter:
         return bool(table[three >> 3] >> (three & 7) & 1)
 
 
+class Hole(NamedTuple):
+    """A recipe that could not be read: why, its level, whether its chunks matter, and whose it is."""
+
+    why: str
+    level: int
+    chunks: bool
+    owner: str
+
+
 @dataclass
 class Roots:
     """What one catalog names, or a hole where it cannot be read."""
 
     path: str
     chunks: bool = True  # False: a source that spools nothing has recipes alone in its store
-    plain: list[bytes] = field(default_factory=list)
     recipes: set[tuple[bytes, int]] = field(default_factory=set)
     manifests: set[tuple[bytes, int]] = field(default_factory=set)
     unreadable: str = ""
@@ -85,12 +93,11 @@ class Marker:
         self.load = load
         self.mark = mark
         self.walked: set[bytes] = set()
-        self.holes: dict[bytes, str] = {}  # id of a recipe that is missing or damaged -> which of the two
+        self.holes: dict[bytes, Hole] = {}
         self._shallow: set[bytes] = set()  # recipes walked without their chunks
 
-    def recipe(self, content: bytes, level: int, *, chunks: bool = True) -> bool:
-        """Mark a recipe and what it reaches; False when something on the way could not be read."""
-        whole = True
+    def recipe(self, content: bytes, level: int, *, chunks: bool = True, owner: str = "") -> None:
+        """Mark a recipe and what it reaches; what cannot be read on the way is noted as a hole."""
         todo = [(content, level)]
         mark = self.mark
         while todo:
@@ -101,12 +108,10 @@ class Marker:
             try:
                 recipe = parse_recipe(self.load(name), at)
             except Missing:
-                self.holes[name] = "missing"
-                whole = False
+                self.holes[name] = Hole("missing", at, chunks, owner)
                 continue
             except (Damaged, RemoteProtocolError):
-                self.holes[name] = "damaged"
-                whole = False
+                self.holes[name] = Hole("damaged", at, chunks, owner)
                 continue
             self.holes.pop(name, None)
             (self.walked if chunks else self._shallow).add(name)
@@ -116,7 +121,12 @@ class Marker:
                 for _, child in ITEM.iter_unpack(recipe.items):
                     if child != HOLE:
                         mark(child)
-        return whole
+
+    def again(self) -> None:
+        """Try the holes once more."""
+        holes, self.holes = self.holes, {}
+        for name, hole in holes.items():
+            self.recipe(name, hole.level, chunks=hole.chunks, owner=hole.owner)
 
     def reached(self, segment: bytes) -> bool:
         """Whether a recipe segment was met, exactly."""

@@ -14,6 +14,7 @@ Only the writer thread appends, syncs and removes; any thread may read.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -211,6 +212,18 @@ class Packs:
     def open_packs(self) -> set[int]:
         """Packs that may still grow."""
         return {pack for pack, _, _ in self._open.values()}
+
+    def open_lanes(self) -> list[tuple[Lane, int, int]]:
+        """(lane, pack, end in bytes) of the packs that may still grow."""
+        return [(lane, pack, end) for lane, (pack, _, end) in self._open.items()]
+
+    def total(self) -> int:
+        """Bytes of all packs."""
+        out = 0
+        for path in self.directory.glob("*.pack"):
+            with contextlib.suppress(FileNotFoundError):
+                out += path.stat().st_size
+        return out
 
     # -- appending (writer thread)
 

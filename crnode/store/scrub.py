@@ -1,0 +1,273 @@
+"""Scrub: reading every record of every pack again, so that rot is found while another holder can still heal it.
+
+A child process reads, at a set pace, and prints JSON lines; a damaged stretch of a pack matters where the index has an
+object in it *now*: what was healed since lies elsewhere, and its old place stays damaged until collection takes the
+pack. For damaged objects the child also says which sets need them. The agent marks them damaged, so that they count
+as missing, and has them fetched from other holders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from crnode.store import child
+from crnode.store.collect import CatalogRef
+from crnode.store.index import unpack
+from crnode.store.mark import Marker, roots
+from crnode.store.packs import Gap
+from crnode.store.store import Damaged, Missing, ObjectStore, StoreReader, sound
+from crnode.store.writer import Writer
+
+_PAGE = 20_000
+_TOLD_SECONDS = 0.5
+_PACE_BYTES = 1 << 20  # the pace is kept over stretches of this size
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Rotten(NamedTuple):
+    """A damaged object: its id, the pack it lies in, and the sets that need it."""
+
+    id: bytes
+    pack: int
+    sets: tuple[str, ...]
+
+
+@dataclass
+class Findings:
+    """What a scrub found. `certain`: every set could be walked, so that an object that none needs is garbage."""
+
+    objects: int = 0
+    bytes: int = 0
+    stretches: list[Gap] = field(default_factory=list)
+    damaged: list[Rotten] = field(default_factory=list)
+    certain: bool = True
+    seconds: float = 0.0
+
+
+async def scrub(
+    store: ObjectStore,
+    writer: Writer,
+    catalogs: Sequence[CatalogRef],
+    progress: Progress = lambda _: None,
+    *,
+    bytes_per_second: int = 0,
+) -> Findings:
+    """Read everything; what is damaged is in `store.damaged` afterwards. Raises CrnodeError, StoreFailed,
+    child.ChildFailed."""
+    begun = time.monotonic()
+    out = Findings()
+
+    def start() -> dict[str, int]:
+        store.packs.sync()
+        store.flush_index()
+        return {str(pack): end for _, pack, end in store.packs.open_lanes()}
+
+    request = _request(store, catalogs) | {
+        "bytes_per_second": bytes_per_second, "ends": await writer.submit(start), "known": None,
+    }  # fmt: skip
+    found: dict[bytes, tuple[int, int]] = {}
+    sets: dict[bytes, list[str]] = {}
+    async with child.Child("crnode.store.scrub", request) as process:
+        while (line := await process.line()) is not None:
+            match line["event"]:
+                case "progress":
+                    progress({"text": f"{line['bytes'] >> 20} MiB read, {line['damaged']} damaged stretches"})
+                case "stretch":
+                    out.stretches.append(Gap(line["pack"], line["start"], line["end"], line["at_end"]))
+                case "object":
+                    found[bytes.fromhex(line["id"])] = (line["pack"], line["offset"])
+                case "needed":
+                    sets.setdefault(bytes.fromhex(line["id"]), []).append(line["set"])
+                case "end":
+                    out.objects, out.bytes, out.certain = line["objects"], line["bytes"], line["certain"]
+
+    def note() -> list[bytes]:
+        still = []
+        for name, place in found.items():
+            where = store.index.get(name)
+            if where is not None and (where.pack, where.offset) == place:
+                store.damaged.add(name)
+                still.append(name)
+        return still
+
+    for name in await writer.submit(note):
+        out.damaged.append(Rotten(name, found[name][0], tuple(sets.get(name, ()))))
+    out.seconds = time.monotonic() - begun
+    return out
+
+
+async def who_needs(
+    store: ObjectStore, writer: Writer, catalogs: Sequence[CatalogRef], ids: Sequence[bytes]
+) -> tuple[dict[bytes, list[str]], bool]:
+    """id -> sets whose images reach it, for those of `ids` that any does; and whether all could be walked."""
+    await writer.submit(store.flush_index)
+    out: dict[bytes, list[str]] = {}
+    certain = True
+    request = _request(store, catalogs) | {"known": [name.hex() for name in ids[:1000]]}
+    async with child.Child("crnode.store.scrub", request) as process:
+        while (line := await process.line()) is not None:
+            if line["event"] == "needed":
+                out.setdefault(bytes.fromhex(line["id"]), []).append(line["set"])
+            elif line["event"] == "end":
+                certain = line["certain"]
+    return out, certain
+
+
+def forget_garbage(store: ObjectStore, ids: Sequence[bytes]) -> list[bytes]:
+    """Drop damaged objects that no image reaches from the index (in the writer thread); returns those dropped.
+
+    Being damaged they count as missing already, so no image can come to need them without sending them again.
+    """
+    gone = [name for name in ids if name in store.damaged]
+    if gone:
+        store.index.remove(gone)
+        store.damaged.difference_update(gone)
+    return gone
+
+
+def _request(store: ObjectStore, catalogs: Sequence[CatalogRef]) -> dict[str, Any]:
+    return {
+        "store": str(store.directory),
+        "catalogs": [[ref.uuid, str(ref.path), ref.source, list(ref.targets)] for ref in catalogs],
+    }
+
+
+# -- the child
+
+
+def _say(**body: Any) -> None:
+    print(json.dumps(body), flush=True)  # noqa: T201 - its output is the answer
+
+
+class _Pace:
+    """Sleeps so that no more than so many bytes a second are read; 0 is no bound."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._due = time.monotonic()
+        self._gathered = 0
+
+    def took(self, size: int) -> None:
+        if not self._rate:
+            return
+        self._gathered += size
+        if self._gathered >= min(_PACE_BYTES, self._rate):
+            self._due = max(self._due + self._gathered / self._rate, time.monotonic() - 1.0)
+            self._gathered = 0
+            time.sleep(max(self._due - time.monotonic(), 0.0))
+
+
+def _read_all(body: dict[str, Any], reader: StoreReader) -> tuple[int, int, list[Gap]]:
+    pace = _Pace(body["bytes_per_second"])
+    ends = {int(pack): end for pack, end in body["ends"].items()}
+    objects = size = 0
+    gaps: list[Gap] = []
+    told = time.monotonic()
+    for pack in reader.packs.numbers():
+        with contextlib.suppress(FileNotFoundError):  # collected meanwhile
+            _forget_cached(reader.packs.path(pack))
+            end = ends.get(pack)
+            for met in reader.packs.scan(pack, 0, sound, end):
+                if isinstance(met, Gap):
+                    gaps.append(met)
+                    _say(event="stretch", pack=pack, start=met.start, end=met.end, at_end=met.at_end)
+                    pace.took(met.end - met.start)
+                    size += met.end - met.start
+                else:
+                    objects += 1
+                    size += met.location.size
+                    pace.took(met.location.size)
+                if time.monotonic() - told > _TOLD_SECONDS:
+                    told = time.monotonic()
+                    _say(event="progress", bytes=size, objects=objects, damaged=len(gaps))
+            _forget_cached(reader.packs.path(pack))
+    return objects, size, gaps
+
+
+def _forget_cached(path: Path) -> None:
+    """Let the disk answer and not the page cache, and leave the cache to others."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def _objects_in(reader: StoreReader, gaps: list[Gap], ends: dict[int, int]) -> list[bytes]:
+    """Ids whose place is in a damaged stretch, or where no pack reaches."""
+    by_pack: dict[int, list[Gap]] = {}
+    for gap in gaps:
+        by_pack.setdefault(gap.pack, []).append(gap)
+    sizes: dict[int, int] = {}
+    for pack in reader.packs.numbers():
+        with contextlib.suppress(FileNotFoundError):
+            sizes[pack] = reader.packs.size(pack)
+    out: list[bytes] = []
+    after: bytes | None = None
+    while page := reader.index.page(after, _PAGE):
+        after = page[-1][0]
+        for name, value in page:
+            where = unpack(value)
+            bad = where.offset + where.size > sizes.get(where.pack, 0)
+            if bad or any(gap.start <= where.offset < gap.end for gap in by_pack.get(where.pack, ())):
+                # A pack that was made, or taken, meanwhile is no damage: read it before saying so.
+                if where.pack not in ends and not bad or not _readable(reader, name):
+                    out.append(name)
+                    _say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
+    return out
+
+
+def _readable(reader: StoreReader, name: bytes) -> bool:
+    try:
+        reader.get(name)
+    except Damaged:
+        return False
+    except Missing:
+        return reader.index.get(name) is None
+    return True
+
+
+def _needs(body: dict[str, Any], reader: StoreReader, wanted: set[bytes]) -> bool:
+    """Say for each set which of `wanted` it reaches; False when a walk met a hole that is none of them."""
+    certain = True
+    for uuid, path, source, targets in body["catalogs"]:
+        met: set[bytes] = set()
+
+        def mark(name: bytes, met: set[bytes] = met) -> None:
+            if name in wanted:
+                met.add(name)
+
+        here = roots(path, source=source, targets=targets, plain=mark)
+        marker = Marker(reader.get, mark)
+        for name, level in here.recipes:
+            marker.recipe(name, level, chunks=here.chunks)
+        certain = certain and not here.unreadable and not marker.holes
+        for name in met:
+            _say(event="needed", id=name.hex(), set=uuid)
+    return certain
+
+
+def main() -> None:
+    """Read every pack, or only say who needs `known` ids."""
+    body = child.request()
+    reader = StoreReader(Path(body["store"]))
+    objects = size = 0
+    if body["known"] is None:
+        objects, size, gaps = _read_all(body, reader)
+        wanted = set(_objects_in(reader, gaps, {int(pack): end for pack, end in body["ends"].items()}))
+    else:
+        wanted = {bytes.fromhex(name) for name in body["known"]}
+    certain = _needs(body, reader, wanted) if wanted else True
+    _say(event="end", objects=objects, bytes=size, certain=certain)
+
+
+if __name__ == "__main__":
+    main()
