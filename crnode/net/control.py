@@ -231,39 +231,52 @@ def call(
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.settimeout(timeout_s)
-        try:
+        with _explained(path, timeout_s):
             with _short(path) as short:
                 sock.connect(short)
             sock.sendall(_line({"call": name, "args": dict(args or {})}))
-            return _read_answer(sock, on_progress)
-        except TimeoutError:
-            raise CrnodeError(
-                "The agent does not answer.",
-                f"It said nothing for {timeout_s:.0f} s.",
-                "Look at its log, or restart it.",
-                ExitCode.UNREACHABLE,
-            ) from None
-        except PermissionError:
-            raise CrnodeError(
-                f"The agent of '{path.parent}' may not be called.",
-                "The data directory belongs to another user.",
-                "Run the command as that user (often: sudo crnode …).",
-                ExitCode.REFUSED,
-            ) from None
-        except OSError as error:
-            raise _no_agent(path, error) from error
+        return _read_answer(sock, path, on_progress, timeout_s)
 
 
-def _read_answer(sock: socket.socket, on_progress: Report | None) -> dict[str, Any]:
+@contextlib.contextmanager
+def _explained(path: Path, timeout_s: float | None) -> Iterator[None]:
+    """Turns what goes wrong on the way to the agent into a sentence."""
+    try:
+        yield
+    except TimeoutError:
+        raise CrnodeError(
+            "The agent does not answer.",
+            f"It said nothing for {timeout_s:.0f} s.",
+            "Look at its log, or restart it.",
+            ExitCode.UNREACHABLE,
+        ) from None
+    except PermissionError:
+        raise CrnodeError(
+            f"The agent of '{path.parent}' may not be called.",
+            "The data directory belongs to another user.",
+            "Run the command as that user (often: sudo crnode …).",
+            ExitCode.REFUSED,
+        ) from None
+    except OSError as error:
+        raise _no_agent(path, error) from error
+
+
+def _read_answer(
+    sock: socket.socket, path: Path, on_progress: Report | None, timeout_s: float | None
+) -> dict[str, Any]:
     with sock.makefile("rb") as stream:
-        while line := stream.readline(MAX_ANSWER):
+        while True:
+            with _explained(path, timeout_s):
+                line = stream.readline(MAX_ANSWER)
+            if not line:
+                break
             try:
                 answer = json.loads(line)
             except ValueError:
                 break  # cut off in the middle: the agent died
             if "progress" in answer:
                 if on_progress is not None:
-                    on_progress(answer["progress"])
+                    on_progress(answer["progress"])  # what goes wrong in there is not the agent's fault
             elif "error" in answer:
                 raise CrnodeError.from_dict(answer["error"])
             else:

@@ -216,6 +216,9 @@ class TargetSet:
             slot.refusal = refusal
         except CrnodeError as error:
             slot.refusal = _as_refusal(error)
+        except RemoteProtocolError as error:
+            slot.refusal = Refusal("protocol", str(error), retry=False)  # nothing of this image counts any more
+            raise
 
     def _begin(self, slot: _Slot, header: ImageBegin) -> None:
         slot.refusal, slot.incoming, slot.header = None, None, header

@@ -103,6 +103,16 @@ def fetch(index: Index, packs: Packs, content: bytes) -> bytes:
     raise Missing(content)
 
 
+@contextlib.contextmanager
+def _unless_full() -> Iterator[None]:
+    """For small files that spare work and are no promise: a full disk does without them."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+
+
 _DISK_ERRORS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EREMOTEIO)
 
 
@@ -201,7 +211,8 @@ class ObjectStore:
         if (place / "data.mdb").exists() and not clean and not self._index_opens_elsewhere(place):
             self._set_aside(place)
         probe = self.directory / "opening"
-        probe.write_text(boot_id())
+        with _unless_full():
+            probe.write_text(boot_id())
         try:
             index = Index(place)
             index.count()
@@ -209,7 +220,7 @@ class ObjectStore:
         except (lmdb.Error, struct.error, ValueError):
             self._set_aside(place)
             index = Index(place)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
         return index
 
     @staticmethod
@@ -256,15 +267,30 @@ class ObjectStore:
                 # What the last process appended and never synced counts as held from here on: it has to be durable.
                 self.packs.make_durable(pack)
             if len(self.index.pending) > 200_000:
-                self.index.commit({pack: ends[pack]})
-        self.index.commit(ends)
+                self._commit_index({pack: ends[pack]})
+        self._commit_index(ends)
         if self.recovery.damaged:
             self._note_damage()
         # Packs are only resumed when their end is a record border that this process verified.
         usable = [p for p in numbers if ends[p] < self.packs.pack_size // 2 and not self._gap_at_end(p)]
         for lane, pack in zip((Lane.SMALL, Lane.BULK), usable[-2:], strict=False):
             self.packs.resume(lane, pack)
-        atomic_write(self.directory / "boot", boot_id().encode())
+        with _unless_full():  # then the next start reads recent records again: slower, and as safe
+            atomic_write(self.directory / "boot", boot_id().encode())
+
+    def _commit_index(self, ends: dict[int, int]) -> None:
+        """Commit while opening. A full disk shows as EIO here (rule 34): the reserve is given up for it, and when
+        that is not enough, what was found stays in memory and is committed when there is room."""
+        for last in (False, True):
+            try:
+                self.index.commit(ends)
+                return
+            except lmdb.Error as error:
+                if free_bytes(self.directory)[0] > self.floor():
+                    raise StoreFailed(f"index commit failed: {error}") from error
+                if not last and not self.drop_ballast():
+                    break
+        self._ends.update(ends)
 
     def _gap_at_end(self, pack: int) -> bool:
         return any(gap.pack == pack and gap.at_end for gap in self.recovery.damaged)
@@ -552,7 +578,8 @@ class ObjectStore:
         self.packs.close()
         self.index.close()
         if clean and not self.index.pending:
-            atomic_write(self.directory / "clean", boot_id().encode())
+            with _unless_full():
+                atomic_write(self.directory / "clean", boot_id().encode())
 
 
 def refuse_second_process(error: OSError, place: Path) -> CrnodeError:

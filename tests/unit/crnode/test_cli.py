@@ -444,6 +444,19 @@ def test_a_closed_pipe_is_no_complaint(agent: Agent) -> None:
     assert done.stdout.startswith("VERSION") and done.stderr == ""
 
 
+def test_a_closed_pipe_while_following_is_not_taken_for_a_silent_agent(agent: Agent) -> None:
+    agent.answers["events"] = {"events": ANSWERS["events"]["events"] * 20_000}
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m crnode events --follow --json | head -1"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert json.loads(done.stdout)["text"] == "box2 joined"
+    assert done.stderr == ""
+
+
 def test_help_starts_without_the_heavy_modules() -> None:
     code = (
         "import sys; from crnode.cli.app import main; code = main(['status', '--help']);"
