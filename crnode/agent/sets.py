@@ -29,6 +29,22 @@ from crnode.store.writer import Writer
 
 Journal = Callable[..., None]
 
+SYSTEM_PLACES = (
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/root/.ssh",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+)
+"""Where a live tree goes only if the node's own file allows it by name."""
+
 
 @dataclass
 class RunningSource:
@@ -316,6 +332,7 @@ class Sets:
                 "Choose a destination outside the data directory.",
                 ExitCode.REFUSED,
             )
+        self._check_allowed(place)
         others = [
             (r.spec.name, self.destination(r.spec).resolve())
             for r in self.targets.values()
@@ -330,6 +347,28 @@ class Sets:
                     "Choose another destination.",
                     ExitCode.REFUSED,
                 )
+
+    def _check_allowed(self, place: Path) -> None:
+        """The node, not the cluster, decides where foreign files may lie on it."""
+        if (self.data / "trees").resolve() in place.parents:
+            return
+        allowed = self.node.destinations
+        if allowed and not any(_inside(place, Path(text).resolve()) for text in allowed):
+            raise CrnodeError(
+                f"The destination {place} is outside what this node allows.",
+                f"It allows: {', '.join(allowed)}.",
+                f"Choose a destination there, or change 'destinations' in {self.data / 'node.json'}.",
+                ExitCode.REFUSED,
+            )
+        system = next((s for s in SYSTEM_PLACES if _inside(place, Path(s)) or place == Path("/")), None)
+        if system is not None and not allowed:
+            raise CrnodeError(
+                f"The destination {place} is one of the system's own places ({system}).",
+                "A mirror there could stop the machine from starting.",
+                "Choose another destination, or allow this one by 'destinations' in"
+                f" {self.data / 'node.json'} on this node.",
+                ExitCode.REFUSED,
+            )
 
     async def _stop_target(self, uuid: str, *, removed: bool) -> None:
         running = self.targets.pop(uuid)

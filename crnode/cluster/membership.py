@@ -41,8 +41,8 @@ class SetSpec(BaseModel):
     name: str
     source: str
     paths: Annotated[list[str], Field(min_length=1, max_length=MAX_PATHS)]
-    to: Annotated[list[str], Field(min_length=1)]  # each 'NODE' or 'NODE:DESTINATION'
-    archive_to: list[str] = []  # likewise, but archives whatever `mode` says
+    to: list[str] = []  # each 'NODE' or 'NODE:DESTINATION'
+    archive_to: list[str] = []  # the same, for targets that keep everything whatever `mode` says
     mode: Mode = Mode.MIRROR
     template: str = "files"
     include: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
@@ -161,6 +161,8 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
     targets: dict[str, Target] = {}
     try:
         wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
+        if not wanted:
+            raise _refuse(what, "It names no target.", "Say where it goes: --to NODE or --to NODE:DIRECTORY.")
         for text, mode in wanted:
             target = parse_target(text, mode, spec.adopt)
             if target.node in targets:
