@@ -114,9 +114,31 @@ class Sets:
                 await self._guarded(spec, partial(self._source, spec))
             for spec in theirs.values():
                 await self._guarded(spec, partial(self._target, spec))
+            await self._forget_removed(document)
             known = mine.keys() | theirs.keys()
             for uuid in [u for u in self.refused if u not in known]:
                 del self.refused[uuid]
+
+    async def _forget_removed(self, document: ClusterDocument) -> None:
+        """Drop the catalogs of sets that were removed long enough ago; a collection then frees their
+        objects. Live
+        trees stay: they are the user's files (rule 47)."""
+        alive = {spec.uuid for spec in document.sets}
+        for stone in document.tombstones:
+            path = self.data / "sets" / f"{stone.uuid}.db"
+            if (
+                stone.kind != "set"
+                or stone.uuid in alive
+                or stone.keep_until_ns > self.now_ns()
+                or not path.exists()
+            ):
+                continue
+            catalog = self.catalogs.pop(stone.uuid, None)
+            if catalog is not None:
+                await self.writer.submit(_close, catalog)
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
         """A set that cannot run here does not stop the others; its status says why."""
@@ -199,7 +221,8 @@ class Sets:
             journal=lambda kind, text: self.journal(kind, text, spec.name),
         )
         if not self.store.recovery.unclean_boot:
-            # After a power cut the disk may not hold what was captured: then nothing is pushed before a full scan
+            # After a power cut the disk may not hold what was captured: then nothing is pushed before a full
+            # scan
             # has said what is there (rule 60).
             source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(

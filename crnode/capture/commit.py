@@ -22,6 +22,8 @@ from crproto import delta
 from crproto.entries import Entry
 from crproto.ids import image_id
 
+FORGET_AFTER_NS = 30 * 86_400 * 10**9
+"""A target that was silent for so long pins nothing any more; when it is back it is compared by ranges."""
 PRUNE_ROWS = 500  # rows pruned at most inside a commit
 
 
@@ -246,7 +248,8 @@ class SourceCommit:
         its
         way before the next commit can be asked for, because one task asks for both.
         """
-        keep = {newest.ordinal, *(c.ordinal for c in self.catalog.cursors())}
+        horizon = newest.at_ns - FORGET_AFTER_NS
+        keep = {newest.ordinal, *(c.ordinal for c in self.catalog.cursors() if c.at_ns > horizon)}
         before = self.catalog.image(newest.parent)
         if before is not None:
             keep.add(before.ordinal)

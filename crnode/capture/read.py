@@ -55,7 +55,8 @@ class Fresh:
     new_bytes: int = 0  # bytes of all chunks that are not in the version before
 
     def hold(self, name: bytes, data: bytes | memoryview, budget: int, spill: Spill | None) -> None:
-        """Keep a new chunk in memory while the budget lasts; with `spill` what is held is written out instead of
+        """Keep a new chunk in memory while the budget lasts; with `spill` what is held is written out
+        instead of
         letting anything go (a spooling set, rule 55)."""
         size = len(data)
         self.new_bytes += size
@@ -385,7 +386,9 @@ class _Sink:
     """Takes the chunks of one file in order: recipe, block hashes of each segment, bytes within the
     budget."""
 
-    def __init__(self, fresh: Fresh, budget: int, spill: Spill | None, builder: content.RecipeBuilder) -> None:
+    def __init__(
+        self, fresh: Fresh, budget: int, spill: Spill | None, builder: content.RecipeBuilder
+    ) -> None:
         self.fresh = fresh
         self.budget = budget
         self.spill = spill

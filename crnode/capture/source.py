@@ -26,7 +26,7 @@ from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
-from crnode.store.catalog import CLEAN, FUZZY, ROLLING, STAGING, Catalog, Image, Reader
+from crnode.store.catalog import CLEAN, CRASH, FUZZY, ROLLING, STAGING, Catalog, Image, Reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -100,6 +100,7 @@ class SourceSet:
         self._rolling = False
         self._view = 0  # ordinal that captures compare with
         self._staged = False  # whether that is an image in the making
+        self._after_crash = store.recovery.unclean_boot
 
     # -- asked from outside
 
@@ -367,7 +368,9 @@ class SourceSet:
             )
         await self._point((path, False) for path in dirty)
         self._scans_done = serving
-        if self.newest is None and self.state == "ok":  # nothing was pushed before this scan: see the rule of crashes
+        if (
+            self.newest is None and self.state == "ok"
+        ):  # nothing was pushed before this scan: see the rule of crashes
             image = await self.writer.submit(self.catalog.newest)
             if image is not None:
                 self.newest = image
@@ -470,9 +473,11 @@ class SourceSet:
     async def _finish(self, batch: Batch, flags: int) -> None:
         if batch.fuzzy:
             flags = FUZZY
+        if self._after_crash:
+            flags |= CRASH
         # A rolling image is always followed by a clean one, so that deletions it could not confirm are
         # confirmed.
-        confirm = self._rolling and flags == CLEAN
+        confirm = self._rolling and bool(flags & CLEAN)
         lost = bool(batch.lost)
         try:
             point = await self.writer.submit(
@@ -483,6 +488,7 @@ class SourceSet:
             return
         self._staged = False
         if point is not None:
+            self._after_crash = False
             self._rolling = bool(point.image.flags & ROLLING)
             self.newest = point.image
             self._view = point.image.ordinal

@@ -359,7 +359,7 @@ class Demo:
         ]
         self.show.check("No path is reported as a problem.", not problems, str(problems))
 
-    # -- helpers
+    # -- asking and checking
 
     def _make_files(self) -> None:
         self.folder.mkdir()

@@ -169,7 +169,7 @@ class Machine:
                 stdout=log,
                 stderr=log,
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the demo, which stops its agents in order
+                process_group=0,  # Ctrl-C is for the demo, which stops its agents in order
             )
         deadline = time.monotonic() + START_S
         while True:
