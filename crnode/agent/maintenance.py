@@ -34,9 +34,11 @@ AGE_NS = 24 * 3600 * 10**9  # after which pruned rows alone are reason enough
 HEAL_ROUNDS = 3  # a healed recipe shows what is damaged below it
 
 
-def worth_collecting(total: int, last: Collected | None, pruned_rows: int, now_ns: int, *, idle: bool) -> bool:
-    """Whether to collect: `total` bytes of packs now, of which what was not marked by the last collection may be
-    dead; `pruned_rows` since the process began."""
+def worth_collecting(
+    total: int, last: Collected | None, pruned_rows: int, now_ns: int, *, idle: bool
+) -> bool:
+    """Whether to collect: `total` bytes of packs now, of which what was not marked by the last collection may
+    be dead; `pruned_rows` since the process began."""
     if total < MINIMUM_BYTES:
         return False
     last = last or Collected()
@@ -70,7 +72,9 @@ class Maintenance:
         try:
             yield
         except ChildFailed as error:
-            raise CrnodeError(f"{what} ended early.", str(error), "Nothing was lost. Try it again.") from error
+            raise CrnodeError(
+                f"{what} ended early.", str(error), "Nothing was lost. Try it again."
+            ) from error
         finally:
             self._busy = ""
 
@@ -114,7 +118,9 @@ class Maintenance:
         manifests = await asyncio.to_thread(self._waiting_manifests)
         begun = time.monotonic()
         for _ in range(HEAL_ROUNDS):
-            out = await collect(agent.store, agent.writer, self.catalogs(), progress, plan=plan, manifests=manifests)
+            out = await collect(
+                agent.store, agent.writer, self.catalogs(), progress, plan=plan, manifests=manifests
+            )
             if plan or not out.holes or not await self._heal_holes(out, progress):
                 break
         out.seconds = time.monotonic() - begun
@@ -123,7 +129,9 @@ class Maintenance:
         elif not plan and out.removed_bytes:
             agent.journal.add("store", f"{out.removed_bytes >> 20} MiB of the object store were given back.")
         if out.damaged:
-            agent.journal.add("damage", f"{len(out.damaged)} damaged objects were met while collecting; scrub heals them.")
+            agent.journal.add(
+                "damage", f"{len(out.damaged)} damaged objects were met while collecting; scrub heals them."
+            )
         return out
 
     async def _heal_holes(self, out: Outcome, progress: Progress) -> bool:
@@ -163,12 +171,14 @@ class Maintenance:
     # -- scrub
 
     async def scrub(self, args: Args, progress: Progress) -> Args:
-        """Read everything, heal what is damaged. `set`: report only what this set needs. `bytes_per_second`."""
+        """Read everything, heal what is damaged. `set`: report what it needs; `bytes_per_second`: pace."""
         only: str | None = None
         if args.get("set"):
             spec = self.agent.document.set_named(str(args["set"]))
             if spec is None:
-                raise CrnodeError(f"There is no set '{args['set']}'.", "", "See crnode set list.", ExitCode.USAGE)
+                raise CrnodeError(
+                    f"There is no set '{args['set']}'.", "", "See crnode set list.", ExitCode.USAGE
+                )
             only = spec.uuid
         with self._turn("A scrub"):
             agent = self.agent
@@ -183,10 +193,12 @@ class Maintenance:
         ]
         if found.damaged:
             whole = sum(1 for one in found.damaged if one.id in healed)
-            agent.journal.add("damage", f"A scrub found {len(found.damaged)} damaged objects; {whole} were healed.")
+            agent.journal.add(
+                "damage", f"A scrub found {len(found.damaged)} damaged objects; {whole} were healed."
+            )
         return {
-            "objects": found.objects, "bytes": found.bytes, "damaged": rows, "seconds": time.monotonic() - begun,
-            "stretches": len(found.stretches),
+            "objects": found.objects, "bytes": found.bytes, "damaged": rows,
+            "seconds": time.monotonic() - begun, "stretches": len(found.stretches),
         }  # fmt: skip
 
     async def _heal(self, damaged: list[Rotten], certain: bool, progress: Progress) -> dict[bytes, str]:
@@ -219,14 +231,16 @@ class Maintenance:
     # -- manifests
 
     async def write_due_manifests(self) -> int:
-        """Write the manifests that are due (see store/manifest.py); returns how many. Failures are told and tried
-        again later."""
+        """Write the manifests that are due (see store/manifest.py); returns how many. Failures are told and
+        tried again later."""
         agent = self.agent
         count = 0
         for uuid, running in list(agent.sets.targets.items()):
             catalog = running.commit.catalog
             images = await agent.writer.submit(catalog.images)
-            shape = [Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images]
+            shape = [
+                Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images
+            ]
             image = manifest.due(images, list(retain(shape)), self._written.get(uuid), time.monotonic())
             if image is None:
                 continue
@@ -238,7 +252,9 @@ class Maintenance:
                 continue  # another image has its turn
             except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error) as error:
                 self._written[uuid] = time.monotonic()
-                agent.journal.add("store", f"The manifest of a version was not written: {error}", running.spec.name)
+                agent.journal.add(
+                    "store", f"The manifest of a version was not written: {error}", running.spec.name
+                )
         if count:
             await agent.writer.submit(self._compact_log)
         return count

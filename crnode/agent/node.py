@@ -22,7 +22,14 @@ from crnode.agent.heal import Healer
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
-from crnode.cluster.document import ClusterDocument, Node, Role, parse_document, split_address
+from crnode.cluster.document import (
+    ClusterDocument,
+    Node,
+    Role,
+    fingerprint,
+    parse_document,
+    split_address,
+)
 from crnode.cluster.join import JoinDesk
 from crnode.cluster.membership import accept
 from crnode.cluster.node_file import (
@@ -67,6 +74,7 @@ class Agent:
         self.links: dict[str, Link] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, float] = {}
+        self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._turn = asyncio.Lock()
@@ -205,6 +213,7 @@ class Agent:
     async def _follow(self, document: ClusterDocument) -> None:
         async with self._turn:
             self.document = document
+            self._turn_away()
             here = document.node(self.node.name)
             if here is not None and here.role is not self.node.role:
                 self.journal.add("cluster", f"The role of this node is now {here.role}.")
@@ -262,7 +271,18 @@ class Agent:
                 return
             await serve_joiner(peer, self.desk)
             return
-        await self.server.serve(peer)
+        self._peers.add(peer)
+        try:
+            await self.server.serve(peer)
+        finally:
+            self._peers.discard(peer)
+
+    def _turn_away(self) -> None:
+        """End the connections of nodes that are not (any more) in the document: it is the revocation list."""
+        for peer in list(self._peers):
+            node = self.document.node(peer.name or "")
+            if node is None or peer.certificate is None or fingerprint(peer.certificate) != node.fingerprint:
+                peer.fail("denied", f"'{peer.name}' was removed from the cluster '{self.document.name}'.")
 
 
 def run(data: Path, role: str, listen: str | None = None) -> int:

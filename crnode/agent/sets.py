@@ -136,8 +136,7 @@ class Sets:
             catalog = self.catalogs.pop(stone.uuid, None)
             if catalog is not None:
                 await self.writer.submit(_close, catalog)
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            _delete_catalog(path)
             self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
@@ -428,6 +427,11 @@ class Sets:
 def _close(catalog: Catalog) -> None:
     catalog.checkpoint()
     catalog.close()
+
+
+def _delete_catalog(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

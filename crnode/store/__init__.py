@@ -1,1 +1,2 @@
-"""What a node keeps: append-only packs with an index (bytes), one SQLite catalog a set (names), one writer thread."""
+"""What a node keeps: append-only packs with an index (bytes), one SQLite catalog a set (names), one writer
+thread."""

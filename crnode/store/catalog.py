@@ -1,8 +1,7 @@
 """The catalog of one set: which entries every image has, who acknowledged what, what the live tree shows.
 
-Writing methods run inside a transaction of the one writing connection, in the writer thread. Readers open their own
-connection (:meth:`Catalog.reader`) and end within seconds (rules 35 and 36).
-"""
+Writing methods run inside a transaction of the one writing connection, in the writer thread. Readers open
+their own connection (:meth:`Catalog.reader`) and end within seconds (rules 35 and 36)."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ _Bytes: TypeAlias = bytes  # inside classes that have a field of that name
 
 
 class Image(NamedTuple):
-    """One image's row. Times in ns since 1970; `bytes` is the sum of file sizes; `flags` are CLEAN, ROLLING …"""
+    """One image's row. Times in ns since 1970; `bytes` sums file sizes; `flags` are CLEAN, ROLLING …"""
 
     ordinal: int
     id: bytes | None
@@ -66,7 +65,7 @@ class Fingerprint(NamedTuple):
 
 
 class Live(NamedTuple):
-    """The live tree: it shows image ordinal `at`, is moving to `target`, and `synced` is durable on its disk."""
+    """The live tree: it shows image ordinal `at`, moves to `target`, and `synced` is durable on its disk."""
 
     at: int
     target: int
@@ -84,7 +83,10 @@ class Cursor(NamedTuple):
     at_ns: int
 
 
-_IMAGE = "ordinal,id,parent,incarnation,epoch,sequence,at_ns,received_ns,digest,entries,bytes,flags,state,pinned,name,why,verdict,evidence,manifest"
+_IMAGE = (
+    "ordinal,id,parent,incarnation,epoch,sequence,at_ns,received_ns,digest,entries,bytes,flags,state,"
+    "pinned,name,why,verdict,evidence,manifest"
+)
 _ENTRY = "e.kind,e.mode,o.name,o.number,g.name,g.number,e.mtime_ns,e.size,e.content,e.level,e.extra"
 _JOIN = "JOIN principal o ON o.id=e.owner JOIN principal g ON g.id=e.grp"
 
@@ -147,7 +149,9 @@ class Reader:
 
     def images(self) -> list[Image]:
         """All complete images, oldest first."""
-        return [Image(*r) for r in self._db.execute(f"SELECT {_IMAGE} FROM image WHERE state=1 ORDER BY ordinal")]
+        return [
+            Image(*r) for r in self._db.execute(f"SELECT {_IMAGE} FROM image WHERE state=1 ORDER BY ordinal")
+        ]
 
     def cursors(self) -> list[Cursor]:
         return [Cursor(*r) for r in self._db.execute("SELECT target,image,ordinal,at_ns FROM cursor")]
@@ -206,7 +210,7 @@ class Reader:
         return [_entry(join(directory, r[0]), r[1:]) for r in rows]
 
     def names(self, directory: bytes, ordinal: int) -> dict[bytes, tuple[int, Fingerprint | None]]:
-        """name -> (kind, fingerprint) of what is directly in `directory`: what a scan compares with the disk."""
+        """name -> (kind, fingerprint) of what is in `directory`: a scan compares it with the disk."""
         rows = self._db.execute(
             "SELECT e.name,e.kind,s.dev,s.ino,s.size,s.mtime_ns,s.ctime_ns FROM entry e"
             " LEFT JOIN seen s ON s.dir=e.dir AND s.name=e.name"
@@ -218,13 +222,15 @@ class Reader:
     def fingerprint(self, path: bytes) -> Fingerprint | None:
         head, name = split(path)
         row = self._one(
-            "SELECT dev,ino,size,mtime_ns,ctime_ns FROM seen WHERE dir=(SELECT id FROM dir WHERE path=?) AND name=?",
+            "SELECT dev,ino,size,mtime_ns,ctime_ns FROM seen"
+            " WHERE dir=(SELECT id FROM dir WHERE path=?) AND name=?",
             (head, name),
         )
         return Fingerprint(*row) if row else None
 
     def with_inode(self, dev: int, ino: int, limit: int = 1000) -> list[bytes]:
-        """Paths whose recorded fingerprint has this inode: other names of a file, or its name before a rename."""
+        """Paths whose recorded fingerprint has this inode: other names of a file, or its name before a
+        rename."""
         rows = self._db.execute(
             "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=? LIMIT ?",
             (ino, dev, limit),
@@ -253,7 +259,8 @@ class Reader:
     def came(
         self, base: int, to: int, after: tuple[int, int, bytes] | None = None, limit: int = 1000
     ) -> list[tuple[tuple[int, int, bytes], Entry]]:
-        """Entries of image `to` that image `base` has not, a page at a time, each with the key to go on after."""
+        """Entries of image `to` that image `base` has not, a page at a time, each with the key to go on
+        after."""
         born, directory, name = after or (base, OPEN, b"")
         rows = self._db.execute(
             f"SELECT e.born,e.dir,d.path,e.name,{_ENTRY} FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
@@ -266,7 +273,7 @@ class Reader:
     def moves(
         self, base: int, to: int, after: tuple[int, int, bytes] | None = None, limit: int = 1000
     ) -> list[tuple[tuple[int, int, bytes], Entry, Entry | None, Fingerprint | None]]:
-        """:meth:`came`, each with the entry that image `base` has at the path and the recorded fingerprint."""
+        """:meth:`came`, each with the entry that image `base` has there and the recorded fingerprint."""
         born, directory, name = after or (base, OPEN, b"")
         rows = self._db.execute(
             f"SELECT e.born,e.dir,d.path,e.name,{_ENTRY},"
@@ -287,7 +294,13 @@ class Reader:
             if r[15] is not None:
                 # Owners are those of the new entry: nothing that is decided from the old one looks at them.
                 old = entry._replace(
-                    kind=r[15], mode=r[16], mtime_ns=r[17], size=r[18], content=r[19], level=r[20], extra=r[21]
+                    kind=r[15],
+                    mode=r[16],
+                    mtime_ns=r[17],
+                    size=r[18],
+                    content=r[19],
+                    level=r[20],
+                    extra=r[21],
                 )
             print_ = Fingerprint(*r[22:27]) if r[22] is not None else None
             out.append(((r[0], r[1], r[3]), entry, old, print_))
@@ -304,14 +317,16 @@ class Reader:
         return (row[0], row[1], row[2]) if row else None
 
     def went(self, base: int, to: int, until: int | None = None) -> Iterator[bytes]:
-        """Paths that image `base` has and image `to` has not; with `until`, only those that ended by that ordinal.
+        """Paths that image `base` has and image `to` has not; with `until`, only those that ended by that
+        ordinal.
 
         `base` must be a retained image (or a root of pruning): rows that ended before it may be gone.
         """
         rows = self._db.execute(
             "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
             " WHERE e.died>? AND e.died<=? AND e.died<4611686018427387904 AND e.born<=?"
-            " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name AND n.born<=? AND n.died>?)"
+            " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name"
+            " AND n.born<=? AND n.died>?)"
             " ORDER BY d.path,e.name",
             (base, to if until is None else until, base, to, to),
         )
@@ -321,7 +336,8 @@ class Reader:
     def link_members(self, link: bytes, ordinal: int) -> list[bytes]:
         """Paths of a hard link group."""
         rows = self._db.execute(
-            "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir WHERE e.link=? AND e.born<=? AND e.died>?"
+            "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
+            " WHERE e.link=? AND e.born<=? AND e.died>?"
             " ORDER BY d.path,e.name",
             (link, ordinal, ordinal),
         )
@@ -330,14 +346,15 @@ class Reader:
     def in_key_order(
         self, ordinal: int, low: tuple[bytes, bytes], high: tuple[bytes, bytes] | None
     ) -> Iterator[Entry]:
-        """Entries with low <= (directory, name) < high in that order: the order in which two nodes compare."""
+        """Entries with low <= (directory, name) < high in that order, in which two nodes compare."""
         dirs = self._db.execute(
             "SELECT id,path FROM dir WHERE path>=? AND (?2 IS NULL OR path<=?2) ORDER BY path",
             (low[0], high[0] if high else None),
         ).fetchall()
         for number, directory in _rows(dirs):
             rows = self._db.execute(
-                f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
+                f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN}"
+                " WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
                 (number, ordinal, ordinal),
             ).fetchall()
             for row in _rows(rows):
@@ -362,11 +379,14 @@ class Reader:
             yield manifest[:32], manifest[32]
 
     def walk(self, ordinal: int, page: int = 1000) -> Iterator[Entry]:
-        """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads, so
-        that neither memory nor the WAL is held up by a large image; the image must not be pruned meanwhile."""
+        """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads,
+        so that neither memory nor the WAL is held up by a large image; the image must not be pruned
+        meanwhile."""
         path = b""
         while True:
-            found = self._db.execute("SELECT id,path FROM dir WHERE path>=? ORDER BY path LIMIT ?", (path, page))
+            found = self._db.execute(
+                "SELECT id,path FROM dir WHERE path>=? ORDER BY path LIMIT ?", (path, page)
+            )
             dirs = list(_rows(found))
             for number, directory in dirs:
                 name = b""
@@ -397,7 +417,8 @@ class Reader:
             yield _entry(join(row[0], row[1]), row[2:])
 
     def blocks(self, segment: bytes) -> bytes:
-        """Seeded xxh3 of each 4 KiB of each chunk of a recipe segment; b'' when unknown (then it is cut anew)."""
+        """Seeded xxh3 of each 4 KiB of each chunk of a recipe segment; b'' when unknown (then it is cut
+        anew)."""
         row = self._one("SELECT hashes FROM block WHERE segment=?", (segment,))
         return row[0] if row else b""
 
@@ -427,7 +448,9 @@ def _rows(cursor: Iterable[Any]) -> Iterable[tuple[Any, ...]]:
 def _totals(value: bytes | None) -> Totals:
     if value is None:
         return Totals(0, 0, LtHash())
-    return Totals(int.from_bytes(value[:8], "big"), int.from_bytes(value[8:24], "big"), LtHash.from_bytes(value[24:]))
+    return Totals(
+        int.from_bytes(value[:8], "big"), int.from_bytes(value[8:24], "big"), LtHash.from_bytes(value[24:])
+    )
 
 
 def _totals_bytes(totals: Totals) -> bytes:
@@ -465,9 +488,10 @@ class Catalog(Reader):
                 self._create()
             elif version[0] > SCHEMA_VERSION:
                 raise CrnodeError(
-                    f"{path} was written by a newer crnode (schema {version[0]}, this one knows {SCHEMA_VERSION}).",
+                    f"{path} was written by a newer crnode"
+                    f" (schema {version[0]}, this one knows {SCHEMA_VERSION}).",
                     "A newer format is refused, never guessed.",
-                    "Install that newer crnode again, or restore the copy it kept before it changed the format.",
+                    "Install that newer crnode again, or restore the copy it kept before the change.",
                     ExitCode.REFUSED,
                 )
             held = self.meta("set")
@@ -570,7 +594,8 @@ class Catalog(Reader):
     def begin(self, image: Image, totals: Totals | None = None) -> None:
         """Record image `image.ordinal` as staging; its rows follow through :meth:`change`."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})", image._replace(state=STAGING)
+            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})",
+            image._replace(state=STAGING),
         )
         self.save_staged(totals or self.totals())
 
@@ -580,11 +605,16 @@ class Catalog(Reader):
     def change(
         self, ordinal: int, totals: Totals, changed: Iterable[Entry], removed: Iterable[bytes] = ()
     ) -> Totals:
-        """Make image `ordinal` have the entries `changed` and not the paths `removed`; returns the new totals.
+        """Make image `ordinal` have the entries `changed` and not the paths `removed`; returns the new
+        totals.
 
         Idempotent: repeating a change of the same ordinal leaves the same rows and totals.
         """
-        count, size, lthash = totals.entries, totals.bytes, totals.lthash.copy()  # a rollback must leave `totals`
+        count, size, lthash = (
+            totals.entries,
+            totals.bytes,
+            totals.lthash.copy(),
+        )  # a rollback must leave `totals`
         db = self._db
         for path in removed:
             old = self._close_row(path, ordinal)
@@ -604,7 +634,8 @@ class Catalog(Reader):
                 "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     self._dir(head), name, ordinal, OPEN, entry.kind, entry.mode,
-                    self._principal(entry.owner, entry.owner_id), self._principal(entry.group, entry.group_id),
+                    self._principal(entry.owner, entry.owner_id),
+                    self._principal(entry.group, entry.group_id),
                     entry.mtime_ns, entry.size, entry.content, entry.level, link, entry.extra,
                 ),
             )  # fmt: skip
@@ -619,7 +650,8 @@ class Catalog(Reader):
         head, name = split(path)
         number = self._dir(head)
         row = self._one(
-            f"SELECT e.born,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.name=? AND e.born<=? AND e.died>?",
+            f"SELECT e.born,{_ENTRY} FROM entry e {_JOIN}"
+            " WHERE e.dir=? AND e.name=? AND e.born<=? AND e.died>?",
             (number, name, ordinal, ordinal),
         )
         if row is None:
@@ -639,7 +671,8 @@ class Catalog(Reader):
     def complete(self, image: Image, totals: Totals) -> None:
         """The atomic switch: image `image.ordinal` counts from this transaction's commit on."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})", image._replace(state=COMPLETE)
+            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})",
+            image._replace(state=COMPLETE),
         )
         self.set_meta("totals", _totals_bytes(totals))
         self.set_meta("staged", None)
@@ -659,10 +692,13 @@ class Catalog(Reader):
         if print_ is None:
             self._db.execute("DELETE FROM seen WHERE dir=? AND name=?", (self._dir(head), name))
         else:
-            self._db.execute("INSERT OR REPLACE INTO seen VALUES (?,?,?,?,?,?,?)", (self._dir(head), name, *print_))
+            self._db.execute(
+                "INSERT OR REPLACE INTO seen VALUES (?,?,?,?,?,?,?)", (self._dir(head), name, *print_)
+            )
 
     def save_blocks(self, segments: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep the block hashes of new recipe segments: (segment id, hashes of its chunks one behind the other)."""
+        """Keep the block hashes of new recipe segments: (segment id, hashes of its chunks one behind the
+        other)."""
         self._db.executemany("INSERT OR IGNORE INTO block VALUES (?,?)", segments)
 
     def drop_blocks(self, segments: Iterable[bytes]) -> None:
@@ -710,11 +746,14 @@ class Catalog(Reader):
 
     def prune(self, keep: set[int], limit: int, *, spare_deleted: bool = False) -> int:
         """Drop images that are not in `keep`, oldest first, and at most about `limit` rows that no kept image
-        has; returns the rows deleted. `keep` must hold every root: newest, cursors, live tree, pins, versions.
+        has; returns the rows deleted. `keep` must hold every root: newest, cursors, live tree, pins,
+        versions.
 
         `spare_deleted` keeps the last row of each path that no longer exists (archives, rule 49).
         """
-        complete = [r[0] for r in self._db.execute("SELECT ordinal FROM image WHERE state=1 ORDER BY ordinal")]
+        complete = [
+            r[0] for r in self._db.execute("SELECT ordinal FROM image WHERE state=1 ORDER BY ordinal")
+        ]
         if not complete:
             return 0
         kept = sorted((keep & set(complete)) | {complete[-1]})
@@ -764,8 +803,11 @@ class CatalogDamaged(Exception):
 
 
 def open_reader(path: Path) -> Reader:
-    """A read-only connection on a catalog, also for other processes. Raises apsw.Error when it cannot be read."""
-    db = apsw.Connection(f"file:{quote(str(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    """A read-only connection on a catalog, also for other processes. Raises apsw.Error when it cannot be
+    read."""
+    db = apsw.Connection(
+        f"file:{quote(str(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    )
     db.set_busy_timeout(2000)
     db.execute("PRAGMA query_only=1")
     db.execute("PRAGMA mmap_size=0")

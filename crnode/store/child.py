@@ -1,9 +1,9 @@
-"""Child processes of the store: what would keep one thread of Python busy for longer than a moment runs in them.
+"""Child processes of the store: what would keep one thread of Python busy for longer than a moment runs in
+them.
 
-A child is started with one JSON request as its argument. It answers in frames on its output: lengths of the two
-parts, a JSON header, and bytes; the agent replies in JSON lines on its input. A child whose agent is gone ends by
-itself, at its next frame or line.
-"""
+A child is started with one JSON request as its argument. It answers in frames on its output: lengths of the
+two parts, a JSON header, and bytes; the agent replies in JSON lines on its input. A child whose agent is gone
+ends by itself, at its next frame or line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import json
 import os
 import struct
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 _LENGTHS = struct.Struct(">II")
 _NICE = 10  # of children: anything that serves somebody goes first
@@ -38,7 +38,7 @@ class Child:
         self._request = request
         self._process: asyncio.subprocess.Process | None = None
 
-    async def __aenter__(self) -> Child:
+    async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", self._module, json.dumps(self._request),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,

@@ -1,14 +1,16 @@
-"""Collection: giving the room of objects back that no image reaches any more. Mark in a child process, sweep here.
+"""Collection: giving the room of objects back that no image reaches any more. Mark in a child process, sweep
+here.
 
-Nothing is counted and nothing is remembered between collections: what no catalog row reaches in a *complete* mark is
-garbage. A recipe that is missing or damaged on the way is a hole, and with a hole nothing is deleted, because what lies
-below it is not known. What becomes live while a collection runs is born after it began, or noted by the store.
+Nothing is counted and nothing is remembered between collections: what no catalog row reaches in a *complete*
+mark is garbage. A recipe that is missing or damaged on the way is a hole, and with a hole nothing is deleted,
+because what lies below it is not known. What becomes live while a collection runs is born after it began, or
+noted by the store.
 
-The sweep takes the sealed packs one by one, in steps of a few milliseconds of the writer thread. The child says which
-records the index has in a pack and whether each was marked; the step looks each one up again, so that nothing depends
-on how old the child's answer is. Dead ids leave the index before their pack is unlinked; live records are copied
-forward, synced and indexed before. A crash in between leaves both copies, or garbage that is met again.
-"""
+The sweep takes the sealed packs one by one, in steps of a few milliseconds of the writer thread. The child
+says which records the index has in a pack and whether each was marked; the step looks each one up again, so
+that nothing depends on how old the child's answer is. Dead ids leave the index before their pack is unlinked;
+live records are copied forward, synced and indexed before. A crash in between leaves both copies, or garbage
+that is met again."""
 
 from __future__ import annotations
 
@@ -51,8 +53,8 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class CatalogRef(NamedTuple):
-    """A catalog that is a root of collection. `source`: this node is the source of the set, `targets` its targets;
-    `catalog` is the open one, for dropping block hashes."""
+    """A catalog that is a root of collection. `source`: this node is the source of the set, `targets` its
+    targets; `catalog` is the open one, for dropping block hashes."""
 
     uuid: str
     path: Path
@@ -127,9 +129,8 @@ async def collect(
 ) -> Outcome:
     """One collection over all of the store. `catalogs` must be all there are: what none of them reaches goes.
 
-    `manifests` are further roots, whose entries' contents are live too (images that wait for their catalog to be
-    rebuilt). With `plan` nothing is changed. Raises CrnodeError, StoreFailed, child.ChildFailed.
-    """
+    `manifests` are further roots, whose entries' contents are live too (images that wait for their catalog to
+    be rebuilt). With `plan` nothing is changed. Raises CrnodeError, StoreFailed, child.ChildFailed."""
     begun = time.monotonic()
     out = Outcome()
     number = store.collection if plan else await writer.submit(store.begin_collection)
@@ -206,15 +207,17 @@ class _Run:
                 case "pack":
                     if not await self._sweep(header["pack"], header["live"], blob):
                         break
-                    self.progress({"text": f"{out.removed_bytes >> 20} MiB given back, {header['left']} packs left"})
+                    self.progress(
+                        {"text": f"{out.removed_bytes >> 20} MiB given back, {header['left']} packs left"}
+                    )
                     await self.process.answer({})
                 case "end":
                     break
         await self._unlink(wait=True)
 
     def _sealed(self, live: dict[int, int]) -> dict[int, int]:
-        """Seal open packs that are largely garbage; returns pack -> size of those that do not grow any more, all
-        of whose records are in the committed index."""
+        """Seal open packs that are largely garbage; returns pack -> size of those that do not grow any more,
+        all of whose records are in the committed index."""
         packs = self.store.packs
         if not self.plan:
             for lane, pack, end in packs.open_lanes():
@@ -386,7 +389,7 @@ def _mark(body: dict[str, Any], reader: StoreReader) -> tuple[Filter, Marker]:
         marker.again()
     if marker.holes or unreadable:
         holes = [
-            [name.hex(), hole.why, *(hole.owner.split(" ") + [""])[:2]]
+            [name.hex(), hole.why, *([*hole.owner.split(" "), ""])[:2]]
             for name, hole in list(marker.holes.items())[:HOLES_MOST]
         ]
         child.send({"event": "holes", "holes": holes, "unreadable": unreadable})
@@ -449,8 +452,8 @@ def main() -> None:
     removed = sum(sealed[pack] for pack in dead_first) - copied
     child.send(
         {
-            "event": "totals", "live": sum(live.values()), "packs": len(sealed), "removed": removed, "copied": copied,
-            "kept": sum(sealed.values()) - removed,
+            "event": "totals", "live": sum(live.values()), "packs": len(sealed), "removed": removed,
+            "copied": copied, "kept": sum(sealed.values()) - removed,
         }
     )  # fmt: skip
     if body["plan"]:
@@ -467,7 +470,9 @@ def main() -> None:
                 pack, offset, stored, raw, kind, codec, born = unpack(value)
                 items = group.get(pack)
                 if items is not None:
-                    items += _ITEM.pack(name, offset, stored, raw, kind, codec, born > number or name in marked)
+                    items += _ITEM.pack(
+                        name, offset, stored, raw, kind, codec, born > number or name in marked
+                    )
         left = len(group) + len(dead_first)
         for pack, items in group.items():
             left -= 1

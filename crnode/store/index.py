@@ -1,9 +1,8 @@
 """The index: content id -> place in the packs, in LMDB, committed lazily.
 
-It holds nothing that the packs do not say, so a lost or damaged index costs a scan and no data. Entries appended
-since the last commit live in `pending`; the position up to which each pack is indexed is committed in the same
-transaction, and on open the packs' tails behind it are read again.
-"""
+It holds nothing that the packs do not say, so a lost or damaged index costs a scan and no data. Entries
+appended since the last commit live in `pending`; the position up to which each pack is indexed is committed
+in the same transaction, and on open the packs' tails behind it are read again."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from crnode.store.packs import Location
 
 VALUE = struct.Struct(">IQIIBBI")
 _POSITION = struct.Struct(">Q")
-# Address space, not memory: room for 500 million objects. It is never raised while open, because LMDB allows that
-# only without any reader in the process; a larger index gets a larger map when it is opened next.
+# Address space, not memory: room for 500 million objects. It is never raised while open, because LMDB allows
+# that only without any reader in the process; a larger index gets a larger map when it is opened next.
 _MAP_SIZE = 64 << 30
 
 
@@ -34,7 +33,8 @@ class Index:
         while data.exists() and size < data.stat().st_size * 2:
             size *= 2
         self._env = lmdb.open(
-            str(directory), map_size=size, max_dbs=2, readahead=False, max_readers=256, mode=0o600, readonly=readonly,
+            str(directory), map_size=size, max_dbs=2, readahead=False, max_readers=256, mode=0o600,
+            readonly=readonly,
         )  # fmt: skip
         try:
             self._objects = self._env.open_db(b"objects", create=not readonly)
@@ -57,7 +57,8 @@ class Index:
 
     def missing(self, ids: list[bytes]) -> list[bytes]:
         """Those of `ids` that are not indexed, in one read transaction."""
-        # `pending` first, as in get(): what leaves it was committed before, and a transaction begun now sees it.
+        # `pending` first, as in get(): what leaves it was committed before, and a transaction begun now sees
+        # it.
         unknown = [i for i in ids if i not in self.pending]
         if not unknown:
             return []
@@ -70,7 +71,7 @@ class Index:
     def commit(
         self, positions: dict[int, int], removed: list[bytes] | None = None, gone: list[int] | None = None
     ) -> None:
-        """Write what is pending, remove `removed` ids and the positions of `gone` packs, in one transaction."""
+        """Write what is pending, remove `removed` ids and positions of `gone` packs, in one transaction."""
         batch = dict(self.pending)
         with self._env.begin(write=True) as txn:
             for key in removed or ():
@@ -81,7 +82,8 @@ class Index:
                 txn.put(b"%08d" % pack, _POSITION.pack(end), db=self._positions)
             for pack in gone or ():
                 txn.delete(b"%08d" % pack, db=self._positions)
-        # A reader that misses `pending` from here on begins its transaction after this commit and finds the id there.
+        # A reader that misses `pending` from here on begins its transaction after this commit and finds the
+        # id there.
         for key, where in batch.items():
             if self.pending.get(key) is where:
                 del self.pending[key]
@@ -95,7 +97,7 @@ class Index:
             self.pending.pop(key, None)
 
     def page(self, after: bytes | None, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` committed (id, packed location) behind id `after`, in id order; a short transaction."""
+        """Up to `limit` committed (id, packed location) behind id `after`, in order; a short transaction."""
         with self._env.begin(db=self._objects) as txn:
             cursor = txn.cursor()
             if after is None:
@@ -121,7 +123,7 @@ class Index:
             return {int(bytes(k)): _POSITION.unpack(v)[0] for k, v in txn.cursor()}
 
     def items(self) -> Iterator[tuple[bytes, Location]]:
-        """All committed entries in key order. Holds a read transaction: for children and short stores only."""
+        """All committed entries in key order. Holds a read transaction: for short stores only."""
         with self._env.begin(db=self._objects) as txn:
             for key, value in txn.cursor():
                 yield bytes(key), unpack(value)

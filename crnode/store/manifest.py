@@ -1,12 +1,14 @@
-"""Manifests: what an image holds, kept among the objects themselves, so that a lost catalog can be made again.
+"""Manifests: what an image holds, kept among the objects themselves, so that a lost catalog can be made
+again.
 
-A manifest is the magic `CRm1` and then each entry by (directory, name) as `length u32 | canonical bytes`, cut like a
-file into chunks and a recipe. Equal images have equal manifests, and neighbouring ones share most of their chunks.
-The log beside the packs says which there are: a line for each, with a checksum, the image's header and the manifest's
-content id; it is synced before the catalog notes the manifest, which makes it a root of collection.
+A manifest is the magic `CRm1` and then each entry by (directory, name) as `length u32 | canonical bytes`, cut
+like a file into chunks and a recipe. Equal images have equal manifests, and neighbouring ones share most of
+their chunks. The log beside the packs says which there are: a line for each, with a checksum, the image's
+header and the manifest's content id; it is synced before the catalog notes the manifest, which makes it a
+root of collection.
 
-When: once right after a set's first copy, then at idle for the newest complete image of each target set while it is
-clean, at most every ten minutes a set; further, one at a time, for older versions that have none.
+When: once right after a set's first copy, then at idle for the newest complete image of each target set
+while it is clean, at most every ten minutes a set; further, one at a time, for older versions that have none.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ _WINDOW = 4 << 20
 _BATCH_BYTES = 1 << 20  # objects given to the writer at a time
 _BATCH_ROWS = 2000
 
-_FIELDS = ("id", "parent", "incarnation", "epoch", "sequence", "at_ns", "received_ns", "digest", "entries", "bytes",
-           "flags", "pinned", "name", "why", "verdict", "evidence")  # fmt: skip
+_FIELDS = ("id", "parent", "incarnation", "epoch", "sequence", "at_ns", "received_ns", "digest", "entries",
+           "bytes", "flags", "pinned", "name", "why", "verdict", "evidence")  # fmt: skip
 _BINARY = frozenset(("id", "parent", "incarnation", "digest"))
 
 
@@ -90,7 +92,11 @@ def decode_line(data: bytes) -> Line | None:
         values: dict[str, Any] = {k: bytes.fromhex(body[k]) if k in _BINARY else body[k] for k in _FIELDS}
         image = Image(ordinal=0, state=STAGING, manifest=None, **values)
         return Line(
-            bytes.fromhex(body["set"]), image, bytes.fromhex(body["content"]), int(body["level"]), int(body["fence"])
+            bytes.fromhex(body["set"]),
+            image,
+            bytes.fromhex(body["content"]),
+            int(body["level"]),
+            int(body["fence"]),
         )
     except (ValueError, KeyError, TypeError):
         return None
@@ -181,8 +187,11 @@ class ManifestCutter:
         self.objects += [(RECIPE, name, data) for name, data in self._builder.take()]
 
 
-async def write_manifest(store: ObjectStore, writer: Writer, catalog: Catalog, image: Image) -> tuple[bytes, int]:
-    """Write the manifest of a complete image, log it, and note it in the catalog; returns its content id and level.
+async def write_manifest(
+    store: ObjectStore, writer: Writer, catalog: Catalog, image: Image
+) -> tuple[bytes, int]:
+    """Write the manifest of a complete image, log it, and note it in the catalog; returns its content id and
+    level.
 
     A child process reads the catalog and cuts; the writer thread gets the objects in small batches. Raises
     ManifestChanged when the image went meanwhile, CrnodeError (FULL), StoreFailed, child.ChildFailed.
@@ -237,9 +246,8 @@ def due(
 ) -> Image | None:
     """Which image of a target set gets its manifest now, if any (see the module's text).
 
-    `retained`: ordinals that retention keeps; `last_written`: monotonic seconds of the set's last manifest in this
-    process, None if there was none.
-    """
+    `retained`: ordinals that retention keeps; `last_written`: monotonic seconds of the set's last manifest in
+    this process, None if there was none."""
     if not images:
         return None
     if last_written is not None and now - last_written < DUE_SECONDS:
@@ -288,12 +296,13 @@ def whole(line: Line, load: Load) -> bool:
 
 
 def rebuild_catalog(path: Path, set_uuid: bytes, store: ObjectStore, log: Path | None = None) -> Rebuilt:
-    """Make the catalog of a target set from the log and the manifests in `store`, at `path`, where none may be.
+    """Make the catalog of a target set from the log and the manifests in `store`, at `path`, where none may
+    be.
 
-    Each logged image whose manifest is whole comes back, oldest first, with the same rows, digest and header it
-    had; what was written to no manifest is lost and comes from the source again. It is made beside `path` and put
-    there when it is complete, so a crash leaves none. Raises CrnodeError when not one image can be had.
-    """
+    Each logged image whose manifest is whole comes back, oldest first, with the same rows, digest and header
+    it had; what was written to no manifest is lost and comes from the source again. It is made beside `path`
+    and put there when it is complete, so a crash leaves none. Raises CrnodeError when not one image can be
+    had."""
     lines: dict[bytes, Line] = {}
     fence = 0
     for line in read_log(log or log_path(store)):
@@ -307,8 +316,8 @@ def rebuild_catalog(path: Path, set_uuid: bytes, store: ObjectStore, log: Path |
     count = 0
     catalog = Catalog(temporary, set_uuid)
     try:
-        # Last lines of a set's images stand in the order in which these were the newest: a line that was repeated
-        # for an older image (a pin, a late manifest) goes back to its own place.
+        # Last lines of a set's images stand in the order in which these were the newest: a line that was
+        # repeated for an older image (a pin, a late manifest) goes back to its own place.
         for line in sorted(lines.values(), key=lambda one: (one.image.received_ns, one.image.at_ns)):
             why = _rebuild_image(catalog, line, store.get)
             if why:
@@ -345,7 +354,13 @@ def _rebuild_image(catalog: Catalog, line: Line, load: Load) -> str:
     """Add one image; returns why not, with the catalog as before."""
     image = line.image
     named = image_id(
-        image.parent, catalog.set_uuid, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest
+        image.parent,
+        catalog.set_uuid,
+        image.incarnation,
+        image.epoch,
+        image.sequence,
+        image.at_ns,
+        image.digest,
     )
     if named != image.id:
         return "its header does not give its id"
@@ -359,7 +374,9 @@ def _rebuild_image(catalog: Catalog, line: Line, load: Load) -> str:
         catalog.begin(image._replace(ordinal=ordinal))
     changed: list[Entry] = []
     removed: list[bytes] = []
-    for old, new in _side_by_side(catalog.walk(base) if base else iter(()), manifest_entries(line.content, line.level, load)):
+    for old, new in _side_by_side(
+        catalog.walk(base) if base else iter(()), manifest_entries(line.content, line.level, load)
+    ):
         if new is None:
             assert old is not None
             removed.append(old.path)

@@ -1,10 +1,9 @@
 """Marking: which objects of the store any image reaches. Runs in child processes.
 
-The roots are the contents of every row of every catalog, read in one short snapshot each, and the manifests; recipes
-lead to their children. What was met goes into a bit filter, 8 to 16 bits an id: a false positive keeps garbage for
-one round (another round asks other bits), and a false negative cannot be. Which recipes were walked already is kept
-exactly, because a wrong "yes" there would lose everything below.
-"""
+The roots are the contents of every row of every catalog, read in one short snapshot each, and the manifests;
+recipes lead to their children. What was met goes into a bit filter, 8 to 16 bits an id: a false positive
+keeps garbage for one round (another round asks other bits), and a false negative cannot be. Which recipes
+were walked already is kept exactly, because a wrong "yes" there would lose everything below."""
 
 from __future__ import annotations
 
@@ -136,9 +135,8 @@ class Marker:
 def roots(path: str, *, source: bool, targets: Iterable[str], plain: Callable[[bytes], None]) -> Roots:
     """The roots of the catalog at `path`, in one snapshot; chunks that rows name go to `plain` as they come.
 
-    `source`: this node is the set's source, so that its chunks are in the store only while a target waits for them;
-    `targets` are the nodes that should have a cursor.
-    """
+    `source`: this node is the set's source, so that its chunks are in the store only while a target waits for
+    them; `targets` are the nodes that should have a cursor."""
     out = Roots(path)
     try:
         with open_reader(Path(path)) as reader, reader.snapshot():
@@ -171,7 +169,8 @@ def _kept(image: Image) -> bool:
 
 
 def manifest_entries(content: bytes, level: int, load: Load) -> Iterator[Entry]:
-    """The entries of a manifest (see manifest.py) in its order. Raises Missing, Damaged or RemoteProtocolError."""
+    """The entries of a manifest (see manifest.py) in its order. Raises Missing, Damaged or
+    RemoteProtocolError."""
     data = bytearray()
     begun = False
     for _, _, name in walk(content, level, load):

@@ -2,12 +2,13 @@
 
 A pack is a file of records, each a fixed header and the stored bytes behind it::
 
-    magic 4 | kind u8 | codec u8 | reserved u16 | born u32 | raw length u32 | stored length u32 | id 32 | crc32 of the header
+    magic 4 | kind u8 | codec u8 | reserved u16 | born u32 | raw length u32 | stored length u32 | id 32
+    | crc32 of all these
 
-Records are only ever appended; a pack that reached its size is sealed and never changes again. One `fdatasync`
-makes everything appended before it durable. The pack is the truth: the index (index.py) is rebuilt from it.
-Two packs are open at a time, one for small images and one for bulk, because a small durable append beside a bulk
-writer in the same file waits for the bulk's pages as well.
+Records are only ever appended; a pack that reached its size is sealed and never changes again. One
+`fdatasync` makes everything appended before it durable. The pack is the truth: the index (index.py) is
+rebuilt from it. Two packs are open at a time, one for small images and one for bulk, because a small durable
+append beside a bulk writer in the same file waits for the bulk's pages as well.
 
 Only the writer thread appends, syncs and removes; any thread may read.
 """
@@ -32,7 +33,9 @@ from crnode.platform.files import fsync_dir
 MAGIC = b"CRp1"
 HEADER = struct.Struct(">4sBBHIII32s")
 HEADER_LENGTH = HEADER.size + 4  # with the crc32 behind it
-PACK_SIZE = 256 << 20  # bytes at which a pack is sealed: one object for an object store, one step of collection
+PACK_SIZE = (
+    256 << 20
+)  # bytes at which a pack is sealed: one object for an object store, one step of collection
 STORED_LIMIT = 16 << 20  # no record is larger; a header that says so is damage
 _IOV_MAX = 1024
 _BUFFER = 1 << 20
@@ -50,7 +53,7 @@ class Lane(Enum):
 
 
 class Record(NamedTuple):
-    """One object to append: content id, kind (0 chunk, 1 recipe), codec, raw length in bytes, stored bytes."""
+    """One object to append: content id, kind (0 chunk, 1 recipe), codec, raw length, stored bytes."""
 
     id: bytes
     kind: int
@@ -60,8 +63,8 @@ class Record(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where an object lies: pack number, offset of its record in bytes, lengths in bytes, kind, codec, and the
-    number of the collection at whose time it was put."""
+    """Where an object lies: pack number, offset of its record in bytes, lengths in bytes, kind, codec, and
+    the number of the collection at whose time it was put."""
 
     pack: int
     offset: int
@@ -94,8 +97,8 @@ class Gap(NamedTuple):
 
 
 class StoreFailed(Exception):
-    """The disk did not do what it said (EIO, a failed sync). Never retried: the process ends and starts as suspect
-    (rule 33), because after a failed sync the kernel may call lost pages clean."""
+    """The disk did not do what it said (EIO, a failed sync). Never retried: the process ends and starts as
+    suspect (rule 33), because after a failed sync the kernel may call lost pages clean."""
 
 
 def full_error(place: Path, error: OSError) -> CrnodeError:
@@ -114,8 +117,8 @@ def is_full(error: OSError) -> bool:
 
 
 class _Reader:
-    """A descriptor that is closed when the last read through it has ended: a removed pack's number must not come
-    to name another file while somebody still reads."""
+    """A descriptor that is closed when the last read through it has ended: a removed pack's number must not
+    come to name another file while somebody still reads."""
 
     __slots__ = ("fd",)
 
@@ -129,8 +132,8 @@ class _Reader:
 
 
 class _Window:
-    """Bytes of a pack for scanning, a buffer at a time; what the disk cannot read stands there as zeros, which are
-    no record."""
+    """Bytes of a pack for scanning, a buffer at a time; what the disk cannot read stands there as zeros,
+    which are no record."""
 
     def __init__(self, fd: int, end: int) -> None:
         self.end = end
@@ -190,7 +193,9 @@ class Packs:
         if not directory.is_dir():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             fsync_dir(directory.parent)
-        self._open: dict[Lane, tuple[int, int, int]] = {}  # lane -> (pack, descriptor, end of the last whole record)
+        self._open: dict[
+            Lane, tuple[int, int, int]
+        ] = {}  # lane -> (pack, descriptor, end of the last whole record)
         self._unsynced: set[Lane] = set()
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self._lock = threading.Lock()
@@ -230,8 +235,8 @@ class Packs:
     def append(self, lane: Lane, records: Sequence[Record], born: int) -> list[Location]:
         """Append `records`; they are readable at once and durable after :meth:`sync`.
 
-        Raises CrnodeError (FULL) with the pack cut back to its last whole record, StoreFailed for any other error.
-        """
+        Raises CrnodeError (FULL) with the pack cut back to its last whole record, StoreFailed for any other
+        error."""
         out: list[Location] = []
         done = 0
         while done < len(records):
@@ -293,8 +298,8 @@ class Packs:
             raise StoreFailed(f"append failed: {error}") from error
 
     def sync(self) -> None:
-        """Make all appended records durable. Raises StoreFailed, also where the file system finds out only now
-        that it has no room: the kernel has dropped those pages."""
+        """Make all appended records durable. Raises StoreFailed, also where the file system finds out only
+        now that it has no room: the kernel has dropped those pages."""
         for lane in list(self._unsynced):
             _, fd, _ = self._open[lane]
             self._fdatasync(fd)
@@ -322,7 +327,7 @@ class Packs:
             self.seal(lane)
 
     def resume(self, lane: Lane, pack: int) -> None:
-        """Go on appending to an existing pack (its end must be a record border). For the start of a process."""
+        """Go on appending to an existing pack, whose end must be a record border; at the start of a process."""
         fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
         self._open[lane] = (pack, fd, os.fstat(fd).st_size)
 
@@ -336,7 +341,8 @@ class Packs:
             os.close(fd)
 
     def make_durable(self, pack: int) -> None:
-        """Sync a pack that is not open: its tail was written by a process that may have died before its own sync."""
+        """Sync a pack that is not open: its tail was written by a process that may have died before its own
+        sync."""
         fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
         try:
             self._fdatasync(fd)
@@ -361,8 +367,8 @@ class Packs:
             return reader
 
     def read(self, where: Location) -> bytes:
-        """The stored bytes of a record. Raises FileNotFoundError when its pack is gone (look the id up again),
-        ValueError when the record is damaged, OSError when the disk cannot read it."""
+        """The stored bytes of a record. Raises FileNotFoundError when its pack is gone (look the id up
+        again), ValueError when the record is damaged, OSError when the disk cannot read it."""
         reader = self._reader(where.pack)  # held until the read is over
         data = os.pread(reader.fd, where.size, where.offset)
         if len(data) != where.size or data[:4] != MAGIC:
@@ -370,12 +376,12 @@ class Packs:
         return data[HEADER_LENGTH:]
 
     def scan(self, pack: int, start: int, check: Check, end: int | None = None) -> Iterator[Found | Gap]:
-        """All records from offset `start` (a record border) to `end` (default: of the pack), and the gaps between.
+        """All records from offset `start` (a record border) to `end` (default: of the pack), and the gaps
+        between.
 
-        `check(id, kind, codec, raw length, stored bytes)` says whether the bytes are what the id names. After a
-        broken record the next sound one is searched for, so that one rotten sector costs one record and not the
-        rest of the pack.
-        """
+        `check(id, kind, codec, raw length, stored bytes)` says whether the bytes are what the id names. After
+        a broken record the next sound one is searched for, so that one rotten sector costs one record and not
+        the rest of the pack."""
         fd = os.open(self.path(pack), os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(fd).st_size
@@ -384,7 +390,9 @@ class Packs:
             offset = start
             bad_from: int | None = None
             while offset < end:
-                found, length = self._parse(window.read(offset, min(HEADER_LENGTH, end - offset)), pack, offset, end)
+                found, length = self._parse(
+                    window.read(offset, min(HEADER_LENGTH, end - offset)), pack, offset, end
+                )
                 if found is not None:
                     where = found.location
                     stored = window.read(offset + HEADER_LENGTH, where.stored)
@@ -397,8 +405,9 @@ class Packs:
                         continue
                 if bad_from is None:
                     bad_from = offset
-                # A sound header with wrong bytes tells where the next record begins; but a torn append may carry
-                # an old header too, so the search goes on behind the magic, not behind the claimed length.
+                # A sound header with wrong bytes tells where the next record begins; but a torn append may
+                # carry an old header too, so the search goes on behind the magic, not behind the claimed
+                # length.
                 offset = window.find(MAGIC, offset + 1)
             if bad_from is not None:
                 yield Gap(pack, bad_from, end, True)

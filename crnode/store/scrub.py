@@ -1,10 +1,10 @@
-"""Scrub: reading every record of every pack again, so that rot is found while another holder can still heal it.
+"""Scrub: reading every record of every pack again, so that rot is found while another holder can still heal
+it.
 
-A child process reads, at a set pace, and prints JSON lines; a damaged stretch of a pack matters where the index has an
-object in it *now*: what was healed since lies elsewhere, and its old place stays damaged until collection takes the
-pack. For damaged objects the child also says which sets need them. The agent marks them damaged, so that they count
-as missing, and has them fetched from other holders.
-"""
+A child process reads, at a set pace, and prints JSON lines; a damaged stretch of a pack matters where the
+index has an object in it *now*: what was healed since lies elsewhere, and its old place stays damaged until
+collection takes the pack. For damaged objects the child also says which sets need them. The agent marks them
+damaged, so that they count as missing, and has them fetched from other holders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rotten(NamedTuple):
 
 @dataclass
 class Findings:
-    """What a scrub found. `certain`: every set could be walked, so that an object that none needs is garbage."""
+    """What a scrub found. `certain`: every set could be walked, so that what none needs is garbage."""
 
     objects: int = 0
     bytes: int = 0
@@ -122,7 +122,8 @@ async def who_needs(
 
 
 def forget_garbage(store: ObjectStore, ids: Sequence[bytes]) -> list[bytes]:
-    """Drop damaged objects that no image reaches from the index (in the writer thread); returns those dropped.
+    """Drop damaged objects that no image reaches from the index (in the writer thread); returns those
+    dropped.
 
     Being damaged they count as missing already, so no image can come to need them without sending them again.
     """
@@ -201,7 +202,7 @@ def _forget_cached(path: Path) -> None:
         os.close(fd)
 
 
-def _objects_in(reader: StoreReader, gaps: list[Gap], ends: dict[int, int]) -> list[bytes]:
+def _objects_in(reader: StoreReader, gaps: list[Gap]) -> list[bytes]:
     """Ids whose place is in a damaged stretch, or where no pack reaches."""
     by_pack: dict[int, list[Gap]] = {}
     for gap in gaps:
@@ -217,11 +218,10 @@ def _objects_in(reader: StoreReader, gaps: list[Gap], ends: dict[int, int]) -> l
         for name, value in page:
             where = unpack(value)
             bad = where.offset + where.size > sizes.get(where.pack, 0)
-            if bad or any(gap.start <= where.offset < gap.end for gap in by_pack.get(where.pack, ())):
-                # A pack that was made, or taken, meanwhile is no damage: read it before saying so.
-                if where.pack not in ends and not bad or not _readable(reader, name):
-                    out.append(name)
-                    _say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
+            bad = bad or any(gap.start <= where.offset < gap.end for gap in by_pack.get(where.pack, ()))
+            if bad and not _readable(reader, name):  # what was made or moved meanwhile is no damage
+                out.append(name)
+                _say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
     return out
 
 
@@ -262,7 +262,7 @@ def main() -> None:
     objects = size = 0
     if body["known"] is None:
         objects, size, gaps = _read_all(body, reader)
-        wanted = set(_objects_in(reader, gaps, {int(pack): end for pack, end in body["ends"].items()}))
+        wanted = set(_objects_in(reader, gaps))
     else:
         wanted = {bytes.fromhex(name) for name in body["known"]}
     certain = _needs(body, reader, wanted) if wanted else True

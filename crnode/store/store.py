@@ -1,9 +1,8 @@
 """The object store of a node: packs, index and a small cache, under one directory.
 
-Durable order (the commit protocol): objects are appended, one :meth:`ObjectStore.sync` makes them durable, then
-the catalog names them, then somebody is told. The index follows lazily. Writing methods belong to the writer
-thread; :meth:`get`, :meth:`has` and :meth:`missing` may be called from any thread.
-"""
+Durable order (the commit protocol): objects are appended, one :meth:`ObjectStore.sync` makes them durable,
+then the catalog names them, then somebody is told. The index follows lazily. Writing methods belong to the
+writer thread; :meth:`get`, :meth:`has` and :meth:`missing` may be called from any thread."""
 
 from __future__ import annotations
 
@@ -46,7 +45,9 @@ CHUNK, RECIPE = 0, 1
 INDEX_COMMIT_BYTES = 64 << 20  # appended bytes after which the index is committed
 INDEX_COMMIT_SECONDS = 1.0
 READER_CHECK_SECONDS = 60.0
-REHASH_AFTER_POWER_LOSS = 1 << 30  # bytes of the newest records that are read again after an unclean boot (rule 32)
+REHASH_AFTER_POWER_LOSS = (
+    1 << 30
+)  # bytes of the newest records that are read again after an unclean boot (rule 32)
 CACHE_BYTES = 48 << 20  # objects just put: apply and a second target read them without touching a pack
 BALLAST_BYTES = 256 << 20
 BALLAST_SHARE = 0.01  # of the file system, whichever is smaller
@@ -77,8 +78,8 @@ def sound(content: bytes, kind: int, codec: int, raw: int, stored: bytes | memor
 
 
 def fetch(index: Index, packs: Packs, content: bytes) -> bytes:
-    """The verified bytes of an object. Raises Missing or Damaged, OSError when reading fails for another reason
-    than the disk (too many open files, for one), which says nothing about the object."""
+    """The verified bytes of an object. Raises Missing or Damaged, OSError when reading fails for another
+    reason than the disk (too many open files, for one), which says nothing about the object."""
     for _ in range(3):  # a collection may move the record between the look-up and the read
         where = index.get(content)
         if where is None:
@@ -189,7 +190,9 @@ class ObjectStore:
         self.index = self._open_index()
         self.cache = RecentBytes(CACHE_BYTES)
         self.collection = self._read_collection()
-        self.live_extra: set[bytes] | None = None  # ids that became live while a collection runs; None: none runs
+        self.live_extra: set[bytes] | None = (
+            None  # ids that became live while a collection runs; None: none runs
+        )
         self._unexpanded: deque[bytes] = deque()  # of these, recipes' children became live as well
         self.damaged: set[bytes] = set()
         self._appended_since_commit = 0
@@ -203,9 +206,8 @@ class ObjectStore:
     def _open_index(self) -> Index:
         """The index; one that cannot be read is set aside, which costs a scan of the packs and no data.
 
-        After any end that was not clean a child process walks it first: a damaged LMDB file may end the process
-        that maps it, and would end each next one as well.
-        """
+        After any end that was not clean a child process walks it first: a damaged LMDB file may end the
+        process that maps it, and would end each next one as well."""
         place = self.directory / "index"
         clean = (self.directory / "clean").exists() and not (self.directory / "opening").exists()
         if (place / "data.mdb").exists() and not clean and not self._index_opens_elsewhere(place):
@@ -264,7 +266,8 @@ class ObjectStore:
                     self.recovery.damaged.append(met)
             ends[pack] = self.packs.size(pack)
             if ends[pack] != indexed:
-                # What the last process appended and never synced counts as held from here on: it has to be durable.
+                # What the last process appended and never synced counts as held from here on: it has to be
+                # durable.
                 self.packs.make_durable(pack)
             if len(self.index.pending) > 200_000:
                 self._commit_index({pack: ends[pack]})
@@ -279,8 +282,8 @@ class ObjectStore:
             atomic_write(self.directory / "boot", boot_id().encode())
 
     def _commit_index(self, ends: dict[int, int]) -> None:
-        """Commit while opening. A full disk shows as EIO here (rule 34): the reserve is given up for it, and when
-        that is not enough, what was found stays in memory and is committed when there is room."""
+        """Commit while opening. A full disk shows as EIO here (rule 34): the reserve is given up for it, and
+        when that is not enough, what was found stays in memory and is committed when there is room."""
         for last in (False, True):
             try:
                 self.index.commit(ends)
@@ -296,7 +299,7 @@ class ObjectStore:
         return any(gap.pack == pack and gap.at_end for gap in self.recovery.damaged)
 
     def _forget_lost(self, gone: list[int]) -> None:
-        """Packs vanished under us: what they held is missing from now on, and must not be answered as held."""
+        """Packs vanished under us: what they held is missing from now on, and not answered as held."""
         packs = set(gone)
         after: bytes | None = None
         while page := self.index.page(after, 10_000):
@@ -316,13 +319,15 @@ class ObjectStore:
                 self.damaged.add(content)
 
     def _rehash_from(self, numbers: list[int]) -> dict[int, int]:
-        """Pack -> offset from which records are read again: nothing after a clean end, else at least the newest
-        gigabyte, because the disk may have lost pages that it called durable (rule 32)."""
+        """Pack -> offset from which records are read again: nothing after a clean end, else at least the
+        newest gigabyte, because the disk may have lost pages that it called durable (rule 32)."""
         mark = self.directory / "clean"
         if mark.exists():
             clean = mark.read_text() != ""
             mark.unlink()
-            fsync_dir(self.directory)  # or a power loss brings the mark back to a store that was written since
+            fsync_dir(
+                self.directory
+            )  # or a power loss brings the mark back to a store that was written since
             if clean:
                 return {}
         boot = self.directory / "boot"
@@ -374,7 +379,7 @@ class ObjectStore:
             raise full_error(self.directory, OSError(errno.ENOSPC, ""))
 
     def expand_live(self, until: float) -> bool:
-        """Mark the children of recipes that became live; False when `until` (of time.monotonic) came first."""
+        """Mark the children of recipes that became live; False when `until` (monotonic) came first."""
         assert self.live_extra is not None
         while self._unexpanded:
             if time.monotonic() >= until:
@@ -386,7 +391,7 @@ class ObjectStore:
             try:
                 recipe = parse_recipe(self.get(name))
             except (Missing, Damaged, RemoteProtocolError):
-                continue  # nothing below it can be named through it; the commit that names it asks for it again
+                continue  # the commit that names it asks for it again
             self.mark_live([child for _, child in recipe.iter_items() if child != HOLE])
         return True
 
@@ -397,7 +402,8 @@ class ObjectStore:
         self.index.commit({}, gone=[pack])
 
     def move(self, records: Sequence[Record]) -> int:
-        """Append records that are held elsewhere, make them durable and point the index to them: copying forward."""
+        """Append records that are held elsewhere, make them durable and point the index to them: copying
+        forward."""
         places = self.packs.append(Lane.BULK, records, self.collection)
         self.packs.sync()
         size = 0
@@ -509,8 +515,8 @@ class ObjectStore:
             self._unexpanded.append(name)
 
     def tick(self, *, force: bool = False) -> None:
-        """Commit the index when enough has gathered. The packs are synced first, so that the index never names
-        bytes that a power loss could take while its own position says they were indexed."""
+        """Commit the index when enough has gathered. The packs are synced first, so that the index never
+        names bytes that a power loss could take while its own position says they were indexed."""
         if self._clock() - self._last_check >= READER_CHECK_SECONDS:
             self._last_check = self._clock()
             self.index.reader_check()
@@ -528,7 +534,8 @@ class ObjectStore:
             except lmdb.Error as error:
                 if free_bytes(self.directory)[0] > self.floor():
                     raise StoreFailed(f"index commit failed: {error}") from error
-                # A full disk shows here as EIO (rule 34). Nothing is lost: the packs hold it, `pending` goes on.
+                # A full disk shows here as EIO (rule 34). Nothing is lost: the packs hold it, `pending` goes
+                # on.
             else:
                 self._ends = {}
                 self._appended_since_commit = 0
@@ -571,7 +578,7 @@ class ObjectStore:
     # -- closing
 
     def close(self, *, clean: bool = True) -> None:
-        """Commit and close; `clean` leaves the mark that spares the next start reading recent records again."""
+        """Commit and close; `clean` leaves the mark that spares the next start a second reading."""
         if clean:
             self.packs.sync()
             self.tick(force=True)
@@ -598,9 +605,9 @@ __all__ = [
     "Damaged",
     "Missing",
     "ObjectStore",
-    "StoreReader",
     "RecentBytes",
     "Recovery",
+    "StoreReader",
     "identify",
     "is_full",
     "refuse_second_process",

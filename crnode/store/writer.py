@@ -1,9 +1,9 @@
-"""The one writer thread: every append, delete and catalog commit of a node happens in it, in the order it was asked.
+"""The one writer thread: every append, delete and catalog commit of a node happens in it, in the order it was
+asked.
 
-Work arrives as callables; their results come back to the event loop, many at a time. Between two pieces of work the
-thread commits the index and checkpoints catalogs when they are due, so neither is ever in the way of an
-acknowledgement.
-"""
+Work arrives as callables; their results come back to the event loop, many at a time. Between two pieces of
+work the thread commits the index and checkpoints catalogs when they are due, so neither is ever in the way of
+an acknowledgement."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _Job = tuple[Callable[[], Any], "asyncio.Future[Any] | futures.Future[Any] | Non
 
 
 class Writer:
-    """A thread that runs jobs in order. `housekeeping` is called in it between jobs, at most every half second;
-    `failed` is called once, in the event loop, when the disk failed and the process has to end (rule 33)."""
+    """A thread that runs jobs in order. `housekeeping` is called in it between jobs, at most every half
+    second; `failed` is called once, in the event loop, when the disk failed and the process has to end (rule
+    33)."""
 
     def __init__(
         self,
@@ -56,7 +57,9 @@ class Writer:
         self._jobs.put(((lambda: work(*args, **kwargs)), future))
         return future
 
-    def submit_from_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
+    def submit_from_thread(
+        self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> futures.Future[T]:
         """The same for another thread than the event loop's, which may wait for the result."""
         future: futures.Future[T] = futures.Future()
         if self._closed:
@@ -121,7 +124,9 @@ class Writer:
             self._done.append((future, result, error))
 
     @staticmethod
-    def _settle(future: asyncio.Future[Any] | futures.Future[Any], result: Any, error: BaseException | None) -> None:
+    def _settle(
+        future: asyncio.Future[Any] | futures.Future[Any], result: Any, error: BaseException | None
+    ) -> None:
         if error is None:
             future.set_result(result)
         else:

@@ -1,4 +1,5 @@
-"""A member of the cluster with a valid certificate that lies: every lie is refused, nothing is shown, nothing dies."""
+"""A member of the cluster with a valid certificate that lies: every lie is refused, nothing is shown, nothing
+dies."""
 
 from __future__ import annotations
 
@@ -74,7 +75,9 @@ class Liar:
         finally:
             await peer.close()
 
-    def header(self, entries: list[Entry], *, digest: bytes | None = None, name: bytes | None = None) -> ImageBegin:
+    def header(
+        self, entries: list[Entry], *, digest: bytes | None = None, name: bytes | None = None
+    ) -> ImageBegin:
         state = LtHash()
         state.update(entry_bytes(e) for e in entries)
         size = sum(e.size for e in entries)
@@ -82,7 +85,9 @@ class Liar:
         digest = digest or image_digest(self.set, len(entries), size, state)
         at = time.time_ns()
         name = name or image_id(bytes(32), self.set, own, 0, 1, at, digest)
-        return ImageBegin(name, bytes(32), b"", own, 0, 1, at, digest, 1, len(entries), size, DIGEST_SCHEME, False, False)
+        return ImageBegin(
+            name, bytes(32), b"", own, 0, 1, at, digest, 1, len(entries), size, DIGEST_SCHEME, False, False
+        )
 
 
 async def answer(peer: Peer) -> Message:
@@ -96,7 +101,9 @@ async def answer(peer: Peer) -> Message:
     raise peer.close_reason.again()
 
 
-async def push(peer: Peer, header: ImageBegin, entries: list[Entry], objects: dict[bytes, bytes], kind: int = 0) -> Message:
+async def push(
+    peer: Peer, header: ImageBegin, entries: list[Entry], objects: dict[bytes, bytes], kind: int = 0
+) -> Message:
     """Send an image as an honest source would."""
     async with asyncio.timeout(10):
         received = await peer.receive()
@@ -107,7 +114,9 @@ async def push(peer: Peer, header: ImageBegin, entries: list[Entry], objects: di
         header = replace(header, base=received.message.newest, skips=bool(received.message.newest))
         await peer.send(header)
         if objects:
-            records = tuple((name, kind, delta.RAW, len(data), len(data), b"") for name, data in objects.items())
+            records = tuple(
+                (name, kind, delta.RAW, len(data), len(data), b"") for name, data in objects.items()
+            )
             await peer.send(Objects(records), list(objects.values()))
         await peer.send(Entries(tuple(entries), ()))
         await peer.send(ImageCommit(header.id))
@@ -147,8 +156,12 @@ def test_lies_are_refused_and_the_truth_still_works(cluster: Cluster, tmp_path: 
     outside = tmp_path / "outside"
     outside.mkdir()
 
-    def refused_by_protocol(entries: list[Entry], words: str, objects: dict[bytes, bytes] | None = None) -> None:
-        said = lie(liar, lambda peer: push(peer, liar.header(entries), entries, good if objects is None else objects))
+    def refused_by_protocol(
+        entries: list[Entry], words: str, objects: dict[bytes, bytes] | None = None
+    ) -> None:
+        said = lie(
+            liar, lambda peer: push(peer, liar.header(entries), entries, good if objects is None else objects)
+        )
         assert isinstance(said, PeerClosed), said
         assert said.code == "protocol"
         assert words in str(said)
@@ -168,7 +181,12 @@ def test_lies_are_refused_and_the_truth_still_works(cluster: Cluster, tmp_path: 
     said = lie(liar, lambda peer: push(peer, liar.header(entries, name=b"n" * 32), entries, good))
     assert isinstance(said, PeerClosed)
     assert "id does not follow" in str(said)
-    said = lie(liar, lambda peer: push(peer, liar.header([root, file(b"z", b"unseen")]), [root, file(b"z", b"unseen")], {}))
+    said = lie(
+        liar,
+        lambda peer: push(
+            peer, liar.header([root, file(b"z", b"unseen")]), [root, file(b"z", b"unseen")], {}
+        ),
+    )
     assert isinstance(said, Missing)
 
     builder = RecipeBuilder(1)
@@ -212,7 +230,9 @@ def test_lies_are_refused_and_the_truth_still_works(cluster: Cluster, tmp_path: 
     assert (live / "honest").read_bytes() == DATA
 
 
-def test_a_node_that_is_not_the_source_may_not_push_or_read(cluster: Cluster, tmp_path: Path, liar: Liar) -> None:
+def test_a_node_that_is_not_the_source_may_not_push_or_read(
+    cluster: Cluster, tmp_path: Path, liar: Liar
+) -> None:
     cluster.join("other")
     stranger = Liar(cluster.nodes["other"], liar.set.hex())
     entries = [directory(b"")]

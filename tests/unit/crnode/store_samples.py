@@ -60,7 +60,9 @@ def put_file(store: ObjectStore, data: bytes, size: int = 512) -> tuple[bytes, i
     return name, level
 
 
-def file(path: bytes, named: tuple[bytes, int] | None, size: int, mtime_ns: int = 0, extra: bytes = b"") -> Entry:
+def file(
+    path: bytes, named: tuple[bytes, int] | None, size: int, mtime_ns: int = 0, extra: bytes = b""
+) -> Entry:
     """The entry of a file."""
     name, level = named if named is not None else (None, 0)
     return Entry(path, FILE, 0o644, "u", 1, "g", 2, mtime_ns, size, name, level, extra)
@@ -74,12 +76,14 @@ def directory(path: bytes, mtime_ns: int = 0) -> Entry:
 def blank(ordinal: int, at_ns: int = 0) -> Image:
     """An image's row, still staging."""
     return Image(
-        ordinal, None, NO_IMAGE, INCARNATION, 0, ordinal, at_ns, at_ns, NO_IMAGE, 0, 0, CLEAN, STAGING, 0, None, None,
-        0, None, None,
+        ordinal, None, NO_IMAGE, INCARNATION, 0, ordinal, at_ns, at_ns, NO_IMAGE, 0, 0, CLEAN, STAGING, 0,
+        None, None, 0, None, None,
     )  # fmt: skip
 
 
-def finish(catalog: Catalog, ordinal: int, changed: Iterable[Entry], removed: Iterable[bytes], at_ns: int = 0) -> Image:
+def finish(
+    catalog: Catalog, ordinal: int, changed: Iterable[Entry], removed: Iterable[bytes], at_ns: int = 0
+) -> Image:
     """Complete image `ordinal` (staged or not) with a header that fits; inside a transaction."""
     totals = catalog.staged_totals() if catalog.staging() is not None else catalog.totals()
     assert totals is not None

@@ -127,7 +127,7 @@ def test_everything_goes_when_no_catalog_names_anything(tmp_path: Path) -> None:
 def test_two_sets_share_objects(tmp_path: Path) -> None:
     store, catalog = _fill(tmp_path)
     other = Catalog(tmp_path / "sets" / "other.db", OTHER)
-    commit(other, [entry for entry in catalog.walk(1)][:5])
+    commit(other, list(catalog.walk(1))[:5])
     _prune_to_newest(catalog)
     live = reachable([catalog, other], store)
     _collect(store, catalog, other)
@@ -182,7 +182,9 @@ def test_a_source_keeps_recipes_and_spooled_chunks_only(tmp_path: Path) -> None:
     assert newest.id is not None
     segments = {e.content for e in catalog.walk(newest.ordinal) if e.level and e.content is not None}
     with catalog.transaction():
-        catalog.save_blocks([(s, b"hashes") for s in segments] + [(bytes([7]) * 32, b"of a segment that is gone")])
+        catalog.save_blocks(
+            [(s, b"hashes") for s in segments] + [(bytes([7]) * 32, b"of a segment that is gone")]
+        )
 
     def run(behind: bool) -> Outcome:
         with catalog.transaction():
@@ -204,10 +206,10 @@ def test_a_source_keeps_recipes_and_spooled_chunks_only(tmp_path: Path) -> None:
 
 
 def test_what_becomes_live_after_the_mark_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Garbage that an image comes to need between the mark and the sweep: named again by a put, answered as held,
-    or below a recipe that is new."""
+    """Garbage that an image comes to need between the mark and the sweep: named again by a put, answered as
+    held, or below a recipe that is new."""
     store, catalog = _fill(tmp_path)
-    old = [e for e in catalog.walk(1)]
+    old = list(catalog.walk(1))
     _prune_to_newest(catalog)
     live = reachable([catalog], store)
     dead = [e for e in old if e.content not in {x.content for x in catalog.walk(3)}]
@@ -218,7 +220,9 @@ def test_what_becomes_live_after_the_mark_stays(tmp_path: Path, monkeypatch: pyt
         first, second, third = dead[:3]
         assert first.content and second.content and third.content
         data = store.get(first.content)
-        store.put([Record(first.content, 1, delta.RAW, len(data), data)], Lane.SMALL)  # a source puts its recipes
+        store.put(
+            [Record(first.content, 1, delta.RAW, len(data), data)], Lane.SMALL
+        )  # a source puts its recipes
         store.mark_live([second.content])  # a target answered that it holds it
         whole = b"".join(store.get(c) for c in _chunks(store, third.content, third.level)) + b"more"
         new = file(b"new", put_file(store, whole), len(whole))  # chunks are held, the recipe is new
@@ -301,8 +305,9 @@ def dying(real):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call
-owner, name = {"remove": (store.index, "remove"), "commit": (store.index, "commit"), "append": (store.packs, "append"),
-               "sync": (store.packs, "sync"), "unlink": (store.packs, "remove"), "number": (store, "next_collection"),
+owner, name = {"remove": (store.index, "remove"), "commit": (store.index, "commit"),
+               "append": (store.packs, "append"), "sync": (store.packs, "sync"),
+               "unlink": (store.packs, "remove"), "number": (store, "next_collection"),
                "step": (module.PackSweep, "step")}[point]
 setattr(owner, name, dying(getattr(owner, name)))
 async def main():

@@ -22,7 +22,7 @@ def _scan(packs: Packs, pack: int, start: int = 0, end: int | None = None) -> tu
 
 def test_what_was_appended_is_read_and_found_by_a_scan(tmp_path: Path) -> None:
     packs = Packs(tmp_path / "packs", pack_size=4000)
-    records = random_chunks(30, 300) + [chunk(b"x")]
+    records = [*random_chunks(30, 300), chunk(b"x")]
     places = packs.append(Lane.BULK, records, born=7)
     packs.sync()
     assert len(packs.numbers()) > 2

@@ -1,0 +1,269 @@
+"""What users and scripts meet: refusals with reasons, states that mend themselves, restores, local changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from harness import Cluster, crnode, rsync_difference, wait_for
+
+from crnode.errors import CrnodeError, ExitCode
+
+
+def pair(cluster: Cluster, tmp_path: Path, mode: str = "mirror", **more: object) -> tuple[Path, Path]:
+    """A master and box2 with one set; (source, live tree)."""
+    cluster.init()
+    cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(b"first")
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path}/live"], mode=mode, **more)
+    cluster.sync("docs")
+    return source, tmp_path / "live"
+
+
+def state(cluster: Cluster) -> str:
+    return str(cluster.master.call("status")["sets"][0]["state"])
+
+
+def test_a_wrong_role_and_a_second_agent_are_refused(cluster: Cluster) -> None:
+    node = cluster.init()
+    second = crnode("--role", "master", "--data", str(node.data), check=False)
+    assert second.returncode == ExitCode.REFUSED
+    assert "in use" in second.stderr
+    node.stop()
+    wrong = crnode("--role", "replica", "--data", str(node.data), check=False)
+    assert wrong.returncode == ExitCode.REFUSED
+    assert "crnode --role master" in wrong.stderr
+    assert "Traceback" not in wrong.stderr + second.stderr
+
+
+def test_sets_that_cannot_be_are_refused_with_a_reason(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path)
+
+    def refused(source_path: Path, to: str) -> str:
+        with pytest.raises(CrnodeError) as caught:
+            cluster.add_set("bad", "shop1", source_path, [to])
+        assert caught.value.exit_code == ExitCode.REFUSED
+        return str(caught.value)
+
+    assert "not a directory" in refused(tmp_path / "nowhere", "box2:/srv/x")
+    assert "data directory" in refused(cluster.master.data, "box2:/srv/x")
+    assert "data directory" in refused(tmp_path, "box2:/srv/x")
+    assert "itself" in refused(source, "shop1:/srv/x")
+    assert "no node" in refused(source, "nobody:/srv/x").lower() or "nobody" in refused(
+        source, "nobody:/srv/x"
+    )
+    # only the target can know these: the set is there, and its status says why it waits
+    for name, place, words in (
+        ("nested", live / "inside", "overlaps"),
+        ("system", Path("/etc/crnode-test"), "system's own places"),
+        ("data", cluster.nodes["box2"].data / "store", "data directory"),
+    ):
+        other = tmp_path / name
+        other.mkdir()
+        if name == "nested":  # by its letters this one is refused at once
+            assert "live" in refused(other, f"box2:{place}")
+            continue
+        cluster.add_set(name, "shop1", other, [f"box2:{place}"])
+
+        def said(words: str = words) -> bool:
+            return any(words in w for w in cluster.master.call("status")["warnings"])
+
+        wait_for(said)
+        cluster.master.call("set.remove", {"name": name})
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").write_bytes(b"mine")
+    (tmp_path / "other").mkdir()
+    cluster.add_set("other", "shop1", tmp_path / "other", [f"box2:{full}"])
+    wait_for(lambda: "not empty" in cluster.nodes["box2"].call("status")["sets"][1]["targets"][0]["reason"])
+    assert (full / "precious").read_bytes() == b"mine"
+    assert not Path("/etc/crnode-test").exists()
+
+
+def test_local_changes_in_a_mirror_are_kept_aside_and_put_right(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path)
+    (source / "d").mkdir()
+    (source / "d" / "b").write_bytes(b"second")
+    cluster.sync("docs")
+    (live / "a").write_bytes(b"somebody wrote here")
+    (live / "d" / "mine").write_bytes(b"and made this")
+    (live / "d" / "b").unlink()
+    out = cluster.sync("docs")
+    assert "put right" in out["targets"][0]["reason"]
+    assert (live / "a").read_bytes() == b"first"
+    assert (live / "d" / "b").read_bytes() == b"second"
+    assert not (live / "d" / "mine").exists()
+    kept = {p.name: p.read_bytes() for p in (tmp_path / ".crnode-live" / "aside").rglob("*") if p.is_file()}
+    assert kept == {"a": b"somebody wrote here", "mine": b"and made this"}
+    assert any("changed locally" in text for text in cluster.nodes["box2"].events())
+
+
+def test_a_missing_root_deletes_nothing_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path)
+    hidden = tmp_path / "hidden"
+    source.rename(hidden)
+    wait_for(lambda: state(cluster) == "root missing")
+    source.mkdir()  # as an unmounted mount point looks: another, empty directory
+    wait_for(lambda: "accept this one" in str(cluster.master.call("status")["sets"][0]["detail"]), 10)
+    assert (live / "a").read_bytes() == b"first"
+    with pytest.raises(CrnodeError) as caught:
+        cluster.sync("docs", timeout=2)
+    assert caught.value.exit_code == ExitCode.BEHIND
+    source.rmdir()
+    hidden.rename(source)
+    (source / "late").write_bytes(b"late")
+    wait_for(lambda: state(cluster) == "ok", 20)
+    cluster.sync("docs")
+    assert (live / "late").read_bytes() == b"late"
+
+
+def test_an_emptied_set_waits_for_a_person(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path)
+    (source / "a").unlink()
+    wait_for(lambda: state(cluster) == "emptied")
+    assert (live / "a").read_bytes() == b"first"
+    cluster.master.call("set.rebase", {"name": "docs"})
+    wait_for(lambda: not (live / "a").exists())
+    cluster.sync("docs")
+
+
+def test_special_and_odd_files_are_reported_and_stop_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path)
+    os.mkfifo(source / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(source / "sock"))
+    (source / ".crnode").mkdir()
+    (source / ".crnode" / "x").write_bytes(b"x")
+    odd = os.fsdecode(b"not-utf8-\xff\xfe")
+    (source / odd).write_bytes(b"odd")
+    cluster.sync("docs")
+    assert (live / odd).read_bytes() == b"odd"
+    assert not (live / ".crnode").exists()
+    problems = {p["path"]: p["reason"] for p in cluster.master.call("status")["sets"][0]["problems"]}
+    assert "named pipe" in problems["pipe"]
+    assert "socket" in problems["sock"]
+    (source / "pipe").unlink()
+    cluster.sync("docs")
+    assert "pipe" not in {p["path"] for p in cluster.master.call("status")["sets"][0]["problems"]}
+
+
+def test_patterns_have_gitignore_meaning(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path, exclude=["*.tmp", "/cache/", "!keep.tmp"])
+    for name in ("x.tmp", "keep.tmp", "cache/c", "deep/cache/c", "deep/y.tmp"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"x")
+    cluster.sync("docs")
+    there = {str(p.relative_to(live)) for p in live.rglob("*") if p.is_file()}
+    assert there == {"a", "keep.tmp", "deep/cache/c"}
+
+
+def test_an_archive_keeps_what_was_deleted(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path, mode="archive")
+    (source / "d").mkdir()
+    (source / "d" / "b").write_bytes(b"second")
+    cluster.sync("docs")
+    (source / "d" / "b").unlink()
+    (source / "d").rmdir()
+    (source / "d").write_bytes(b"now a file")
+    cluster.sync("docs")
+    assert (live / "d").read_bytes() == b"now a file"
+    (kept,) = [p for p in live.iterdir() if p.name.startswith("d (deleted ")]
+    assert (kept / "b").read_bytes() == b"second"
+
+
+def test_restores_of_old_and_new_versions_on_every_node(cluster: Cluster, tmp_path: Path) -> None:
+    source, _ = pair(cluster, tmp_path)
+    cluster.join("box3")  # has no part in the set
+    big = os.urandom(2 << 20)
+    (source / "sub").mkdir()
+    (source / "sub" / "big").write_bytes(big)
+    first = cluster.sync("docs")["sequence"]
+    tree = tmp_path / "as-it-was"
+    shutil.copytree(source, tree, symlinks=True)
+    wait_for(lambda: True, 1)
+    import time
+
+    time.sleep(1.2)  # quiet after a point is what makes it a version
+    (source / "a").write_bytes(b"changed")
+    (source / "sub" / "big").write_bytes(big[: 1 << 20] + os.urandom(100) + big[1 << 20 :])
+    cluster.sync("docs")
+    numbers = {v["number"] for v in cluster.master.call("versions", {"set": "docs"})["versions"]}
+    assert first in numbers
+    for name in ("shop1", "box2", "box3"):
+        old, new, part = (tmp_path / f"{kind}-{name}" for kind in ("old", "new", "part"))
+        out = cluster.master.call("restore", {"set": "docs", "version": first, "to": str(old), "node": name})
+        assert out["digest_ok"]
+        cluster.master.call("restore", {"set": "docs", "to": str(new), "node": name})
+        cluster.master.call(
+            "restore", {"set": "docs", "path": "sub", "version": first, "to": str(part), "node": name}
+        )
+        assert (old / "a").read_bytes() == b"first"
+        assert (old / "sub" / "big").read_bytes() == big
+        assert (new / "a").read_bytes() == b"changed"
+        assert [p.name for p in part.iterdir()] == ["big"]
+        if os.geteuid() == 0:
+            assert rsync_difference(source, new) == ""
+    for args, code in (
+        ({"version": 99999, "to": str(tmp_path / "x")}, ExitCode.USAGE),
+        ({"path": "nothing/here", "to": str(tmp_path / "x")}, ExitCode.USAGE),
+        ({"to": str(source)}, ExitCode.REFUSED),
+        ({}, ExitCode.USAGE),
+    ):
+        with pytest.raises(CrnodeError) as caught:
+            cluster.master.call("restore", {"set": "docs", **args})
+        assert caught.value.exit_code == code
+
+
+def test_a_first_copy_that_is_cut_goes_on_where_it_was(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    box2 = cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    size = 0
+    for number in range(40):
+        data = os.urandom(4 << 20)
+        (source / f"f{number}").write_bytes(data)
+        size += len(data)
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path}/live"])
+
+    def sent() -> int:
+        return int(cluster.master.call("status")["sets"][0]["targets"][0]["sent_bytes"])
+
+    wait_for(lambda: sent() > size // 4, 30, 0.005)
+    box2.kill()
+    before = sent()
+    assert before < size, "the copy was done before the cut: this test would prove nothing"
+    box2.start()
+    cluster.sync("docs")
+    assert sent() < size * 1.25, f"{sent()} bytes were sent for {size}"
+    for number in range(40):
+        assert (tmp_path / "live" / f"f{number}").read_bytes() == (source / f"f{number}").read_bytes()
+
+
+def test_sync_says_which_target_is_missing_and_why(cluster: Cluster, tmp_path: Path) -> None:
+    source, _ = pair(cluster, tmp_path)
+    cluster.nodes["box2"].kill()
+    (source / "b").write_bytes(b"x")
+    done = crnode("sync", "docs", "--timeout", "2", "--data", str(cluster.master.data), check=False)
+    assert done.returncode == ExitCode.BEHIND
+    assert "box2" in done.stderr
+    assert "Traceback" not in done.stderr
+    cluster.nodes["box2"].start()
+    assert crnode("sync", "docs", "--data", str(cluster.master.data)).returncode == 0
+
+
+def test_a_removed_node_is_turned_away(cluster: Cluster, tmp_path: Path) -> None:
+    pair(cluster, tmp_path)
+    with pytest.raises(CrnodeError) as caught:
+        cluster.master.call("node.remove", {"name": "box2"})
+    assert "--lose" in str(caught.value)
+    cluster.master.call("node.remove", {"name": "box2", "lose": True})
+    wait_for(lambda: [n["name"] for n in cluster.master.call("node.list")["nodes"]] == ["shop1"])
+    wait_for(
+        lambda: any("removed" in str(n["problems"]) for n in cluster.nodes["box2"].call("node.list")["nodes"])
+    )

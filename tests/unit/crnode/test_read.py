@@ -1,0 +1,215 @@
+"""Reading real files into entries: every kind, every piece of metadata, and files that change while they are
+read."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crnode.capture.read import Fresh, Gone, PathReader, Unreadable
+from crnode.capture.roots import OpenRoots, labels
+from crnode.store.store import Missing
+from crproto import content
+from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
+from crproto.ids import HOLE, chunk_id
+
+LATER = 10**9  # ns: old enough to be trusted after one read
+
+
+class Source:
+    """A reader with a memory of recipes instead of a store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.recipes: dict[bytes, bytes] = {}
+        self.blocks: dict[bytes, bytes] = {}
+        self.roots = OpenRoots(labels([str(root)]))
+        self.reader = PathReader(
+            self.roots,
+            self._load,
+            lambda s: self.blocks.get(s, b""),
+            7,
+            lambda p: p.endswith(b".db"),
+            1 << 40,
+            lambda: time.time_ns() + LATER,
+            64 << 20,
+        )
+
+    def _load(self, name: bytes) -> bytes:
+        if name not in self.recipes:
+            raise Missing(name)
+        return self.recipes[name]
+
+    def take(self, path: bytes, old: Entry | None = None) -> tuple[Entry, Fresh]:
+        fresh = Fresh()
+        taken = self.reader.take(path, old, fresh)
+        self.recipes.update(fresh.recipes)
+        self.blocks.update(fresh.blocks)
+        self.reader.close()
+        return taken.entry, fresh
+
+    def bytes_of(self, entry: Entry, path: Path) -> bytes:
+        """The content that the entry names, checked against the file by id."""
+        out = b""
+        data = path.read_bytes()
+        assert entry.content is not None
+        for offset, length, name in content.walk(entry.content, entry.level, self._load, size=entry.size):
+            part = data[offset : offset + length]
+            assert name == HOLE or chunk_id(part) == name
+            out += bytes(length) if name == HOLE else part
+        return out
+
+
+@pytest.fixture()
+def source(tmp_path: Path) -> Iterator[Source]:
+    root = tmp_path / "root"
+    root.mkdir()
+    made = Source(root)
+    yield made
+    made.reader.close()
+    made.roots.close()
+
+
+def test_a_small_file_is_one_chunk(source: Source) -> None:
+    path = source.root / "a"
+    path.write_bytes(b"hello")
+    os.utime(path, ns=(1, 123_456_789_123_456_789))
+    path.chmod(0o640)
+    entry, fresh = source.take(b"a")
+    assert (entry.kind, entry.mode, entry.size, entry.mtime_ns) == (FILE, 0o640, 5, 123_456_789_123_456_789)
+    assert (entry.content, entry.level) == (chunk_id(b"hello"), 0)
+    assert fresh.chunks == {chunk_id(b"hello"): b"hello"}
+
+
+def test_an_empty_file_and_a_directory_and_a_link(source: Source) -> None:
+    (source.root / "e").touch()
+    (source.root / "d").mkdir(mode=0o711)
+    (source.root / "l").symlink_to("../anywhere")
+    assert source.take(b"e")[0].content is None
+    assert source.take(b"d")[0].kind == DIRECTORY
+    entry = source.take(b"l")[0]
+    assert entry.kind == SYMLINK
+    assert Extra.decode(entry.extra).target == b"../anywhere"
+
+
+def test_a_large_file_and_each_kind_of_change_to_it(source: Source) -> None:
+    path = source.root / "big"
+    data = bytearray(random.Random(1).randbytes(3 << 20))
+    path.write_bytes(data)
+    entry, fresh = source.take(b"big")
+    assert entry.level > 0
+    assert source.bytes_of(entry, path) == data
+    assert fresh.new_bytes == len(data)
+    changes = [
+        (
+            "a page in place",
+            lambda: data.__setitem__(slice(1 << 20, (1 << 20) + 8192), os.urandom(8192)),
+            200_000,
+        ),
+        ("an insertion", lambda: data.__setitem__(slice(500_000, 500_000), os.urandom(100)), 200_000),
+        ("a deletion", lambda: data.__delitem__(slice(2_000_000, 2_000_300)), 200_000),
+        ("an append", lambda: data.extend(os.urandom(50_000)), 200_000),
+        ("a truncation", lambda: data.__delitem__(slice(1_234_567, None)), 200_000),
+    ]
+    for name, change, most in changes:
+        change()
+        path.write_bytes(data)
+        entry, fresh = source.take(b"big", entry)
+        assert source.bytes_of(entry, path) == data, name
+        assert fresh.new_bytes < most, f"{name}: {fresh.new_bytes} bytes were called new"
+
+
+def test_a_page_file_dirties_one_chunk_and_sends_a_patch(source: Source) -> None:
+    path = source.root / "x.db"
+    path.write_bytes(os.urandom(1 << 20))
+    entry, _ = source.take(b"x.db")
+    with open(path, "r+b") as file:
+        file.seek(40 * 16384 + 4096)
+        file.write(os.urandom(4096))
+    entry, fresh = source.take(b"x.db", entry)
+    assert fresh.new_bytes == 16384
+    (patch,) = fresh.patches.values()
+    assert patch.ranges == ((4096, 4096),)
+
+
+def test_holes_stay_holes(source: Source) -> None:
+    path = source.root / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(1 << 30)
+        file.seek(300 << 20)
+        file.write(b"island" * 10_000)
+    entry, fresh = source.take(b"sparse")
+    assert entry.size == 1 << 30
+    assert fresh.new_bytes < 1 << 20
+    assert entry.content is not None
+    walked = list(content.walk(entry.content, entry.level, source._load, size=entry.size))
+    assert sum(length for _, length, _ in walked) == 1 << 30
+    assert walked[0][2] == HOLE
+    assert walked[-1][2] == HOLE
+
+
+def test_hard_links_share_a_group(source: Source) -> None:
+    (source.root / "a").write_bytes(b"x")
+    os.link(source.root / "a", source.root / "b")
+    one, two = source.take(b"a")[0], source.take(b"b")[0]
+    assert Extra.decode(one.extra).link is not None
+    assert Extra.decode(one.extra).link == Extra.decode(two.extra).link
+
+
+def test_xattrs_and_acls(source: Source) -> None:
+    path = source.root / "a"
+    path.write_bytes(b"x")
+    os.setxattr(path, "user.colour", b"blue\0\xff")
+    done = subprocess.run(["setfacl", "-m", "u:1:r", str(path)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no ACLs here: {done.stderr.decode().strip()}")
+    extra = Extra.decode(source.take(b"a")[0].extra)
+    assert extra.xattrs == ((b"user.colour", b"blue\0\xff"),)
+    assert extra.acl is not None
+    assert (2, 4) in {(tag, perm) for tag, perm, _, number in extra.acl if number == 1}
+
+
+def test_what_is_no_file_is_refused_with_a_reason(source: Source) -> None:
+    os.mkfifo(source.root / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(source.root / "sock"))
+        for name, word in ((b"pipe", "pipe"), (b"sock", "socket")):
+            with pytest.raises(Unreadable, match=word):
+                source.take(name)
+    with pytest.raises(Gone):
+        source.take(b"nothing")
+
+
+def test_a_link_on_the_way_is_not_followed(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "f").write_bytes(b"shadow")
+    (source.root / "up").symlink_to(tmp_path / "secret")
+    with pytest.raises(Gone):
+        source.take(b"up/f")
+
+
+def test_a_file_that_never_settles_is_fuzzy(source: Source) -> None:
+    path = source.root / "hot"
+    path.write_bytes(bytes(100_000))
+    real = os.pread
+
+    def meddle(fd: int, length: int, at: int) -> bytes:
+        with open(path, "r+b") as file:  # somebody writes each time a byte is read
+            file.write(os.urandom(8))
+        return real(fd, length, at)
+
+    import crnode.capture.read as module
+
+    module.os.pread = meddle  # type: ignore[attr-defined]
+    try:
+        entry, _ = source.take(b"hot")
+    finally:
+        module.os.pread = real  # type: ignore[attr-defined]
+    assert Extra.decode(entry.extra).fuzzy

@@ -1,0 +1,81 @@
+"""Which images stay versions, and why."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+from crnode.versions.retention import DAY, HOUR, MINUTE, MOST, SECOND, WEEK, Candidate, Ladder, retain
+
+
+def _line(*at: int, pinned: tuple[int, ...] = (), rolling: tuple[int, ...] = ()) -> list[Candidate]:
+    return [Candidate(n, t, n in pinned, n not in rolling) for n, t in enumerate(at, 1)]
+
+
+def test_nothing_keeps_nothing_and_one_is_the_newest() -> None:
+    assert retain([]) == {}
+    assert retain(_line(5)) == {1: "newest"}
+
+
+def test_points_in_a_burst_go_and_those_before_quiet_stay() -> None:
+    burst = [n * SECOND // 10 for n in range(50)]
+    kept = retain(_line(*burst, burst[-1] + 10 * SECOND), Ladder(hourly=0, daily=0, weekly=0))
+    assert kept == {51: "newest", 50: "recent"}
+
+
+def test_a_file_written_without_pause_still_leaves_a_point_a_minute() -> None:
+    images = _line(*(n * SECOND // 2 for n in range(2400)))
+    kept = retain(images, Ladder(hourly=0, daily=0, weekly=0))
+    times = sorted(images[o - 1].at_ns for o in kept)
+    assert len(kept) == 16
+    assert all(two - one >= MINUTE for one, two in itertools.pairwise(times))
+
+
+def test_the_ladder_over_a_year() -> None:
+    images = _line(*range(0, 364 * DAY, HOUR // 2))
+    kept = retain(images)
+    assert len(kept) <= MOST
+    assert max(kept) == len(images)
+    newest = images[-1].at_ns
+    ages = sorted((newest - images[o - 1].at_ns) for o in kept)
+    for days in range(1, 14):
+        assert any(days * DAY <= age < (days + 1) * DAY for age in ages), days
+    for weeks in range(10):
+        assert any(weeks * WEEK <= age < (weeks + 1) * WEEK for age in ages), weeks
+
+
+def test_a_whole_image_is_preferred_and_a_rolling_one_better_than_none() -> None:
+    ladder = Ladder(newest=1, hourly=2, daily=0, weekly=0, quiet_ns=HOUR)
+    images = _line(10 * MINUTE, 30 * MINUTE, 50 * MINUTE, 125 * MINUTE, rolling=(3,))
+    assert retain(images, ladder) == {4: "newest", 2: "hourly"}
+    only = _line(0, 100 * MINUTE, rolling=(1,))
+    assert 1 in retain(only, ladder)
+
+
+def test_pins_stay_and_are_beside_the_64() -> None:
+    images = _line(*range(0, 100 * MINUTE * 3, MINUTE), pinned=(1, 2, 3))
+    kept = retain(images)
+    assert all(kept[n] == "pinned" for n in (1, 2, 3))
+    assert sum(why != "pinned" for why in kept.values()) <= MOST
+
+
+def test_a_clock_that_jumps_prunes_no_more_than_usual() -> None:
+    images = _line(*range(0, 20 * HOUR, HOUR))
+    late = [*images, Candidate(21, images[-1].at_ns + 400 * DAY, False, True)]
+    assert set(retain(late)) >= {21, 20}
+    back = [*images, Candidate(21, -400 * DAY, False, True)]
+    assert 21 in retain(back)
+
+
+def test_thinning_again_and_again_is_stable() -> None:
+    """What one thinning kept by a rung, the next one does not lose while nothing new came."""
+    source = random.Random(4)
+    at, images = 0, []
+    for n in range(1, 400):
+        at += source.choice([SECOND // 10, SECOND, MINUTE, HOUR])
+        images.append(Candidate(n, at, False, source.random() < 0.9))
+        kept = retain(images)
+        images = [i for i in images if i.ordinal in kept]
+        assert len(images) <= MOST
+        assert images[-1].ordinal == n
+    assert set(retain(images)) == {i.ordinal for i in images}
