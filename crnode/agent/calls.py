@@ -271,9 +271,7 @@ class Calls:
         await running.target.settled()
         newest = await self.agent.writer.submit(running.target.catalog.newest)
         return {
-            "put_right": report.written + report.removed + len(report.set_aside)
-            if report.set_aside or report.written
-            else 0,
+            "put_right": len(report.put_right),
             "digest": newest.digest.hex() if newest is not None else "",
             "unapplied": running.target.status.unapplied,
         }

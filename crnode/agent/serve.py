@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from crnode.agent.node import Agent
 
 FRAME_BYTES = 512 << 10
+DOCUMENT_WAITS, DOCUMENT_WAIT_SECONDS = 40, 0.05
 GRANT_SECONDS = 24 * 3600.0
 
 Method = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -66,6 +67,7 @@ class Server:
                 self.agent.heard(name)
                 message = received.message
                 if isinstance(message, SetOpen):
+                    await self._learn_of(message)
                     session = self._session(name, message)
                     await session.open(peer, message)
                 elif isinstance(message, SESSION_MESSAGES):
@@ -82,6 +84,14 @@ class Server:
         finally:
             for task in calls:
                 task.cancel()
+
+    async def _learn_of(self, message: SetOpen) -> None:
+        """A new set's source may be quicker than the document that names the set: wait for it a little."""
+        for _ in range(DOCUMENT_WAITS):
+            uuid = message.set.hex()
+            if uuid in self.agent.sets.targets or uuid in self.agent.sets.refused:
+                return
+            await asyncio.sleep(DOCUMENT_WAIT_SECONDS)
 
     def _session(self, name: str, message: SetOpen) -> TargetSet:
         """The set that `name` wants to push, if it may."""

@@ -48,8 +48,8 @@ def nodes(agent: Agent) -> list[Out]:
 
 async def local(agent: Agent) -> Out:
     """Sets as this node has them, as their source or their target."""
-    sources = {u: _source(agent, r) for u, r in agent.sets.sources.items()}
-    targets = {u: await _target(agent, r) for u, r in agent.sets.targets.items()}
+    sources = {u: _source(agent, r) for u, r in list(agent.sets.sources.items())}
+    targets = {u: await _target(agent, r) for u, r in list(agent.sets.targets.items())}
     return {
         "node": agent.node.name,
         "sources": sources,
@@ -107,7 +107,7 @@ async def _target(agent: Agent, running: RunningTarget) -> Out:
     target = running.target
     newest = await agent.writer.submit(target.catalog.newest)
     return {
-        "state": target.status.state,
+        "state": "live tree waits" if target.status.live else target.status.state,
         "reason": target.status.reason or target.status.live,
         "sequence": newest.sequence if newest else 0,
         "digest": newest.digest.hex() if newest else "",
@@ -162,6 +162,8 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
         push = source.get("targets", {}).get(name, {})
         there = views.get(name, {}).get("targets", {}).get(spec.uuid, {})
         state = "paused" if target.paused else push.get("state") or there.get("state") or "offline"
+        if state == "in sync" and there.get("state") == "live tree waits":
+            state = "live tree waits"
         lag = push.get("lag_s")
         if lag is not None and lag > safe:
             warnings.append(f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {safe:g} s).")

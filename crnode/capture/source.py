@@ -42,6 +42,7 @@ POLL_WINDOW_NS = 3600 * 10**9
 POLL_MOST = 2000
 ROOT_RETRY_SECONDS = 2.0
 FULL_RETRY_SECONDS = 5.0
+EMPTIED_SECONDS = 3.0  # an emptied set is scanned this often, to see whether its files are back
 SCAN_ONLY_SECONDS = 10.0  # without watches a set is scanned this often
 COOKIE_SECONDS = 5.0
 HELD_BYTES = 64 << 20  # new bytes kept in memory for the targets of one set
@@ -100,6 +101,8 @@ class SourceSet:
         self._rolling = False
         self._view = 0  # ordinal that captures compare with
         self._staged = False  # whether that is an image in the making
+        self._next_look = 0.0
+        self._emptied = False  # an image that would empty the set waits for a person
         self._after_crash = store.recovery.unclean_boot
 
     # -- asked from outside
@@ -167,6 +170,8 @@ class SourceSet:
     def _set_state(self, state: str, detail: str = "") -> None:
         if (state, detail) != (self.state, self.detail) and state not in ("ok", "scanning", "capturing"):
             self.journal("source", f"Set {self.spec.name}: {state}. {detail}".strip())
+        if self._emptied and state in ("scanning", "capturing"):
+            return  # what a person has to see stays to be seen
         self.state, self.detail = state, detail
 
     def _close_session(self) -> None:
@@ -221,6 +226,12 @@ class SourceSet:
                 next_poll = now + POLL_SECONDS
             if self._scan_wanted:
                 await self._scan()
+            elif self._emptied:
+                # One path alone would be a half truth: only whole scans say whether the files are back.
+                self._settle.take(self._now())
+                if now >= self._next_look:
+                    self._next_look = now + EMPTIED_SECONDS
+                    self._want_scan("emptied")
             elif self._due_in() <= 0:
                 await self._point(())
             self._wake.clear()
@@ -484,16 +495,19 @@ class SourceSet:
                 self.commit.finish, batch, flags, self._staged, confirm, self._accept, self.spool
             )
         except EmptiedSet as emptied:
-            self._set_state("emptied", str(emptied))
+            self._emptied = True
+            self._set_state("emptied", str(emptied).replace("NAME", self.spec.name))
             return
         self._staged = False
         if point is not None:
-            self._after_crash = False
+            self._after_crash = self._emptied = False
             self._rolling = bool(point.image.flags & ROLLING)
             self.newest = point.image
             self._view = point.image.ordinal
             self.on_point(point)
         if lost:
             self.lost = await self.writer.submit(self.catalog.lost)
+        if self._emptied:
+            return  # nothing was committed: what was deleted still waits for a person, or for the files to be back
         self._accept = False
         self._set_state("ok")

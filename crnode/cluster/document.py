@@ -71,7 +71,7 @@ def split_address(text: str) -> tuple[str, int]:
         raise ValueError(
             f"The address '{text}' has several colons; write an IPv6 address in brackets: [{text}]:7400."
         )
-    if not host or not (_HOST.match(host) or ":" in host and re.fullmatch(r"[0-9A-Fa-f:.%A-Za-z]+", host)):
+    if not host or not (_HOST.match(host) or (":" in host and re.fullmatch(r"[0-9A-Fa-f:.%A-Za-z]+", host))):
         raise ValueError(
             f"The address '{text}' names no host; write a name or an IP address and a port: "
             "192.168.1.10:7400."

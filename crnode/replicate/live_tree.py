@@ -47,6 +47,7 @@ class Report:
     removed: int = 0
     set_aside: list[bytes] = field(default_factory=list)
     unapplied: dict[bytes, str] = field(default_factory=dict)
+    put_right: set[bytes] = field(default_factory=set)  # paths that somebody had changed
     damaged: set[bytes] = field(default_factory=set)  # ids of objects that could not be read
     bytes: int = 0
 
@@ -179,6 +180,7 @@ class LiveTree:
                 if entry is None and not path:
                     continue
                 wrong.append((path, entry))
+            self._report.put_right = {p for p, e in wrong if e is None or e.kind != DIRECTORY}
             for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
                 if entry is None:
                     self._guarded(path, partial(self._remove, writer, path))

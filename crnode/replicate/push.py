@@ -367,7 +367,7 @@ class Push:
         objects = ObjectReader(self.source.store, lambda: self.source.open_roots, fresh)
         reader, load = self._reader, self.source.store.load
         if quick and point is not None and point.fresh is not None:
-            small = len(point.changed) <= OFFER_ENTRIES and point.fresh.new_bytes <= OFFER_BYTES
+            small = len(point.changed) <= OFFER_ENTRIES and self._weight(point, base) <= OFFER_BYTES
             changed, removed, memory = point.changed, point.removed, point.fresh
             parts = from_memory(
                 changed, removed, memory, lambda p: reader.entry(p, base) if base else None, load
@@ -397,6 +397,15 @@ class Push:
             if image.id not in self._unsaved:
                 self.in_flight.discard(image.id)
             await self._in_thread(objects.close)
+
+    def _weight(self, point: Point, base: int) -> int:
+        """Bytes that sending a small point without asking could cost: what is new, and whatever has a new
+        name (a renamed file is all there at the target, and an offer finds that out)."""
+        assert self._reader is not None
+        assert point.fresh is not None
+        named = [e for e in point.changed if e.content is not None]
+        moved = sum(e.size for e in named if not base or self._reader.entry(e.path, base) is None)
+        return max(point.fresh.new_bytes, moved)
 
     def _header(self, image: Image, base: bytes, resumed: bool, held: Image | None) -> ImageBegin:
         assert image.id is not None

@@ -452,12 +452,18 @@ class TargetSet:
                 await self._session[0].send(Applied(shown.id, live.synced == live.at, unapplied))
 
     async def settled(self) -> None:
-        """Wait until the live tree shows the newest image."""
+        """Wait until the live tree shows the newest image. Raises CrnodeError with the reason when it cannot."""
         newest = await self.writer.submit(self.catalog.newest)
         wanted = newest.ordinal if newest is not None else 0
         self._wake.set()
+
+        def shown() -> bool:
+            return self.live is not None and self.live.at >= wanted
+
         async with self._settled:
-            await self._settled.wait_for(lambda: self.live is not None and self.live.at >= wanted)
+            await self._settled.wait_for(lambda: shown() or bool(self.status.live))
+        if not shown():
+            raise CrnodeError("The image is received and kept, but the live tree waits.", self.status.live)
 
     async def check_live(self) -> Report:
         """Scan the live tree for local changes and put them right; what was changed is kept aside."""

@@ -41,7 +41,8 @@ SPARSE = 0.6  # share of live bytes below which a pack is copied forward
 STEP_SECONDS = 0.02  # of the writer thread at a time: an acknowledgement of another set waits no longer
 STEP_DEAD = 512  # ids dropped in one transaction of the index
 STEP_DEAD_FULL = 8  # the same on a full disk, where larger transactions fail (rule 34)
-STEP_BYTES = 2 << 20  # copied and synced in one step
+STEP_BYTES = 1 << 20  # copied and synced in one step
+STEP_PENDING = 2000  # ids moved in the index before it is committed, in a step of its own
 GRACE_SECONDS = 1.0  # a pack that was copied forward stays this long, for readers that looked up before
 GROUP_RECORDS = 500_000  # records that the child lists in one walk of the index
 HOLES_MOST = 10_000
@@ -295,6 +296,9 @@ class PackSweep:
         store = self.store
         extra = store.live_extra
         assert extra is not None
+        if len(store.index.pending) >= STEP_PENDING:
+            store.flush_index()
+            return False
         if not store.expand_live(until):
             return False
         dead: list[bytes] = []

@@ -327,7 +327,7 @@ class Packs:
             self.seal(lane)
 
     def resume(self, lane: Lane, pack: int) -> None:
-        """Go on appending to an existing pack, whose end must be a record border; at the start of a process."""
+        """Go on appending to a pack, whose end must be a record border. For the start of a process."""
         fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
         self._open[lane] = (pack, fd, os.fstat(fd).st_size)
 
