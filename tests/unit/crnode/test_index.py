@@ -109,13 +109,15 @@ def test_nothing_is_missed_while_it_is_committed(tmp_path: Path) -> None:
     threads = [threading.Thread(target=look) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for n in range(4000):
-        index.put(_id(n), _where(n))
-        known[0] = n + 1
-        if n % 40 == 0:
-            index.commit({})
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for n in range(4000):
+            index.put(_id(n), _where(n))
+            known[0] = n + 1
+            if n % 40 == 0:
+                index.commit({})
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert not wrong
     index.close()

@@ -136,13 +136,15 @@ def test_removed_while_being_read(tmp_path: Path) -> None:
         thread.start()
     other = tmp_path / "other"
     other.write_bytes(os.urandom(5000))
-    for where in places:
-        packs.remove(where.pack)
-        for _ in range(5):
-            os.close(os.open(other, os.O_RDONLY))
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for where in places:
+            packs.remove(where.pack)
+            for _ in range(5):
+                os.close(os.open(other, os.O_RDONLY))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert not wrong
     packs.close()
 
