@@ -508,6 +508,7 @@ class SourceSet:
         if lost:
             self.lost = await self.writer.submit(self.catalog.lost)
         if self._emptied:
-            return  # nothing was committed: what was deleted still waits for a person, or for the files to be back
+            # Nothing was committed: what was deleted waits for a person, or for the files to be back.
+            return
         self._accept = False
         self._set_state("ok")

@@ -51,7 +51,7 @@ class NodeFile(BaseModel):
     machine_id: str  # where this directory was made; elsewhere it is a copy (rule 90)
     listen: str  # host:port to bind
     advertise: str  # host:port that the others call
-    destinations: tuple[str, ...] = ()  # folders that live trees may lie in; empty: anywhere but in the system's own
+    destinations: tuple[str, ...] = ()  # where live trees may lie; empty: anywhere but in the system's places
     hash_seed: Annotated[int, Field(ge=0, lt=2**64)]  # secret seed of the block hashes
     format_level: Annotated[int, Field(ge=1)] = FORMAT_LEVEL
 

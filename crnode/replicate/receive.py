@@ -217,7 +217,7 @@ class TargetSet:
         except CrnodeError as error:
             slot.refusal = _as_refusal(error)
         except RemoteProtocolError as error:
-            slot.refusal = Refusal("protocol", str(error), retry=False)  # nothing of this image counts any more
+            slot.refusal = Refusal("protocol", str(error), retry=False)  # nothing of this image counts now
             raise
 
     def _begin(self, slot: _Slot, header: ImageBegin) -> None:
@@ -452,7 +452,7 @@ class TargetSet:
                 await self._session[0].send(Applied(shown.id, live.synced == live.at, unapplied))
 
     async def settled(self) -> None:
-        """Wait until the live tree shows the newest image. Raises CrnodeError with the reason when it cannot."""
+        """Wait until the live tree shows the newest image. CrnodeError says why when it cannot."""
         newest = await self.writer.submit(self.catalog.newest)
         wanted = newest.ordinal if newest is not None else 0
         self._wake.set()

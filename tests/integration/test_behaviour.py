@@ -1,4 +1,4 @@
-"""What users and scripts meet: refusals with reasons, states that mend themselves, restores, local changes."""
+"""What users and scripts meet: refusals with reasons, states that mend themselves, restores, drift."""
 
 from __future__ import annotations
 

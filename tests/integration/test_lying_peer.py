@@ -123,7 +123,7 @@ async def push(
     return await answer(peer)
 
 
-@pytest.fixture()
+@pytest.fixture
 def liar(cluster: Cluster, tmp_path: Path) -> Liar:
     """A cluster in which node `liar` is the source of a set of `box2`, and only pretends to be."""
     cluster.init()

@@ -1,4 +1,5 @@
-"""A source whose data directory was set back to yesterday (a restored VM snapshot): nothing acknowledged is lost."""
+"""A source whose data directory was set back to yesterday (a restored VM snapshot): nothing acknowledged is
+lost."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def test_a_source_that_was_set_back_goes_on_under_a_new_identity(cluster: Cluste
     versions = cluster.nodes["box2"].call("versions", {"set": "docs"})["versions"]
     (kept,) = [v for v in versions if (v["name"] or "").startswith("diverged")]
     assert kept["digest"] == today["digest"]
-    out = cluster.nodes["box2"].call("restore", {"set": "docs", "version": kept["id"], "to": str(tmp_path / "back")})
+    wish = {"set": "docs", "version": kept["id"], "to": str(tmp_path / "back")}
+    out = cluster.nodes["box2"].call("restore", wish)
     assert out["digest_ok"]
     assert (tmp_path / "back" / "today").read_bytes() == b"acknowledged today"
     assert any("set" in text and "back" in text for text in master.events())

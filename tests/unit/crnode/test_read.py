@@ -67,7 +67,7 @@ class Source:
         return out
 
 
-@pytest.fixture()
+@pytest.fixture
 def source(tmp_path: Path) -> Iterator[Source]:
     root = tmp_path / "root"
     root.mkdir()

@@ -1,4 +1,4 @@
-"""The inotify reader on real directories: what it reports, in which paths, and that nothing is lost silently."""
+"""The inotify reader on real directories: what it reports, in which paths; nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Seen:
         return out
 
 
-@pytest.fixture()
+@pytest.fixture
 def seen(tmp_path: Path) -> Iterator[Seen]:
     root = tmp_path / "root"
     root.mkdir()
