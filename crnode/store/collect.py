@@ -29,7 +29,7 @@ import lmdb
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, free_bytes, fsync_dir
 from crnode.store import child
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, open_reader
 from crnode.store.index import VALUE
 from crnode.store.mark import Filter, Marker, manifest_entries, roots
 from crnode.store.packs import HEADER_LENGTH, Location, Record, StoreFailed, full_error
@@ -419,8 +419,6 @@ def _mark_manifest(content: bytes, level: int, marker: Marker) -> None:
 
 
 def _unreached_blocks(uuid: str, path: str, marker: Marker) -> None:
-    from crnode.store.catalog import open_reader
-
     with open_reader(Path(path)) as reader:
         gone = [segment for segment in reader.segments() if not marker.reached(segment)]
     for at in range(0, len(gone), 500):

@@ -238,6 +238,38 @@ def test_what_becomes_live_after_the_mark_stays(tmp_path: Path, monkeypatch: pyt
     assert store.live_extra is None
 
 
+def test_what_was_put_again_after_damage_is_not_taken_for_its_old_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog = _fill(tmp_path)
+    old = list(catalog.walk(1))
+    _prune_to_newest(catalog)
+    here = {entry.content for entry in catalog.walk(3)}
+    dead = [e for e in old if e.content not in here]
+    real = collect_module.PackSweep.step
+    done: list[int] = []
+
+    def step(self: collect_module.PackSweep) -> bool:
+        if not done:
+            done.append(1)
+            for entry in dead[:10]:
+                assert entry.content is not None
+                for name in below(entry.content, entry.level, store.get):
+                    where = store.locate(name)
+                    assert where is not None
+                    data = store.get(name)
+                    store.damaged.add(name)
+                    store.put([Record(name, where.kind, delta.RAW, len(data), data)], Lane.BULK, cache=False)
+            store.sync()
+            commit(catalog, dead[:10])
+        return real(self)
+
+    monkeypatch.setattr(collect_module.PackSweep, "step", step)
+    out = _collect(store, catalog)
+    assert out.removed_bytes > 0
+    assert len(reachable([catalog], store)) > 100
+
+
 def _chunks(store: ObjectStore, name: bytes, level: int) -> list[bytes]:
     from crproto.content import walk
 
