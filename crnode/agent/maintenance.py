@@ -276,8 +276,19 @@ class Maintenance:
         """Once a minute: manifests that are due, and a collection when it is worth while. Until cancelled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            await self.write_due_manifests()
-            await self.collect_if_due()
+            try:
+                await self._minute()
+            except CrnodeError as error:  # a full disk, a holder that went away: the next minute tries again
+                self.agent.journal.add("store", f"Housekeeping did not end well: {error}")
+
+    async def _minute(self) -> None:
+        try:
+            self.agent.store.check_room()
+        except CrnodeError:
+            await self.relieve()
+            return
+        await self.write_due_manifests()
+        await self.collect_if_due()
 
     async def collect_if_due(self) -> bool:
         """Start a collection when enough is dead; True when one ran."""

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -74,6 +75,8 @@ class Agent:
         self.links: dict[str, Link] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, float] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._relief: set[asyncio.Task[Any]] = set()
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -118,6 +121,9 @@ class Agent:
             await self._follow(self.document)
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
+            housekeeping = asyncio.create_task(self.calls.maintenance.run(), name="maintenance")
+            housekeeping.add_done_callback(self._task_ended)
+            self._background.append(housekeeping)
             if ready is not None:
                 ready()
             gc.freeze()  # what is there now lives as long as the process: no collection need look at it again
@@ -125,9 +131,10 @@ class Agent:
         finally:
             if control is not None:
                 await control.close()
-            for task in self._link_tasks.values():
+            ending: list[asyncio.Task[Any]] = [*self._link_tasks.values(), *self._background, *self._relief]
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*self._link_tasks.values(), return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
             if listener is not None:
                 await listener.close()
             with contextlib.suppress(StoreFailed):
@@ -155,12 +162,19 @@ class Agent:
         if self._failure is None:
             if isinstance(error, CrnodeError) and error.exit_code == ExitCode.FULL:
                 self.journal.add("full", str(error))
+                self.relieve()
                 return
             self._failure = error
             with contextlib.suppress(FileNotFoundError):
                 (self.data / "store" / "boot").unlink()  # the next start reads recent records again
             self.journal.add("failed", f"The store failed and the agent stops: {error}")
             self._stop.set()
+
+    def relieve(self) -> None:
+        """The disk is full: free what is dead, once a minute at most."""
+        task = asyncio.create_task(self.calls.maintenance.relieve())
+        self._relief.add(task)
+        task.add_done_callback(self._relief.discard)
 
     def _crashed(self, error: BaseException) -> None:
         """A defect in a task of ours: say so and stop, rather than go on half alive."""
@@ -169,6 +183,10 @@ class Agent:
             self._failure = error
             self.journal.add("defect", f"A defect stopped the agent: {type(error).__name__}: {error}")
             self._stop.set()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crashed(error)
 
     def _tell_recovery(self) -> None:
         found = self.store.recovery
@@ -180,6 +198,9 @@ class Agent:
             self.journal.add(
                 "recovery", f"The machine was cut off; {found.rehashed_bytes >> 20} MiB were read again."
             )
+        for pack in found.lost_packs:
+            text = f"Pack {pack} of the object store is gone; what it held is fetched again."
+            self.journal.add("damage", text)
         for gap in found.damaged:
             self.journal.add(
                 "damage", f"Pack {gap.pack} is damaged from byte {gap.start} to {gap.end}; it is healed."

@@ -19,11 +19,13 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
+from crnode.platform.files import boot_id
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import Place, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
-from crnode.store.catalog import Catalog, CatalogDamaged
+from crnode.store import manifest
+from crnode.store.catalog import Catalog, CatalogDamaged, Live
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -173,12 +175,25 @@ class Sets:
                 for suffix in ("", "-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-                self.journal(
-                    "damage",
-                    f"The catalog {path} is damaged ({error}); it was set aside as {aside} and is made anew.",
-                )
-                self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
+                text = f"The catalog {path} is damaged ({error}); it was set aside as {aside}"
+                self.catalogs[uuid] = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text)
         return self.catalogs[uuid]
+
+    def _rebuild(self, path: Path, uuid: bytes, text: str) -> Catalog:
+        """Make a catalog again from the manifests among the objects; without any it begins anew (rule 31)."""
+        try:
+            rebuilt = manifest.rebuild_catalog(path, uuid, self.store)
+            text += f" and made again with {rebuilt.images} of its versions."
+        except CrnodeError as error:
+            text += f" and is begun anew: {error}"
+        self.journal("damage", text)
+        catalog = Catalog(path, uuid)
+        newest = catalog.newest()
+        if newest is not None:
+            # Nothing is known of what the live tree shows: it is gone through as if nothing had been applied.
+            with catalog.transaction():
+                catalog.set_live(Live(0, newest.ordinal, 0, "moving", boot_id()))
+        return catalog
 
     # -- sources
 

@@ -189,6 +189,8 @@ class SourceCommit:
 
     def _put(self, batch: Batch, spool: bool) -> None:
         fresh = batch.fresh
+        # A renamed file names content that only a row about to be pruned named before.
+        self.store.mark_live([e.content for e in batch.changed.values() if e.content is not None])
         records = [Record(name, RECIPE, delta.RAW, len(data), data) for name, data in fresh.recipes.items()]
         if spool:
             records += [

@@ -438,6 +438,8 @@ class TargetSet:
 
         newest, live, unapplied, problems, shown = await self.writer.submit(look)
         self.newest, self.live = newest, live
+        if live is not None and newest is not None and live.at != newest.ordinal and not self.status.live:
+            self._wake.set()  # a move finished after a restart or a full disk may not be the last one due
         self.status.unapplied, self.status.problems = unapplied, problems
         async with self._settled:
             self._settled.notify_all()
