@@ -210,6 +210,7 @@ class SourceCommit:
         catalog = self.catalog
         if batch.fresh.blocks:
             catalog.save_blocks(batch.fresh.blocks.items())
+            batch.fresh.blocks = {}  # 2 MB a GiB that the pushes, which hold the rest for a while, do not need
         for path, print_ in batch.prints.items():
             catalog.see(path, print_)
         for path, reason in batch.lost.items():
