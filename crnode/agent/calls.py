@@ -17,7 +17,7 @@ from crnode.cluster.document import ReplicationSet, Role
 from crnode.cluster.membership import SetSpec, add_set, remove_node, remove_set
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
-from crnode.store.catalog import FUZZY, ROLLING, Image
+from crnode.store.reader import FUZZY, ROLLING, Image
 from crnode.versions.retention import Candidate, retain
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from crnode.agent.links import OFFSET_WARNING_S
 from crnode.cluster.identity import valid_until_ns
 from crnode.cluster.node_file import CERTIFICATE_FILE
 from crnode.errors import CrnodeError
-from crnode.store.catalog import MINIMUM_SQLITE
+from crnode.store.reader import MINIMUM_SQLITE
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent

@@ -12,9 +12,10 @@ import apsw
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
-from crnode.store.catalog import FUZZY, ROLLING, Catalog, CatalogDamaged
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
+from crnode.store.reader import FUZZY, ROLLING
 from crnode.store.scrub import Rotten, forget_garbage, scrub, who_needs
 from crnode.versions.retention import Candidate, retain
 

@@ -25,7 +25,8 @@ from crnode.replicate.place import Place, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, Live
+from crnode.store.catalog import Catalog, CatalogDamaged
+from crnode.store.reader import Live
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crnode.agent.links import OFFSET_WARNING_S
 from crnode.errors import CrnodeError
-from crnode.store.catalog import FUZZY, ROLLING
+from crnode.store.reader import FUZZY, ROLLING
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent

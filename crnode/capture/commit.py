@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from crnode.capture.job import Batch
 from crnode.capture.read import Fresh
-from crnode.store.catalog import CLEAN, DIVERGED, NO_IMAGE, ROLLING, STAGING, Catalog, Image, Totals
+from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
+from crnode.store.reader import CLEAN, DIVERGED, NO_IMAGE, ROLLING, STAGING, Image, Totals
 from crnode.store.store import CHUNK, RECIPE, ObjectStore
 from crproto import delta
 from crproto.entries import Entry
@@ -210,7 +211,7 @@ class SourceCommit:
         catalog = self.catalog
         if batch.fresh.blocks:
             catalog.save_blocks(batch.fresh.blocks.items())
-            batch.fresh.blocks = {}  # 2 MB a GiB that the pushes, which hold the rest for a while, do not need
+            batch.fresh.blocks = {}  # 2 MB a GiB that the pushes, which hold the rest, do not need
         for path, print_ in batch.prints.items():
             catalog.see(path, print_)
         for path, reason in batch.lost.items():

@@ -17,7 +17,7 @@ from crnode.capture.roots import Selection
 from crnode.capture.scan import dirty_paths
 from crnode.capture.watch import Watcher
 from crnode.platform.files import open_beneath
-from crnode.store.catalog import Fingerprint, Reader
+from crnode.store.reader import Fingerprint, Reader
 from crproto.entries import DIRECTORY, FILE, Entry, Extra
 from crproto.paths import problem
 

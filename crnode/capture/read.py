@@ -19,7 +19,7 @@ from typing import NamedTuple
 from crnode.capture.attributes import group_name, read_extra, user_name
 from crnode.capture.roots import OpenRoots
 from crnode.platform.files import open_beneath
-from crnode.store.catalog import Fingerprint
+from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
 from crproto import chunking, content
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.platform.files import open_beneath
-from crnode.store.catalog import Fingerprint, Reader, open_reader
+from crnode.store.reader import Fingerprint, Reader, open_reader
 from crproto.entries import DIRECTORY, FILE, SYMLINK
 from crproto.paths import join
 

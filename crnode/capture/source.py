@@ -26,7 +26,8 @@ from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
-from crnode.store.catalog import CLEAN, CRASH, FUZZY, ROLLING, STAGING, Catalog, Image, Reader
+from crnode.store.catalog import Catalog
+from crnode.store.reader import CLEAN, CRASH, FUZZY, ROLLING, STAGING, Image, Reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 

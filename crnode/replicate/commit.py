@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.store.catalog import FUZZY, NO_IMAGE, ROLLING, STAGING, Catalog, Image, Live, Totals
+from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
+from crnode.store.reader import FUZZY, NO_IMAGE, ROLLING, STAGING, Image, Live, Totals
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
 from crnode.versions.retention import Candidate, retain
 from crproto import content, delta

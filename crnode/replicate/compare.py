@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 from crnode.replicate.difference import Part, objects_of, removals
-from crnode.store.catalog import Reader
+from crnode.store.reader import Reader
 from crproto.entries import Entry, entry_bytes, entry_digest, range_digest
 from crproto.messages import Compare, Compared, List, Listed
 from crproto.paths import split

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from crnode.capture.read import Fresh
 from crnode.capture.roots import OpenRoots
 from crnode.platform.files import open_beneath
-from crnode.store.catalog import Reader
+from crnode.store.reader import Reader
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore
 from crproto import content, delta
 from crproto.entries import Entry

@@ -26,8 +26,9 @@ from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, make_private_dir, syncfs
 from crnode.replicate.place import Place
 from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
-from crnode.store.catalog import ROLLING, Catalog, Fingerprint, Image, Live, Reader
+from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
+from crnode.store.reader import ROLLING, Fingerprint, Image, Live, Reader
 from crnode.store.store import Damaged, Missing
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
 from crproto.paths import split

@@ -27,7 +27,7 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate import compare
 from crnode.replicate.difference import Abandoned, ObjectReader, Part, Wanted, from_catalog, from_memory
 from crnode.replicate.lag import Lag, Throttle
-from crnode.store.catalog import Image, Reader
+from crnode.store.reader import Image, Reader
 from crproto.errors import LocalProtocolError
 from crproto.limits import DIGEST_SCHEME
 from crproto.messages import (

@@ -24,8 +24,9 @@ from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LiveTree, Policy, Report
 from crnode.replicate.place import Place
-from crnode.store.catalog import Catalog, Image, Live, Reader
+from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
+from crnode.store.reader import Image, Live, Reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 from crproto.connection import Received

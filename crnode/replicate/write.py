@@ -24,7 +24,7 @@ from crnode.capture.attributes import (
     user_number,
 )
 from crnode.platform.files import open_beneath
-from crnode.store.catalog import Fingerprint
+from crnode.store.reader import Fingerprint
 from crproto import content
 from crproto.entries import DIRECTORY, Entry, Extra
 from crproto.ids import HOLE

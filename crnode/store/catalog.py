@@ -1,7 +1,8 @@
-"""The catalog of one set: which entries every image has, who acknowledged what, what the live tree shows.
+"""Writing the catalog of one set: which entries every image has, who acknowledged what, what the live tree
+shows.
 
-Writing methods run inside a transaction of the one writing connection, in the writer thread. Readers open
-their own connection (:meth:`Catalog.reader`) and end within seconds (rules 35 and 36)."""
+Writing methods run inside a transaction of the one writing connection, in the writer thread. Other threads
+read through :meth:`Catalog.reader` (reader.py)."""
 
 from __future__ import annotations
 
@@ -9,457 +10,31 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias
-from urllib.parse import quote
 
 import apsw
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import fsync_dir
-from crproto.entries import DIRECTORY, FILE, Entry, Extra, LtHash, entry_bytes, image_digest
-from crproto.paths import join, split
-
-OPEN = 1 << 62
-SCHEMA_VERSION = 1
-CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
-NO_IMAGE = bytes(32)
-STAGING, COMPLETE = 0, 1
-MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
-
-
-_Bytes: TypeAlias = bytes  # inside classes that have a field of that name
-
-
-class Image(NamedTuple):
-    """One image's row. Times in ns since 1970; `bytes` sums file sizes; `flags` are CLEAN, ROLLING …"""
-
-    ordinal: int
-    id: bytes | None
-    parent: bytes
-    incarnation: bytes
-    epoch: int
-    sequence: int
-    at_ns: int
-    received_ns: int
-    digest: bytes
-    entries: int
-    bytes: int
-    flags: int
-    state: int
-    pinned: int
-    name: str | None
-    why: str | None
-    verdict: int
-    evidence: str | None
-    manifest: _Bytes | None
-
-
-class Fingerprint(NamedTuple):
-    """What stat(2) said of the file that an entry came from: the answer to "is it still that file?"."""
-
-    dev: int
-    ino: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class Live(NamedTuple):
-    """The live tree: it shows image ordinal `at`, moves to `target`, and `synced` is durable on its disk."""
-
-    at: int
-    target: int
-    synced: int
-    state: str
-    boot: str
-
-
-class Cursor(NamedTuple):
-    """The newest image that a target acknowledged."""
-
-    target: str
-    image: bytes
-    ordinal: int
-    at_ns: int
-
-
-_IMAGE = (
-    "ordinal,id,parent,incarnation,epoch,sequence,at_ns,received_ns,digest,entries,bytes,flags,state,"
-    "pinned,name,why,verdict,evidence,manifest"
+from crnode.store.reader import (
+    COMPLETE,
+    ENTRY_COLUMNS,
+    IMAGE_COLUMNS,
+    OPEN,
+    PRINCIPALS,
+    STAGING,
+    Fingerprint,
+    Image,
+    Live,
+    Reader,
+    Totals,
+    entry_of,
+    open_reader,
+    totals_bytes,
 )
-_ENTRY = "e.kind,e.mode,o.name,o.number,g.name,g.number,e.mtime_ns,e.size,e.content,e.level,e.extra"
-_JOIN = "JOIN principal o ON o.id=e.owner JOIN principal g ON g.id=e.grp"
+from crproto.entries import DIRECTORY, FILE, Entry, Extra, entry_bytes, image_digest
+from crproto.paths import split
 
-
-class Totals(NamedTuple):
-    """What an image digest is made of: number of entries, sum of file sizes in bytes, the LtHash state."""
-
-    entries: int
-    bytes: int
-    lthash: LtHash
-
-
-class Reader:
-    """A read-only view on a catalog: one connection, to be used by one thread at a time and closed soon."""
-
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._db = connection
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _one(self, sql: str, args: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = self._db.execute(sql, args).fetchone()
-        return row
-
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """All reads inside see one state of the catalog."""
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._db.execute("COMMIT")
-
-    # -- images
-
-    def newest(self) -> Image | None:
-        """The newest complete image."""
-        row = self._one(f"SELECT {_IMAGE} FROM image WHERE state=1 ORDER BY ordinal DESC LIMIT 1")
-        return Image(*row) if row else None
-
-    def staging(self) -> Image | None:
-        """The image that is being staged, if any."""
-        row = self._one(f"SELECT {_IMAGE} FROM image WHERE state=0 ORDER BY ordinal DESC LIMIT 1")
-        return Image(*row) if row else None
-
-    def image(self, image_id: bytes) -> Image | None:
-        row = self._one(f"SELECT {_IMAGE} FROM image WHERE id=? AND state=1", (image_id,))
-        return Image(*row) if row else None
-
-    def image_at(self, ordinal: int) -> Image | None:
-        row = self._one(f"SELECT {_IMAGE} FROM image WHERE ordinal=?", (ordinal,))
-        return Image(*row) if row else None
-
-    def images(self) -> list[Image]:
-        """All complete images, oldest first."""
-        return [
-            Image(*r) for r in self._db.execute(f"SELECT {_IMAGE} FROM image WHERE state=1 ORDER BY ordinal")
-        ]
-
-    def cursors(self) -> list[Cursor]:
-        return [Cursor(*r) for r in self._db.execute("SELECT target,image,ordinal,at_ns FROM cursor")]
-
-    def cursor(self, target: str) -> Cursor | None:
-        row = self._one("SELECT target,image,ordinal,at_ns FROM cursor WHERE target=?", (target,))
-        return Cursor(*row) if row else None
-
-    def live(self) -> Live | None:
-        row = self._one("SELECT at,target,synced,state,boot FROM live WHERE one=1")
-        return Live(*row) if row else None
-
-    def unapplied(self, limit: int = 100) -> list[tuple[bytes, str]]:
-        """Paths that the live tree cannot hold, with the reason of each (rule 68)."""
-        return list(self._db.execute("SELECT path,reason FROM unapplied ORDER BY path LIMIT ?", (limit,)))
-
-    def unapplied_count(self) -> int:
-        row = self._one("SELECT count(*) FROM unapplied")
-        return int(row[0]) if row else 0
-
-    def lost(self, limit: int = 100) -> list[tuple[bytes, str]]:
-        """Paths that the source cannot take (sockets, devices, unreadable files), with the reason of each."""
-        return list(self._db.execute("SELECT path,reason FROM lost ORDER BY path LIMIT ?", (limit,)))
-
-    def deferred(self) -> list[bytes]:
-        """Deletions that the live tree has not followed yet, because the image that made them was rolling."""
-        return [r[0] for r in self._db.execute("SELECT path FROM deferred")]
-
-    def meta(self, key: str) -> bytes | None:
-        row = self._one("SELECT value FROM meta WHERE key=?", (key,))
-        return row[0] if row else None
-
-    # -- entries
-
-    def dir_id(self, path: bytes) -> int | None:
-        row = self._one("SELECT id FROM dir WHERE path=?", (path,))
-        return int(row[0]) if row else None
-
-    def entry(self, path: bytes, ordinal: int) -> Entry | None:
-        """The entry at `path` as image `ordinal` has it."""
-        head, name = split(path)
-        row = self._one(
-            f"SELECT {_ENTRY} FROM entry e {_JOIN} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
-            " AND e.name=? AND e.born<=? AND e.died>?",
-            (head, name, ordinal, ordinal),
-        )
-        return _entry(path, row) if row else None
-
-    def children(self, directory: bytes, ordinal: int) -> list[Entry]:
-        """The entries directly in `directory`, by name."""
-        rows = self._db.execute(
-            f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
-            " AND e.born<=? AND e.died>? AND e.name!=x'' ORDER BY e.name",
-            (directory, ordinal, ordinal),
-        )
-        return [_entry(join(directory, r[0]), r[1:]) for r in rows]
-
-    def names(self, directory: bytes, ordinal: int) -> dict[bytes, tuple[int, Fingerprint | None]]:
-        """name -> (kind, fingerprint) of what is in `directory`: a scan compares it with the disk."""
-        rows = self._db.execute(
-            "SELECT e.name,e.kind,s.dev,s.ino,s.size,s.mtime_ns,s.ctime_ns FROM entry e"
-            " LEFT JOIN seen s ON s.dir=e.dir AND s.name=e.name"
-            " WHERE e.dir=(SELECT id FROM dir WHERE path=?) AND e.born<=? AND e.died>? AND e.name!=x''",
-            (directory, ordinal, ordinal),
-        )
-        return {r[0]: (r[1], Fingerprint(*r[2:]) if r[2] is not None else None) for r in rows}
-
-    def fingerprint(self, path: bytes) -> Fingerprint | None:
-        head, name = split(path)
-        row = self._one(
-            "SELECT dev,ino,size,mtime_ns,ctime_ns FROM seen"
-            " WHERE dir=(SELECT id FROM dir WHERE path=?) AND name=?",
-            (head, name),
-        )
-        return Fingerprint(*row) if row else None
-
-    def with_inode(self, dev: int, ino: int, limit: int = 1000) -> list[bytes]:
-        """Paths whose recorded fingerprint has this inode: other names of a file, or its name before a
-        rename."""
-        rows = self._db.execute(
-            "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=? LIMIT ?",
-            (ino, dev, limit),
-        )
-        return [join(row[0], row[1]) for row in _rows(rows)]
-
-    def subtree(self, path: bytes, ordinal: int) -> Iterator[Entry]:
-        """`path` and everything below it, directory by directory."""
-        top = self.entry(path, ordinal)
-        if top is not None:
-            yield top
-        low, high = (path + b"/", path + b"0") if path else (b"", None)  # b'0' is the byte after b'/'
-        dirs = self._db.execute(
-            "SELECT id,path FROM dir WHERE path=?1 OR (path>=?2 AND (?3 IS NULL OR path<?3)) ORDER BY path",
-            (path, low, high),
-        ).fetchall()
-        for number, directory in _rows(dirs):
-            rows = self._db.execute(
-                f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.born<=? AND e.died>?"
-                " AND e.name!=x'' ORDER BY e.name",
-                (number, ordinal, ordinal),
-            ).fetchall()
-            for row in _rows(rows):
-                yield _entry(join(directory, row[0]), row[1:])
-
-    def came(
-        self, base: int, to: int, after: tuple[int, int, bytes] | None = None, limit: int = 1000
-    ) -> list[tuple[tuple[int, int, bytes], Entry]]:
-        """Entries of image `to` that image `base` has not, a page at a time, each with the key to go on
-        after."""
-        born, directory, name = after or (base, OPEN, b"")
-        rows = self._db.execute(
-            f"SELECT e.born,e.dir,d.path,e.name,{_ENTRY} FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
-            " WHERE (e.born,e.dir,e.name)>(?,?,?) AND e.born<=? AND e.died>?"
-            " ORDER BY e.born,e.dir,e.name LIMIT ?",
-            (born, directory, name, to, to, limit),
-        )
-        return [((r[0], r[1], r[3]), _entry(join(r[2], r[3]), r[4:])) for r in rows]
-
-    def moves(
-        self, base: int, to: int, after: tuple[int, int, bytes] | None = None, limit: int = 1000
-    ) -> list[tuple[tuple[int, int, bytes], Entry, Entry | None, Fingerprint | None]]:
-        """:meth:`came`, each with the entry that image `base` has there and the recorded fingerprint."""
-        born, directory, name = after or (base, OPEN, b"")
-        rows = self._db.execute(
-            f"SELECT e.born,e.dir,d.path,e.name,{_ENTRY},"
-            " b.kind,b.mode,b.mtime_ns,b.size,b.content,b.level,b.extra,"
-            " s.dev,s.ino,s.size,s.mtime_ns,s.ctime_ns"
-            f" FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
-            " LEFT JOIN entry b ON b.dir=e.dir AND b.name=e.name AND b.born<=?1 AND b.died>?1"
-            " LEFT JOIN seen s ON s.dir=e.dir AND s.name=e.name"
-            " WHERE (e.born,e.dir,e.name)>(?2,?3,?4) AND e.born<=?5 AND e.died>?5"
-            " ORDER BY e.born,e.dir,e.name LIMIT ?6",
-            (base, born, directory, name, to, limit),
-        )
-        out = []
-        for r in rows:
-            path = join(r[2], r[3])
-            entry = _entry(path, r[4:15])
-            old = None
-            if r[15] is not None:
-                # Owners are those of the new entry: nothing that is decided from the old one looks at them.
-                old = entry._replace(
-                    kind=r[15],
-                    mode=r[16],
-                    mtime_ns=r[17],
-                    size=r[18],
-                    content=r[19],
-                    level=r[20],
-                    extra=r[21],
-                )
-            print_ = Fingerprint(*r[22:27]) if r[22] is not None else None
-            out.append(((r[0], r[1], r[3]), entry, old, print_))
-        return out
-
-    def key_of(self, path: bytes, ordinal: int) -> tuple[int, int, bytes] | None:
-        """The key of :meth:`came` for the entry at `path`."""
-        head, name = split(path)
-        row = self._one(
-            "SELECT born,dir,name FROM entry WHERE dir=(SELECT id FROM dir WHERE path=?) AND name=?"
-            " AND born<=? AND died>?",
-            (head, name, ordinal, ordinal),
-        )
-        return (row[0], row[1], row[2]) if row else None
-
-    def went(self, base: int, to: int, until: int | None = None) -> Iterator[bytes]:
-        """Paths that image `base` has and image `to` has not; with `until`, only those that ended by that
-        ordinal.
-
-        `base` must be a retained image (or a root of pruning): rows that ended before it may be gone.
-        """
-        rows = self._db.execute(
-            "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
-            " WHERE e.died>? AND e.died<=? AND e.died<4611686018427387904 AND e.born<=?"
-            " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name"
-            " AND n.born<=? AND n.died>?)"
-            " ORDER BY d.path,e.name",
-            (base, to if until is None else until, base, to, to),
-        )
-        for row in _rows(rows):
-            yield join(row[0], row[1])
-
-    def link_members(self, link: bytes, ordinal: int) -> list[bytes]:
-        """Paths of a hard link group."""
-        rows = self._db.execute(
-            "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
-            " WHERE e.link=? AND e.born<=? AND e.died>?"
-            " ORDER BY d.path,e.name",
-            (link, ordinal, ordinal),
-        )
-        return [join(row[0], row[1]) for row in _rows(rows)]
-
-    def in_key_order(
-        self, ordinal: int, low: tuple[bytes, bytes], high: tuple[bytes, bytes] | None
-    ) -> Iterator[Entry]:
-        """Entries with low <= (directory, name) < high in that order, in which two nodes compare."""
-        dirs = self._db.execute(
-            "SELECT id,path FROM dir WHERE path>=? AND (?2 IS NULL OR path<=?2) ORDER BY path",
-            (low[0], high[0] if high else None),
-        ).fetchall()
-        for number, directory in _rows(dirs):
-            rows = self._db.execute(
-                f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN}"
-                " WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
-                (number, ordinal, ordinal),
-            ).fetchall()
-            for row in _rows(rows):
-                key = (directory, row[0])
-                if key >= low and (high is None or key < high):
-                    yield _entry(join(directory, row[0]), row[1:])
-
-    def history(self, path: bytes) -> list[tuple[int, int, Entry]]:
-        """(born, died, entry) of every row of `path`, oldest first."""
-        head, name = split(path)
-        rows = self._db.execute(
-            f"SELECT e.born,e.died,{_ENTRY} FROM entry e {_JOIN}"
-            " WHERE e.dir=(SELECT id FROM dir WHERE path=?) AND e.name=? ORDER BY e.born",
-            (head, name),
-        )
-        return [(r[0], r[1], _entry(path, r[2:])) for r in rows]
-
-    def contents(self) -> Iterator[tuple[bytes, int]]:
-        """Every (content id, level) that any row names, some more than once: the roots of collection."""
-        yield from self._db.execute("SELECT content,level FROM entry WHERE content IS NOT NULL")
-        for (manifest,) in self._db.execute("SELECT manifest FROM image WHERE manifest IS NOT NULL"):
-            yield manifest[:32], manifest[32]
-
-    def walk(self, ordinal: int, page: int = 1000) -> Iterator[Entry]:
-        """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads,
-        so that neither memory nor the WAL is held up by a large image; the image must not be pruned
-        meanwhile."""
-        path = b""
-        while True:
-            found = self._db.execute(
-                "SELECT id,path FROM dir WHERE path>=? ORDER BY path LIMIT ?", (path, page)
-            )
-            dirs = list(_rows(found))
-            for number, directory in dirs:
-                name = b""
-                while True:
-                    found = self._db.execute(
-                        f"SELECT e.name,{_ENTRY} FROM entry e {_JOIN} WHERE e.dir=? AND e.name>=?"
-                        " AND e.born<=? AND e.died>? ORDER BY e.name LIMIT ?",
-                        (number, name, ordinal, ordinal, page),
-                    )
-                    rows = list(_rows(found))
-                    for row in rows:
-                        yield _entry(join(directory, row[0]), row[1:])
-                    if len(rows) < page:
-                        break
-                    name = rows[-1][0] + b"\0"  # the next possible name
-            if len(dirs) < page:
-                return
-            path = dirs[-1][1] + b"\0"
-
-    def files(self, ordinal: int) -> Iterator[Entry]:
-        """All entries with content in image `ordinal`, in storage order."""
-        rows = self._db.execute(
-            f"SELECT d.path,e.name,{_ENTRY} FROM entry e {_JOIN} JOIN dir d ON d.id=e.dir"
-            " WHERE e.born<=? AND e.died>? AND e.content IS NOT NULL",
-            (ordinal, ordinal),
-        )
-        for row in rows:
-            yield _entry(join(row[0], row[1]), row[2:])
-
-    def blocks(self, segment: bytes) -> bytes:
-        """Seeded xxh3 of each 4 KiB of each chunk of a recipe segment; b'' when unknown (then it is cut
-        anew)."""
-        row = self._one("SELECT hashes FROM block WHERE segment=?", (segment,))
-        return row[0] if row else b""
-
-    def segments(self) -> list[bytes]:
-        """Ids of all recipe segments whose block hashes are kept."""
-        return [r[0] for r in self._db.execute("SELECT segment FROM block")]
-
-    def quick_check(self) -> str:
-        """SQLite's own check; 'ok' or what is wrong."""
-        row = self._one("PRAGMA quick_check(1)")
-        return str(row[0]) if row else "no answer"
-
-    def totals(self) -> Totals:
-        """Entries, bytes and LtHash state of the newest complete image."""
-        return _totals(self.meta("totals"))
-
-    def staged_totals(self) -> Totals | None:
-        """The same of the image that is being staged."""
-        value = self.meta("staged")
-        return _totals(value) if value is not None else None
-
-
-def _rows(cursor: Iterable[Any]) -> Iterable[tuple[Any, ...]]:
-    return cursor
-
-
-def _totals(value: bytes | None) -> Totals:
-    if value is None:
-        return Totals(0, 0, LtHash())
-    return Totals(
-        int.from_bytes(value[:8], "big"), int.from_bytes(value[8:24], "big"), LtHash.from_bytes(value[24:])
-    )
-
-
-def _totals_bytes(totals: Totals) -> bytes:
-    return totals.entries.to_bytes(8, "big") + totals.bytes.to_bytes(16, "big") + totals.lthash.to_bytes()
-
-
-def _entry(path: bytes, row: tuple[Any, ...]) -> Entry:
-    kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra = row
-    return Entry(path, kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra)
+SCHEMA_VERSION = 1
 
 
 class Catalog(Reader):
@@ -594,13 +169,13 @@ class Catalog(Reader):
     def begin(self, image: Image, totals: Totals | None = None) -> None:
         """Record image `image.ordinal` as staging; its rows follow through :meth:`change`."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})",
+            f"INSERT OR REPLACE INTO image ({IMAGE_COLUMNS}) VALUES ({','.join('?' * 19)})",
             image._replace(state=STAGING),
         )
         self.save_staged(totals or self.totals())
 
     def save_staged(self, totals: Totals) -> None:
-        self.set_meta("staged", _totals_bytes(totals))
+        self.set_meta("staged", totals_bytes(totals))
 
     def change(
         self, ordinal: int, totals: Totals, changed: Iterable[Entry], removed: Iterable[bytes] = ()
@@ -650,7 +225,7 @@ class Catalog(Reader):
         head, name = split(path)
         number = self._dir(head)
         row = self._one(
-            f"SELECT e.born,{_ENTRY} FROM entry e {_JOIN}"
+            f"SELECT e.born,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS}"
             " WHERE e.dir=? AND e.name=? AND e.born<=? AND e.died>?",
             (number, name, ordinal, ordinal),
         )
@@ -662,7 +237,7 @@ class Catalog(Reader):
             self._db.execute(
                 "UPDATE entry SET died=? WHERE dir=? AND name=? AND born=?", (ordinal, number, name, row[0])
             )
-        return _entry(path, row[1:])
+        return entry_of(path, row[1:])
 
     def digest(self, totals: Totals) -> bytes:
         """The image digest of these totals."""
@@ -671,10 +246,10 @@ class Catalog(Reader):
     def complete(self, image: Image, totals: Totals) -> None:
         """The atomic switch: image `image.ordinal` counts from this transaction's commit on."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO image ({_IMAGE}) VALUES ({','.join('?' * 19)})",
+            f"INSERT OR REPLACE INTO image ({IMAGE_COLUMNS}) VALUES ({','.join('?' * 19)})",
             image._replace(state=COMPLETE),
         )
-        self.set_meta("totals", _totals_bytes(totals))
+        self.set_meta("totals", totals_bytes(totals))
         self.set_meta("staged", None)
 
     def undo(self, ordinal: int) -> None:
@@ -800,15 +375,3 @@ class Catalog(Reader):
 
 class CatalogDamaged(Exception):
     """SQLite cannot use the file. `args` are the path and what it said; the set's catalog is rebuilt."""
-
-
-def open_reader(path: Path) -> Reader:
-    """A read-only connection on a catalog, also for other processes. Raises apsw.Error when it cannot be
-    read."""
-    db = apsw.Connection(
-        f"file:{quote(str(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    )
-    db.set_busy_timeout(2000)
-    db.execute("PRAGMA query_only=1")
-    db.execute("PRAGMA mmap_size=0")
-    return Reader(db)

@@ -29,10 +29,11 @@ import lmdb
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, free_bytes, fsync_dir
 from crnode.store import child
-from crnode.store.catalog import Catalog, open_reader
+from crnode.store.catalog import Catalog
 from crnode.store.index import VALUE
 from crnode.store.mark import Filter, Marker, manifest_entries, roots
 from crnode.store.packs import HEADER_LENGTH, Location, Record, StoreFailed, full_error
+from crnode.store.reader import open_reader
 from crnode.store.store import Damaged, Missing, ObjectStore, StoreReader, sound
 from crnode.store.writer import Writer
 from crproto.errors import RemoteProtocolError

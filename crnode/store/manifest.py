@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 from crnode.errors import CrnodeError
 from crnode.platform.files import atomic_write, fsync_dir
 from crnode.store import child
-from crnode.store.catalog import CLEAN, STAGING, Catalog, Image, Totals, open_reader
+from crnode.store.catalog import Catalog
 from crnode.store.mark import MANIFEST_MAGIC, Load, manifest_entries, manifest_part
 from crnode.store.packs import Lane, Record, StoreFailed, full_error, is_full
+from crnode.store.reader import CLEAN, STAGING, Image, Totals, open_reader
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
 from crnode.store.writer import Writer
 from crproto import delta

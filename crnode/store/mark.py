@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from crnode.store.catalog import Image, Reader, open_reader
+from crnode.store.reader import Image, Reader, open_reader
 from crnode.store.store import Damaged, Missing
 from crproto import codec
 from crproto.content import ITEM, parse_recipe, walk

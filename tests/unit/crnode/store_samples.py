@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from crnode.store.catalog import CLEAN, NO_IMAGE, STAGING, Catalog, Image
+from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
+from crnode.store.reader import CLEAN, NO_IMAGE, STAGING, Image
 from crnode.store.store import CHUNK, RECIPE, ObjectStore
 from crnode.store.writer import Writer
 from crproto import content, delta

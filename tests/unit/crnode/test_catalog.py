@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from store_samples import SET, blank, commit, digest_of, directory, file, finish
 
 from crnode.errors import CrnodeError, ExitCode
-from crnode.store.catalog import OPEN, Catalog, CatalogDamaged, Fingerprint, Live, open_reader
+from crnode.store.catalog import Catalog, CatalogDamaged
+from crnode.store.reader import OPEN, Fingerprint, Live, open_reader
 from crproto.entries import Entry, Extra
 from crproto.paths import split
 

@@ -23,7 +23,7 @@ from store_samples import (
 
 from crnode.errors import CrnodeError
 from crnode.store import manifest
-from crnode.store.catalog import ROLLING, Catalog, Image
+from crnode.store.catalog import Catalog
 from crnode.store.collect import CatalogRef, Outcome, collect
 from crnode.store.manifest import (
     ManifestChanged,
@@ -37,6 +37,7 @@ from crnode.store.manifest import (
     write_manifest,
 )
 from crnode.store.mark import manifest_entries
+from crnode.store.reader import ROLLING, Image
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 from crproto.entries import Entry
