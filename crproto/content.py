@@ -305,7 +305,7 @@ class _Difference:
                     if name != HOLE:
                         yield name, CHUNK, length, offset
                 else:
-                    yield from self._open(olds, old_level, expected, kept, name, level, offset)
+                    yield from self._open(olds, old_level, expected, kept, (name, length), level, offset)
             expected += 1
             offset += length
 
@@ -315,12 +315,15 @@ class _Difference:
         old_level: int,
         expected: int,
         kept: set[bytes],
-        name: bytes,
+        node: tuple[bytes, int],
         level: int,
         offset: int,
     ) -> Iterator[tuple[bytes, int, int, int]]:
+        name, length = node
         data = self._load(name)
         recipe = parse_recipe(data, level)
+        if length and recipe.total != length:  # the top has no parent that says how long it is
+            raise RemoteProtocolError(f"a recipe of {recipe.total} bytes stands where {length} belong")
         if old_level < level:  # the old file is not as deep: its top waits for its own level
             below, below_level = olds, old_level
         else:

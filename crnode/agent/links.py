@@ -11,11 +11,12 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from crnode.cluster.document import ClusterDocument, Node
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
+from crproto.connection import Received
 from crproto.messages import (
     Call,
     Document,
@@ -34,9 +35,20 @@ from crproto.shapes import Message
 
 RETRY_FIRST, RETRY_MOST = 0.3, 8.0
 CALL_SECONDS = 60.0
+SILENCE_SECONDS = 60.0
+"""Within a listing or a fetch: without any part for so long the node counts as unable to answer."""
 OFFSET_WARNING_S = 2.0
 
-Part = tuple[Message, memoryview]
+
+class Part(NamedTuple):
+    """A message of an answer; `cost` bytes of credit are given back once it was taken."""
+
+    message: Message
+    payload: memoryview
+    cost: int
+
+
+Answers = asyncio.Queue[Part | PeerClosed]
 
 
 class Link:
@@ -60,8 +72,8 @@ class Link:
         self._is_master = is_master
         self._peer: Peer | None = None
         self._number = 0
-        self._waiting: dict[tuple[type[Message], int], asyncio.Queue[Part | PeerClosed]] = {}
-        self._parts: dict[type[Message], asyncio.Queue[Part | PeerClosed]] = {}
+        self._waiting: dict[tuple[type[Message], int], Answers] = {}
+        self._parts: dict[type[Message], Answers] = {}
         self._part_turn = asyncio.Lock()
         self._up = asyncio.Event()
 
@@ -87,9 +99,10 @@ class Link:
             await self._exchange_documents(peer)
             async for received in peer.events():
                 self.seen_at = time.monotonic()
-                self._take(received.message, received.payload)
                 if isinstance(received.message, Document):
                     await self._on_document(self.node.name, received.message.body)
+                elif self._take(received):
+                    continue  # whoever takes it from the queue gives its credit back: that bounds the queue
                 peer.consumed(received.cost)
         except PeerClosed:
             pass  # told below, with the reason that the connection itself has
@@ -120,16 +133,20 @@ class Link:
             with contextlib.suppress(PeerClosed):
                 await self._peer.send(Document(document.to_bytes()))
 
-    def _take(self, message: Message, payload: memoryview) -> None:
-        queue: asyncio.Queue[Part | PeerClosed] | None = None
+    def _take(self, received: Received) -> bool:
+        """Hand a message to whoever waits for it; False when nobody does (any more)."""
+        message = received.message
+        queue: Answers | None = None
         if isinstance(message, Result | FetchDone | Images | EntriesEnd):
             queue = self._waiting.get((type(message), message.number))
         elif isinstance(message, Objects):
             queue = self._parts.get(Objects)
         elif isinstance(message, Entries):
             queue = self._parts.get(Entries)
-        if queue is not None:
-            queue.put_nowait((message, payload))
+        if queue is None:
+            return False
+        queue.put_nowait(Part(message, received.payload, received.cost))
+        return True
 
     @property
     def peer(self) -> Peer | None:
@@ -155,9 +172,8 @@ class Link:
         self, method: str, body: dict[str, Any], seconds: float | None = CALL_SECONDS
     ) -> dict[str, Any]:
         """Ask the other agent something. Raises CrnodeError as the other agent said it."""
-        answer, _ = await self._question(
-            lambda n: Call(n, method, json.dumps(body).encode()), Result, seconds
-        )
+        got = await self._question(lambda n: Call(n, method, json.dumps(body).encode()), Result, seconds)
+        answer = got.message
         assert isinstance(answer, Result)
         out = json.loads(answer.body)
         if not answer.ok:
@@ -168,9 +184,8 @@ class Link:
 
     async def images(self, uuid: str) -> tuple[tuple[Any, ...], ...]:
         """The images of a set that the node keeps (fields of crproto's Images)."""
-        answer, _ = await self._question(
-            lambda n: ImagesRequest(n, bytes.fromhex(uuid)), Images, CALL_SECONDS
-        )
+        got = await self._question(lambda n: ImagesRequest(n, bytes.fromhex(uuid)), Images, CALL_SECONDS)
+        answer = got.message
         assert isinstance(answer, Images)
         return answer.images
 
@@ -180,7 +195,7 @@ class Link:
         peer = self._connected()
         self._number += 1
         number = self._number
-        queue: asyncio.Queue[Part | PeerClosed] = asyncio.Queue()
+        queue: Answers = asyncio.Queue()
         self._waiting[(answer, number)] = queue
         try:
             await peer.send(question(number))
@@ -202,52 +217,91 @@ class Link:
     async def fetch(
         self, uuid: str, ids: list[bytes], take: Callable[[Objects, memoryview], Awaitable[None]]
     ) -> list[bytes]:
-        """Fetch objects of a set; each frame goes to `take`. Returns the ids that the node cannot give."""
-        peer = self._connected()
-        async with self._part_turn:
-            self._number += 1
-            number = self._number
-            queue: asyncio.Queue[Part | PeerClosed] = asyncio.Queue()
-            self._parts[Objects] = queue
-            self._waiting[(FetchDone, number)] = queue
-            try:
-                await peer.send(Fetch(number, bytes.fromhex(uuid)), [b"".join(ids)])
-                while True:
-                    got = await queue.get()
-                    if isinstance(got, PeerClosed):
-                        raise got.again()
-                    message, payload = got
-                    if isinstance(message, FetchDone):
-                        return [bytes(payload[at : at + 32]) for at in range(0, len(payload), 32)]
-                    assert isinstance(message, Objects)
-                    await take(message, payload)
-            finally:
-                self._parts.pop(Objects, None)
-                self._waiting.pop((FetchDone, number), None)
+        """Fetch objects of a set; each frame goes to `take`. Returns the ids that the node cannot give.
+
+        CrnodeError when it falls silent. Parts that were left behind then may come with a later fetch: every
+        object says which it is.
+        """
+
+        async def part(got: Part) -> None:
+            assert isinstance(got.message, Objects)
+            await take(got.message, got.payload)
+
+        end = await self._listing(
+            lambda n: Fetch(n, bytes.fromhex(uuid)), [b"".join(ids)], Objects, FetchDone, part
+        )
+        return [bytes(end.payload[at : at + 32]) for at in range(0, len(end.payload), 32)]
 
     async def entries(
         self, uuid: str, image: bytes, path: bytes, take: Callable[[Entries], Awaitable[None]]
     ) -> int:
-        """The entries of an image at and below `path`; each frame goes to `take`. Returns how many there
-        were."""
-        peer = self._connected()
+        """The entries of an image at and below `path`; each frame goes to `take`. Returns how many the node
+        says that it sent: the caller compares.
+
+        CrnodeError when it falls silent.
+        """
+
+        async def part(got: Part) -> None:
+            assert isinstance(got.message, Entries)
+            await take(got.message)
+
+        end = await self._listing(
+            lambda n: EntriesRequest(n, bytes.fromhex(uuid), image, path), [], Entries, EntriesEnd, part
+        )
+        assert isinstance(end.message, EntriesEnd)
+        return end.message.count
+
+    async def _listing(
+        self,
+        question: Callable[[int], Message],
+        payload: list[bytes],
+        parts: type[Message],
+        last: type[Message],
+        take: Callable[[Part], Awaitable[None]],
+    ) -> Part:
+        """Ask for an answer of many parts, one such question at a time; returns its last message.
+
+        A part's credit is given back once `take` is done with it, so that no more than a window of them is
+        ever waiting here.
+        """
         async with self._part_turn:
+            peer = self._connected()
             self._number += 1
             number = self._number
-            queue: asyncio.Queue[Part | PeerClosed] = asyncio.Queue()
-            self._parts[Entries] = queue
-            self._waiting[(EntriesEnd, number)] = queue
+            queue: Answers = asyncio.Queue()
+            self._parts[parts] = self._waiting[(last, number)] = queue
+            over = False
             try:
-                await peer.send(EntriesRequest(number, bytes.fromhex(uuid), image, path))
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await peer.send(question(number), payload)
                 while True:
-                    got = await queue.get()
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        got = await queue.get()
                     if isinstance(got, PeerClosed):
+                        over = True
                         raise got.again()
-                    message, _ = got
-                    if isinstance(message, EntriesEnd):
-                        return message.count
-                    assert isinstance(message, Entries)
-                    await take(message)
+                    if isinstance(got.message, last):
+                        over = True
+                        return got
+                    try:
+                        await take(got)
+                    finally:
+                        peer.consumed(got.cost)
+            except TimeoutError:
+                raise CrnodeError(
+                    f"{self.node.name} fell silent in the middle of an answer.",
+                    f"Nothing of it came for {SILENCE_SECONDS:.0f} s.",
+                    "Look at its events and its log.",
+                    ExitCode.UNREACHABLE,
+                ) from None
             finally:
-                self._parts.pop(Entries, None)
-                self._waiting.pop((EntriesEnd, number), None)
+                self._parts.pop(parts, None)
+                self._waiting.pop((last, number), None)
+                while not queue.empty():
+                    left = queue.get_nowait()
+                    if isinstance(left, Part):
+                        peer.consumed(left.cost)
+                if not over and parts is Entries:
+                    # Entries do not say which question they answer: what is still on its way would be taken
+                    # for the next listing's.
+                    peer.fail("internal", "A listing was given up half way.", retry=True)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from crnode.agent.reading import Readers
+from crnode.agent.threads import in_thread
+from crnode.capture.source import SourceSet
 from crnode.errors import CrnodeError, ExitCode
-from crnode.net.peer import Peer
+from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate.commit import no_owner_error
-from crnode.replicate.difference import Abandoned, ObjectReader, Wanted, from_catalog
+from crnode.replicate.difference import Abandoned, ObjectReader, Part, Wanted
 from crnode.replicate.receive import SESSION_MESSAGES, TargetSet
-from crnode.store.store import CHUNK, RECIPE, Damaged, Missing
-from crproto import delta
+from crnode.store.store import CHUNK, Damaged, Missing, ObjectStore
+from crproto import content, delta
 from crproto.connection import Received
-from crproto.errors import RemoteProtocolError
+from crproto.entries import Entry
+from crproto.errors import LocalProtocolError, RemoteProtocolError
+from crproto.ids import HOLE
 from crproto.messages import (
     Call,
     Document,
@@ -32,15 +38,21 @@ from crproto.messages import (
     Result,
     SetOpen,
 )
+from crproto.shapes import Message
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
 
 FRAME_BYTES = 512 << 10
+FRAME_OBJECTS = 4000
+PAGE_ENTRIES = 500  # of a catalog, per look
+SIGN_SECONDS = 10.0
+"""A search in a source's files that finds nothing gives a sign of life this often: who asked waits 60 s."""
 DOCUMENT_WAITS, DOCUMENT_WAIT_SECONDS = 40, 0.05
 GRANT_SECONDS = 24 * 3600.0
 
 Method = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+log = logging.getLogger(__name__)
 
 
 class Server:
@@ -50,6 +62,7 @@ class Server:
         self.agent = agent
         self._grants: dict[tuple[str, str], float] = {}  # (node, set uuid) -> until (monotonic seconds)
         self.methods: dict[str, Method] = {}
+        self.readers = Readers(agent)
 
     def grant(self, node: str, uuid: str) -> None:
         """The master says that `node` may read the set for a day (a restore to a node that is no target)."""
@@ -124,7 +137,19 @@ class Server:
         return self._grants.get((name, uuid), 0.0) > time.monotonic()
 
     async def _other(self, peer: Peer, name: str, received: Received) -> None:
+        """Answer a message. Whatever goes wrong, whoever asked gets an answer: it would wait for ever."""
         message = received.message
+        try:
+            await self._answer(peer, name, message, received.payload)
+        except PeerClosed:
+            pass  # nobody is left to answer
+        except Exception as error:  # noqa: BLE001 - a defect ends one answer, and is told, not the agent
+            self._defect(name, type(message).__name__, error)
+            self._excuse(peer, message)
+        finally:
+            peer.consumed(received.cost)
+
+    async def _answer(self, peer: Peer, name: str, message: Message, payload: memoryview) -> None:
         if isinstance(message, Call):
             await self._call(peer, name, message)
         elif isinstance(message, DocumentRequest):
@@ -138,13 +163,24 @@ class Server:
                 peer.fail("denied", "This node has no part in that set.")
                 return
             if isinstance(message, Fetch):
-                ids = [bytes(received.payload[at : at + 32]) for at in range(0, len(received.payload), 32)]
-                await self._fetch(peer, message, ids)
+                ids = [bytes(payload[at : at + 32]) for at in range(0, len(payload), 32)]
+                await self._fetch(peer, name, message, ids)
             elif isinstance(message, ImagesRequest):
                 await peer.send(Images(message.number, tuple(await self._images(uuid))))
             else:
                 await self._entries(peer, message)
-        peer.consumed(received.cost)
+
+    def _defect(self, name: str, what: str, error: BaseException) -> None:
+        log.error("the answer to %s of %s failed", what, name, exc_info=error)
+        self.agent.journal.add(
+            "defect", f"{what} of {name} could not be answered: {type(error).__name__}: {error}"
+        )
+
+    def _excuse(self, peer: Peer, message: Message) -> None:
+        """Answer a question for which there is no word of failure by ending the connection with a Failure. (A
+        Call and a Fetch have one of their own: see there.)"""
+        if not isinstance(message, Document):
+            peer.fail("internal", f"{type(message).__name__} failed by a defect; see the events.", retry=True)
 
     async def _call(self, peer: Peer, name: str, message: Call) -> None:
         method = self.methods.get(message.method)
@@ -155,11 +191,27 @@ class Server:
                     f"The question '{message.method}' is not understood here.", "", "Use one version."
                 )
             answer, ok = await method(name, body), True
+            text = json.dumps(answer).encode()
         except CrnodeError as error:
-            answer, ok = dict(error.as_dict()), False
+            text, ok = json.dumps(error.as_dict()).encode(), False
         except ValueError as error:
-            answer, ok = {"what": f"The question was malformed: {error}."}, False
-        await peer.send(Result(message.number, ok, json.dumps(answer).encode()))
+            text, ok = json.dumps({"what": f"The question was malformed: {error}."}).encode(), False
+        except Exception as error:  # noqa: BLE001 - told in the answer and in the journal
+            self._defect(name, f"The question '{message.method}'", error)
+            text, ok = self._failed(message.method, error), False
+        try:
+            await peer.send(Result(message.number, ok, text))
+        except LocalProtocolError as error:  # too long for a frame
+            self._defect(name, f"The question '{message.method}'", error)
+            await peer.send(Result(message.number, False, self._failed(message.method, error)))
+
+    def _failed(self, method: str, error: BaseException) -> bytes:
+        told = CrnodeError(
+            f"'{method}' failed on {self.agent.node.name} by a defect.",
+            f"{type(error).__name__}: {error}"[:500],
+            "See the events and the log of that node.",
+        )
+        return json.dumps(told.as_dict()).encode()
 
     # -- reading
 
@@ -186,79 +238,176 @@ class Server:
         ]
 
     async def _entries(self, peer: Peer, message: EntriesRequest) -> None:
-        catalog = self.agent.sets.catalogs.get(message.set.hex())
-        image = await self.agent.writer.submit(catalog.image, message.image) if catalog is not None else None
+        """Entries of one image. It is held from its look-up to the end: nothing of it is pruned meanwhile."""
+        uuid = message.set.hex()
         count = 0
-        if catalog is not None and image is not None:
-            reader = await asyncio.to_thread(catalog.reader)
-            try:
-                rows = reader.subtree(message.path, image.ordinal)
-                while batch := await asyncio.to_thread(
-                    lambda: [e for _, e in zip(range(500), rows, strict=False)]
-                ):
-                    count += len(batch)
-                    await peer.send(Entries(tuple(batch), ()))
-            finally:
-                reader.close()
+        async with self.readers.hold(uuid, message.image) as image:
+            if image is not None:
+                reader = await in_thread(self.agent.sets.catalogs[uuid].reader)
+                try:
+                    rows = reader.subtree(message.path, image.ordinal)
+                    while batch := await in_thread(lambda: _page(rows)):
+                        count += len(batch)
+                        await peer.send(Entries(tuple(batch), ()))
+                finally:
+                    reader.close()
         await peer.send(EntriesEnd(message.number, count))
 
-    async def _fetch(self, peer: Peer, message: Fetch, ids: list[bytes]) -> None:
-        """Give objects: from the store, or at a source from the files themselves."""
-        missing: list[bytes] = []
+    async def _fetch(self, peer: Peer, name: str, message: Fetch, ids: list[bytes]) -> None:
+        """Give objects: from the store, or at a source from the files themselves. Whatever happens, FetchDone
+        names those that were not sent."""
+        missing = dict.fromkeys(ids)
+        try:
+            await self._give(peer, message.set.hex(), missing)
+        except PeerClosed:
+            raise
+        except Exception as error:  # noqa: BLE001 - told in the journal; FetchDone answers
+            self._defect(name, "Fetch", error)
+        await peer.send(FetchDone(message.number), [b"".join(missing)] if missing else [])
+
+    async def _give(self, peer: Peer, uuid: str, missing: dict[bytes, None]) -> None:
+        """Send what can be had of `missing`, and take out of it what was sent."""
         records: list[tuple[bytes, int, int, int, int, bytes]] = []
         parts: list[bytes] = []
 
         async def flush() -> None:
             if records:
                 await peer.send(Objects(tuple(records)), list(parts))
+                for record in records:
+                    missing.pop(record[0], None)
                 records.clear()
                 parts.clear()
 
         async def give(name: bytes, kind: int, data: bytes) -> None:
             records.append((name, kind, delta.RAW, len(data), len(data), b""))
             parts.append(data)
-            if sum(map(len, parts)) >= FRAME_BYTES:
+            if sum(map(len, parts)) >= FRAME_BYTES or len(records) >= FRAME_OBJECTS:
                 await flush()
 
-        for name in ids:
+        for name in list(missing):
             try:
-                data = await asyncio.to_thread(self.agent.store.get, name)
-                where = self.agent.store.locate(name)
-                await give(name, where.kind if where is not None else CHUNK, data)
-            except (Missing, Damaged):
-                missing.append(name)
-        if missing and message.set.hex() in self.agent.sets.sources:
-            wanted = set(missing)
-            async for item, data in self._from_source(message.set.hex(), wanted):
-                await give(item.id, item.kind, data)
-                wanted.discard(item.id)
-            missing = list(wanted)
+                data = await in_thread(lambda name=name: self.agent.store.get(name))  # type: ignore[misc]
+            except (Missing, Damaged, OSError):
+                continue
+            where = self.agent.store.locate(name)
+            await give(name, where.kind if where is not None else CHUNK, data)
         await flush()
-        await peer.send(FetchDone(message.number), [b"".join(missing)] if missing else [])
+        if missing and uuid in self.agent.sets.sources:
+            async for found in self._from_source(uuid, set(missing)):
+                if found is None:
+                    await flush()
+                    await peer.send(Objects(()))
+                else:
+                    await give(found[0], CHUNK, found[1])
+            await flush()
 
-    async def _from_source(self, uuid: str, wanted: set[bytes]):  # type: ignore[no-untyped-def]
-        """Objects of the newest image, read from the source's files."""
-        running = self.agent.sets.sources[uuid]
-        newest = running.source.newest
+    async def _from_source(
+        self, uuid: str, wanted: set[bytes]
+    ) -> AsyncIterator[tuple[bytes, bytes] | None]:
+        """(id, bytes) of chunks of the newest image, read from the source's files. None now and then while
+        the search goes on."""
+        source = self.agent.sets.sources[uuid].source
+        search = SourceSearch(source, self.agent.store, wanted)
+        try:
+            while (page := await in_thread(search.page)) is not None:
+                for found in page:
+                    yield found
+                if not page:
+                    yield None
+        finally:
+            await in_thread(search.close)
+            if search.unreadable:
+                self.agent.journal.add(
+                    "damage", f"{search.unreadable} recipes of a source could not be read in a search."
+                )
+
+
+class SourceSearch:
+    """Looks for chunks in the files of a source's newest image, a page at a time, each in some thread."""
+
+    def __init__(self, source: SourceSet, store: ObjectStore, wanted: set[bytes]) -> None:
+        self.unreadable = 0  # recipes that were skipped
+        self._store = store
+        self._left = set(wanted)
+        self._source = source
+        self._objects = ObjectReader(store, lambda: source.open_roots, None)
+        self._found = self._search()
+        self._page_ends = 0.0
+
+    def close(self) -> None:
+        """End the search and close what it has open."""
+        self._found.close()
+        self._objects.close()
+
+    def page(self) -> list[tuple[bytes, bytes]] | None:
+        """Some of what was found, nothing when the search takes long, None at its end."""
+        out: list[tuple[bytes, bytes]] = []
+        size = 0
+        self._page_ends = time.monotonic() + SIGN_SECONDS
+        for found in self._found:
+            if found is None:
+                return out
+            out.append(found)
+            size += len(found[1])
+            if size >= FRAME_BYTES:
+                return out
+        return out or None
+
+    def _search(self) -> Iterator[tuple[bytes, bytes] | None]:
+        newest = self._source.newest
         if newest is None:
             return
-        reader = await asyncio.to_thread(running.source.catalog.reader)
-        objects = ObjectReader(self.agent.store, lambda: running.source.open_roots, None)
+        with self._source.catalog.reader() as reader:
+            after: tuple[int, int, bytes] | None = None
+            while self._left and (page := reader.came(0, newest.ordinal, after, PAGE_ENTRIES)):
+                after = page[-1][0]
+                for _, entry in page:
+                    yield from self._in_file(entry)
+                    if not self._left:
+                        return
+                    if time.monotonic() > self._page_ends:
+                        yield None
+
+    def _in_file(self, entry: Entry) -> Iterator[tuple[bytes, bytes] | None]:
+        if entry.content is None:
+            return
+        for name, length, offset in self._chunks(entry.content, entry.level, entry.size, 0):
+            if name not in self._left:
+                continue
+            try:
+                data = self._objects.bytes_of(Wanted(name, CHUNK, length, entry.path, offset))
+            except (Abandoned, Missing, Damaged, OSError):
+                continue  # another file may have it
+            self._left.discard(name)
+            yield name, data
+            if not self._left:
+                return
+
+    def _chunks(self, name: bytes, level: int, length: int, offset: int) -> Iterator[tuple[bytes, int, int]]:
+        """(id, length, offset) of the chunks below; what lies below a recipe that cannot be read is left
+        out."""
+        if level == 0:
+            if name != HOLE:
+                yield name, length, offset
+            return
         try:
-            parts = from_catalog(reader, self.agent.store.load, 0, newest.ordinal, None)
-            left = set(wanted)
-            while left and (part := await asyncio.to_thread(lambda: next(parts, None))) is not None:
-                for item in part.objects:
-                    if item.id in left and item.kind != RECIPE:
-                        try:
-                            data = await asyncio.to_thread(objects.bytes_of, item)
-                        except Abandoned:
-                            continue
-                        left.discard(item.id)
-                        yield item, data
-        finally:
-            objects.close()
-            reader.close()
+            recipe = content.parse_recipe(self._store.get(name), level)
+        except (Missing, Damaged, RemoteProtocolError, OSError):
+            self.unreadable += 1
+            return
+        for size, child in recipe.iter_items():
+            yield from self._chunks(child, level - 1, size, offset)
+            offset += size
 
 
-__all__ = ["Server", "Wanted"]
+def _page(rows: Iterator[Entry]) -> list[Entry]:
+    """The next entries, as many as one message holds."""
+    part = Part()
+    for entry in rows:
+        part.add(entry)
+        if part.full():
+            break
+    return part.entries
+
+
+__all__ = ["Server", "SourceSearch"]

@@ -136,9 +136,7 @@ class Sets:
                 or not path.exists()
             ):
                 continue
-            catalog = self.catalogs.pop(stone.uuid, None)
-            if catalog is not None:
-                await self.writer.submit(_close, catalog)
+            await self.writer.submit(self._close_catalog, stone.uuid)
             _delete_catalog(path)
             self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
@@ -301,6 +299,7 @@ class Sets:
                 set_name=spec.name,
                 term=spec.term,
                 throttle=target.throttle_bytes_s,
+                heal=self.heal,
                 journal=lambda kind, text: self.journal(kind, text, spec.name),
             )
             if running.source.newest is not None:
@@ -428,9 +427,14 @@ class Sets:
                 await self._stop_source(uuid)
             for uuid in list(self.targets):
                 await self._stop_target(uuid, removed=False)
-            for catalog in self.catalogs.values():
-                await self.writer.submit(_close, catalog)
-            self.catalogs.clear()
+            for uuid in list(self.catalogs):
+                await self.writer.submit(self._close_catalog, uuid)
+
+    def _close_catalog(self, uuid: str) -> None:
+        """In the writer thread, so that housekeeping never meets a closed one."""
+        catalog = self.catalogs.pop(uuid, None)
+        if catalog is not None:
+            _close(catalog)
 
     def keep_house(self) -> None:
         """Between jobs of the writer thread: checkpoints, and pruning that commits left over."""

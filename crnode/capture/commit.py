@@ -135,16 +135,16 @@ class SourceCommit:
             return Point(image, base)
         return Point(image, base, list(batch.changed.values()), list(batch.removed), batch.fresh)
 
-    def begin_incarnation(self) -> Point:
+    def begin_incarnation(self) -> Point | None:
         """Draw a new identity and make an image under it: what targets hold of the old one is no ancestor of
         it."""
         with self.catalog.transaction():
             self.incarnation = secrets.token_bytes(16)
             self.catalog.set_meta("incarnation", self.incarnation)
         self.rolled_back = True
-        point = self.finish(Batch(), CLEAN | DIVERGED, False, True, False, False)
-        assert point is not None
-        return point
+        if self.catalog.staging() is not None:
+            return None
+        return self.finish(Batch(), CLEAN | DIVERGED, False, True, False, False)
 
     def _blank(self, ordinal: int) -> Image:
         return Image(
@@ -240,6 +240,30 @@ class SourceCommit:
                 self.catalog.set_cursor(target, image, held.ordinal, self.now_ns())
         return held
 
+    def pin_newest(self, pins: set[bytes]) -> Image | None:
+        """The newest image, put among `pins` in the same turn of the writer, so that no commit prunes it."""
+        newest = self.catalog.newest()
+        if newest is not None and newest.id is not None:
+            pins.add(newest.id)
+        return newest
+
+    def leave_out(self, path: bytes, target: str) -> Point | None:
+        """Make an image without `path`, which cannot be read and keeps `target` from having all the rest.
+
+        None when another target acknowledged it: then it comes from that holder when it is back."""
+        newest = self.catalog.newest()
+        if newest is None or self.catalog.staging() is not None:
+            return None
+        holders = [c for c in self.catalog.cursors() if c.target != target]
+        if any(self.catalog.entry(path, c.ordinal) is not None for c in holders):
+            return None
+        if self.catalog.entry(path, newest.ordinal) is None:
+            return None
+        batch = Batch()
+        batch.removed.add(path)
+        batch.prints[path] = None
+        return self.finish(batch, CLEAN, False, True, True, False)
+
     def forget(self, target: str) -> None:
         """A target was removed from the set."""
         with self.catalog.transaction():
@@ -252,7 +276,8 @@ class SourceCommit:
         its
         way before the next commit can be asked for, because one task asks for both.
         """
-        horizon = newest.at_ns - FORGET_AFTER_NS
+        # Measured on whichever clock is behind: one that jumps ahead must not make all targets look silent.
+        horizon = min(newest.at_ns, self.now_ns()) - FORGET_AFTER_NS
         keep = {newest.ordinal, *(c.ordinal for c in self.catalog.cursors() if c.at_ns > horizon)}
         before = self.catalog.image(newest.parent)
         if before is not None:

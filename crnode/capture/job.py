@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from crnode.capture.read import Fresh, Gone, PathReader, Taken, Torn, Unreadable
 from crnode.capture.roots import Selection
 from crnode.capture.scan import dirty_paths
-from crnode.capture.watch import Watcher
+from crnode.capture.watch import Watcher, WatchLimit
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader
 from crproto.entries import DIRECTORY, FILE, Entry, Extra
@@ -34,7 +34,7 @@ class Batch:
     prints: dict[bytes, Fingerprint | None] = field(default_factory=dict)
     lost: dict[bytes, str | None] = field(default_factory=dict)
     fresh: Fresh = field(default_factory=Fresh)
-    fuzzy: bool = False
+    fuzzy: set[bytes] = field(default_factory=set)  # files that never settled while they were read
 
     def full(self) -> bool:
         return len(self.changed) + len(self.removed) >= BATCH_ENTRIES or self.fresh.held >= BATCH_BYTES
@@ -71,6 +71,7 @@ class Job:
         self.selection = selection
         self.watcher = watcher
         self.batch = Batch()
+        self.limit: str | None = None  # the sysctl that has to be raised, when watches ran out
         self._known_lost: set[bytes] | None = None  # read in the thread that works
 
     def run(self, paths: Iterable[tuple[bytes, bool]]) -> Iterator[Batch]:
@@ -107,7 +108,10 @@ class Job:
         )
 
     def _watch(self, path: bytes) -> None:
-        watch_directory(self.reader, self.watcher, path)
+        try:
+            watch_directory(self.reader, self.watcher, path)
+        except WatchLimit as limit:
+            self.watcher, self.limit = None, str(limit)
 
     def _old(self, path: bytes) -> Entry | None:
         if path in self.batch.changed:
@@ -151,15 +155,15 @@ class Job:
             batch.lost[path] = None
         batch.prints[path] = taken.fingerprint
         batch.removed.discard(path)
+        batch.fuzzy.discard(path)
+        if entry.kind == FILE and entry.extra and Extra.decode(entry.extra).fuzzy:
+            batch.fuzzy.add(path)
         if entry == old:
             return []
         if old is not None and old.kind == DIRECTORY and entry.kind != DIRECTORY:
             self._remove_below(path)
         batch.changed[path] = entry
         link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
-        batch.fuzzy = batch.fuzzy or (
-            entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).fuzzy
-        )
         partners = self._partners(path, old)
         if link is not None:
             partners += self.catalog.link_members(link, self.view)
@@ -245,7 +249,7 @@ def watch_tree(reader: PathReader, watcher: Watcher, takes: Callable[[bytes, boo
                 for item in listing:
                     if item.is_dir(follow_symlinks=False):
                         child = (path + b"/" if path else b"") + os.fsencode(item.name)
-                        if takes(child, True):
+                        if takes(child, True) and not problem(child):
                             stack.append(child)
         except OSError:
             continue

@@ -22,7 +22,8 @@ from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
 from crproto import chunking, content
-from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
+from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, entry_from_wire
+from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.recut import OldChunk, block_hashes, recut
 
@@ -167,7 +168,11 @@ class PathReader:
         self.earlier = fresh  # what this very capture found before is not in the store yet
         for attempt in range(ATTEMPTS):
             try:
-                return self._take(path, old, fresh, last=attempt == ATTEMPTS - 1)
+                taken = self._take(path, old, fresh, last=attempt == ATTEMPTS - 1)
+                entry_from_wire(taken.entry)  # what no peer would take must be in no image
+                return taken
+            except RemoteProtocolError as error:
+                raise Unreadable(f"its metadata is beyond what can be replicated: {error}") from error
             except _Changed:
                 continue
             except OSError as error:
@@ -225,7 +230,7 @@ class PathReader:
                 info.st_dev,
                 info.st_ino,
             ):
-                raise _Changed
+                raise _Swapped
             extra = read_extra(fd, before, link)
             trial = Fresh(held=fresh.held)
             young = self.now_ns() - before.st_ctime_ns < YOUNG_NS
@@ -238,6 +243,8 @@ class PathReader:
             after = os.fstat(fd)
             if _print(after) != _print(before):
                 raise _Changed
+        except _Swapped:
+            raise
         except _Changed:
             if not last:
                 raise
@@ -380,6 +387,10 @@ class PathReader:
 
 class _Changed(Exception):
     """The file is another one now, or changed while it was read."""
+
+
+class _Swapped(_Changed):
+    """What was opened is not what lstat saw: never captured, not even as fuzzy (rule 56)."""
 
 
 class _Sink:

@@ -18,7 +18,7 @@ from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader, open_reader
 from crproto.entries import DIRECTORY, FILE, SYMLINK
-from crproto.paths import join
+from crproto.paths import join, problem
 
 _LENGTH = struct.Struct(">I")
 
@@ -77,8 +77,8 @@ def _below(
                 old = known.pop(name, None)
                 if old is None or old[0] != _kind(info.st_mode) or _differs(info, old[1]):
                     yield child
-                if is_dir and info.st_dev == device:
-                    subdirectories.append(name)
+                if is_dir and info.st_dev == device and not problem(child):
+                    subdirectories.append(name)  # what is too deep is reported by whoever captures it
         for name in known:
             yield join(path, name)
         for name in subdirectories:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from crnode.capture import scan
 from crnode.capture.commit import EmptiedSet, Point, SourceCommit
 from crnode.capture.job import Batch, Job, watch_tree
-from crnode.capture.read import Gone, PathReader, fingerprint_of
+from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
@@ -103,6 +103,10 @@ class SourceSet:
         self._view = 0  # ordinal that captures compare with
         self._staged = False  # whether that is an image in the making
         self._next_look = 0.0
+        self._next_reconcile = 0.0
+        # Paths whose newest entry is fuzzy: no image is clean while there are any. Their fingerprints match
+        # nothing, so that they are read again each second, and by the first scan after a restart.
+        self._fuzzy: set[bytes] = set()
         self._emptied = False  # an image that would empty the set waits for a person
         self._after_crash = store.recovery.unclean_boot
 
@@ -129,14 +133,24 @@ class SourceSet:
         self._settle.note(path, Change.DONE, self._now())
         self._wake.set()
 
-    async def begin_incarnation(self) -> Image:
+    async def begin_incarnation(self) -> Image | None:
         """This source was set back (rule 43): go on under a new identity; returns its first image."""
         point = await self.writer.submit(self.commit.begin_incarnation)
+        if point is None:
+            return None
         self.newest = point.image
         self._view = point.image.ordinal
         self.on_point(point)
         self._want_scan("the source was set back")
         return point.image
+
+    async def publish(self, make: Callable[..., Point | None], *args: object) -> None:
+        """Let the writer make an image otherwise than by a capture, and tell the pushes of it."""
+        point = await self.writer.submit(make, *args)
+        if point is not None:
+            self.newest = point.image
+            self._view = point.image.ordinal
+            self.on_point(point)
 
     def accept(self) -> None:
         """A person says that the source is right as it is: a new root, or an emptied one (rule 59)."""
@@ -180,12 +194,15 @@ class SourceSet:
             self._loop.remove_reader(self._watcher.fd)
             self._watcher.close()
             self._watcher = None
-        if self._paths is not None:
-            self._paths.close()
-            self._paths = None
-        if self._roots is not None:
-            self._roots.close()
-            self._roots = None
+        paths, roots, self._paths, self._roots = self._paths, self._roots, None, None
+
+        def close() -> None:
+            if paths is not None:
+                paths.close()
+            if roots is not None:
+                roots.close()
+
+        self._thread.submit(close)  # behind whatever the thread is still doing with them
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._thread, work)
@@ -212,16 +229,16 @@ class SourceSet:
         await self._look()
         await self._start_watching()
         self._want_scan(self._scan_reason if self._scan_wanted else "start")
-        next_reconcile = self._loop.time() + RECONCILE_SECONDS
+        self._next_reconcile = self._loop.time() + RECONCILE_SECONDS
         next_poll = self._loop.time() + POLL_SECONDS
         while True:
             if roots.gone():
                 self._set_state("root missing", "A path of the set is not mounted or was replaced.")
                 return
             now = self._loop.time()
-            if now >= next_reconcile:
+            if now >= self._next_reconcile:
                 self._want_scan("reconcile")
-                next_reconcile = now + (RECONCILE_SECONDS if self._watcher else SCAN_ONLY_SECONDS)
+                self._next_reconcile = now + (RECONCILE_SECONDS if self._watcher else SCAN_ONLY_SECONDS)
             if now >= next_poll:
                 await self._poll()
                 next_poll = now + POLL_SECONDS
@@ -237,7 +254,7 @@ class SourceSet:
                 await self._point(())
             self._wake.clear()
             if not self._scan_wanted and self._due_in() > 0:
-                wait = min(self._due_in(), next_poll - self._loop.time(), next_reconcile - self._loop.time())
+                wait = min(self._due_in(), min(next_poll, self._next_reconcile) - self._loop.time())
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), max(wait, 0))
 
@@ -301,6 +318,7 @@ class SourceSet:
             self._watcher.close()
             self._watcher = None
         self.watch_kind = "scan"
+        self._next_reconcile = self._loop.time() + SCAN_ONLY_SECONDS
         self.journal(
             "source",
             f"Set {self.spec.name}: the kernel has no watches left, so it is scanned every"
@@ -336,11 +354,9 @@ class SourceSet:
                 try:
                     if fingerprint_of(paths.stat(path)) != reader.fingerprint(path):
                         out.append(path)
-                except Gone:
-                    continue
-                except Exception as error:
-                    if not isinstance(error, OSError):
-                        raise
+                except (Gone, Unreadable):
+                    continue  # a change that matters makes an event, or is found by the next scan
+            paths.close()
             return out
 
         for path in await self._in_thread(differing):
@@ -393,7 +409,8 @@ class SourceSet:
             for _, done in ready:
                 if not done.done():
                     done.set_result(None)
-        elif self._waiters:
+        self._waiters = [w for w in self._waiters if not w[1].done()]
+        if self.state != "ok" and self._waiters:
             await asyncio.sleep(0.2)
             self._want_scan(reason)
 
@@ -438,6 +455,8 @@ class SourceSet:
         image = await self.writer.submit(lambda: self.catalog.staging() or self.catalog.newest())
         self._view = image.ordinal if image is not None else 0
         self._staged = image is not None and image.state == STAGING
+        newest = await self.writer.submit(self.catalog.newest)
+        self._rolling = newest is not None and bool(newest.flags & ROLLING)
         self.lost = await self.writer.submit(self.catalog.lost)
 
     async def _point(self, extra: Iterable[tuple[bytes, bool]]) -> None:
@@ -470,6 +489,9 @@ class SourceSet:
         finally:
             paths.close()
         await self._finish(job.flush(), flags)
+        if job.limit is not None:
+            self._no_watches(job.limit)
+            self._want_scan("watches ran out")
 
     def _spill(self, chunks: dict[bytes, bytes]) -> None:
         """In the capture thread of a spooling set: waiting here is what slows the reader down to the disk."""
@@ -479,12 +501,18 @@ class SourceSet:
         """Drive the job; batches that are full become staged rows."""
         while (batch := await self._in_thread(lambda: next(batches, None))) is not None:
             self._set_state("capturing", "a first or large image is being taken")
+            self._note_fuzzy(batch)
             self._view = await self.writer.submit(self.commit.stage, batch, self.spool)
             self._staged = True
 
+    def _note_fuzzy(self, batch: Batch) -> None:
+        self._fuzzy -= batch.prints.keys()
+        self._fuzzy |= batch.fuzzy
+
     async def _finish(self, batch: Batch, flags: int) -> None:
-        if batch.fuzzy:
-            flags = FUZZY
+        self._note_fuzzy(batch)
+        if self._fuzzy:
+            flags = flags & ~CLEAN | FUZZY
         if self._after_crash:
             flags |= CRASH
         # A rolling image is always followed by a clean one, so that deletions it could not confirm are

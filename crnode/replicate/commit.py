@@ -223,6 +223,7 @@ class TargetCommit:
                 continue
             if entry.level == 0:
                 plain.append(entry.content)
+                self._check_object(entry, entry.content, CHUNK, entry.size)
                 continue
             self._resolve_recipe(incoming, entry, view)
         self.store.mark_live(plain)
@@ -243,11 +244,12 @@ class TargetCommit:
                 raise RemoteProtocolError(
                     f"the recipe of {entry.path!r} has {top.total} bytes, its entry {entry.size}"
                 )
-            names = [
-                n
-                for n, _, _, _ in content.new_objects(known, (entry.content, entry.level), self.store.get)
-                if n != HOLE
-            ]
+            names: list[bytes] = []
+            new = (entry.content, entry.level)
+            for name, kind, length, _ in content.new_objects(known, new, self.store.get):
+                if name != HOLE:
+                    names.append(name)
+                    self._check_object(entry, name, kind, length if kind == CHUNK else None)
         except (Missing, Damaged) as lacking:
             incoming.unresolved.add(lacking.args[0])
             incoming.verify_all = True  # what lies below the missing recipe is not known yet
@@ -255,6 +257,13 @@ class TargetCommit:
         self.store.mark_live(names)
         incoming.unresolved.update(self.store.missing(names))
         self._bound(incoming)
+
+    def _check_object(self, entry: Entry, name: bytes, kind: int, length: int | None) -> None:
+        """What is stored under an id must be of the kind and length that the image says: else the live tree
+        could not be written, for ever."""
+        where = self.store.locate(name)
+        if where is not None and (where.kind != kind or (length is not None and where.raw != length)):
+            raise RemoteProtocolError(f"an object of {entry.path!r} is not of the kind or length it says")
 
     def _bound(self, incoming: Incoming) -> None:
         if len(incoming.unresolved) > UNRESOLVED_MOST:

@@ -25,6 +25,12 @@ class Lag:
             _, when = self._open.popleft()
             self.last_seconds = now - when
 
+    def start_over(self, newest: int, now: float) -> None:
+        """Nothing is known of the target any more: the newest point is open again."""
+        self.acknowledged = 0
+        if not self._open and newest:
+            self._open.append((newest, now))
+
     def seconds(self, now: float) -> float:
         """Age of the oldest point that the target has not acknowledged; 0 when there is none."""
         return now - self._open[0][1] if self._open else 0.0

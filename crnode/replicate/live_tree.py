@@ -31,6 +31,7 @@ from crnode.store.packs import full_error, is_full
 from crnode.store.reader import ROLLING, Fingerprint, Image, Live, Reader
 from crnode.store.store import Damaged, Missing
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
+from crproto.errors import RemoteProtocolError
 from crproto.paths import split
 
 IN_PLACE = 1 << 20  # bytes from which a changed file is patched instead of written anew
@@ -173,13 +174,14 @@ class LiveTree:
         self.place.check()
         touched: set[bytes] = set()
         with self._writer() as writer:
+            waiting = set(self.reader.deferred())
             wrong: list[tuple[bytes, Entry | None]] = []
             for path in paths:
                 entry = self.reader.entry(path, live.at)
-                if entry is None and self.archive and path and self.reader.history(path):
-                    continue  # an archive shows what the source deleted
-                if entry is None and not path:
-                    continue
+                if entry is None and self.archive:
+                    continue  # an archive shows what the source deleted, and keeps what anybody puts there
+                if entry is None and (not path or path in waiting):
+                    continue  # a deletion that no later image has confirmed yet is no local change
                 wrong.append((path, entry))
             self._report.put_right = {p for p, e in wrong if e is None or e.kind != DIRECTORY}
             for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
@@ -277,7 +279,7 @@ class LiveTree:
         info = writer.lstat(entry.path)
         ours = info is not None and self._ours(entry.path, info)
         link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
-        if info is not None and not ours:
+        if info is not None and (not ours or stat.S_ISDIR(info.st_mode)):
             self._clear_drift(writer, entry.path, entry)
         if entry.kind == SYMLINK:
             self._done(entry.path, writer.symlink(entry), entry)
@@ -430,6 +432,8 @@ class LiveTree:
             if error.errno in (errno.EIO, errno.EROFS):
                 raise
             self._report.unapplied[path] = f"it cannot be written here: {os.strerror(error.errno or 0)}"
+        except RemoteProtocolError as error:
+            self._report.unapplied[path] = f"its content contradicts itself: {error}"
         except (Missing, Damaged) as lacking:
             self._report.damaged.add(lacking.args[0])
             self._report.unapplied[path] = "its content is damaged here; it is fetched again"

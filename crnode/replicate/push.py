@@ -25,7 +25,15 @@ from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.source import SourceSet
 from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate import compare
-from crnode.replicate.difference import Abandoned, ObjectReader, Part, Wanted, from_catalog, from_memory
+from crnode.replicate.difference import (
+    Abandoned,
+    ObjectReader,
+    Part,
+    Wanted,
+    from_catalog,
+    from_memory,
+    objects_of,
+)
 from crnode.replicate.lag import Lag, Throttle
 from crnode.store.reader import Image, Reader
 from crproto.errors import LocalProtocolError
@@ -82,8 +90,10 @@ class Push:
         set_name: str,
         term: int,
         throttle: int | None,
+        heal: Callable[[str, set[bytes]], Awaitable[set[bytes]]],
         journal: Callable[[str, str], None],
     ) -> None:
+        self._heal = heal
         self.source = source
         self.commit = commit
         self.target = target
@@ -299,6 +309,10 @@ class Push:
     async def _known(self, state: SetState) -> Image | None:
         """The image of ours that the target holds, as its cursor; None when it holds none, or one we do not
         know."""
+        # What this process believed may be gone with the target's disk: only what the target says now counts.
+        self.acked = b""
+        self._unsaved.clear()
+        self.lag.start_over(self.source.newest.sequence if self.source.newest else 0, self._loop.time())
         if not state.newest:
             return None
         held = await self.source.writer.submit(self.commit.adopt, self.target, state.newest)
@@ -324,6 +338,9 @@ class Push:
     def _save_cursor(self) -> None:
         self._save_timer = None
         saving, self._unsaved = self._unsaved, set()
+        if not self.acked:
+            self.in_flight -= saving
+            return
         saved = self.source.writer.submit(self.commit.acknowledged, self.target, self.acked)
 
         def done(future: asyncio.Future[None]) -> None:
@@ -379,14 +396,7 @@ class Push:
         self._verdict = verdict
         try:
             await peer.send(self._header(image, old_id, resume is not None, held))
-            async for records, stored, part in self._prepared(
-                peer, parts, objects, offer=not small, patches=quick
-            ):
-                if records:
-                    await peer.send(Objects(tuple(records)), stored)
-                    await self._pace(sum(map(len, stored)))
-                if part is not None and (part.entries or part.removed):
-                    await peer.send(Entries(tuple(part.entries), tuple(part.removed)))
+            await self._send_parts(peer, parts, objects, offer=not small, patches=quick)
             await peer.send(ImageCommit(image.id))
             return await self._await_verdict(peer, image, verdict, base, objects)
         except Abandoned as abandoned:
@@ -430,6 +440,17 @@ class Push:
         delay = self._throttle.delay(count, self._loop.time())
         if delay > 0:
             await asyncio.sleep(delay)
+
+    async def _send_parts(
+        self, peer: Peer, parts: Iterator[Part], objects: ObjectReader, *, offer: bool, patches: bool
+    ) -> None:
+        """Send a difference: objects, and behind them the entries that need them."""
+        async for records, stored, part in self._prepared(peer, parts, objects, offer=offer, patches=patches):
+            if records:
+                await peer.send(Objects(tuple(records)), stored)
+                await self._pace(sum(map(len, stored)))
+            if part is not None and (part.entries or part.removed):
+                await peer.send(Entries(tuple(part.entries), tuple(part.removed)))
 
     async def _prepared(
         self, peer: Peer, parts: Iterator[Part], objects: ObjectReader, *, offer: bool, patches: bool
@@ -561,9 +582,10 @@ class Push:
                     await peer.send(Objects(tuple(records)), stored)
 
     async def _abandon(self, abandoned: Abandoned) -> None:
-        """The source moved on while its image was sent: wait for the next image."""
+        """The source's bytes are not those of the image: wait for a newer one. A file that cannot be read any
+        more must not hold up all the others for ever: another holder gives its bytes, or it is left out."""
         self._abandoned += 1
-        path = abandoned.args[0]
+        path: bytes = abandoned.args[0]
         self._journal(
             "push",
             f"Set {self.set_name} to {self.target}: a file changed while it was sent; a newer image follows.",
@@ -573,10 +595,32 @@ class Push:
             self._journal(
                 "push", f"Set {self.set_name} changes faster than it is sent: new bytes are spooled."
             )
+        self._news.clear()
         self.source.look_at(path)
         with contextlib.suppress(TimeoutError):
-            self._news.clear()
             await asyncio.wait_for(self._news.wait(), 1.0)
+        reason = dict(await self.source.writer.submit(self.source.catalog.lost, 100_000)).get(path)
+        if reason is not None and not await self._heal_path(path):
+            self._journal(
+                "source",
+                f"Set {self.set_name}: {path.decode(errors='replace')} is left out of new images, because"
+                f" {reason}; no other node has its bytes. It is taken again when it can be read.",
+            )
+            await self.source.publish(self.commit.leave_out, path, self.target)
+
+    async def _heal_path(self, path: bytes) -> bool:
+        """Fetch from other holders what the newest entry of `path` needs; True when all of it is here now."""
+        newest = self.source.newest
+        if newest is None or self._reader is None:
+            return False
+        entry = self._reader.entry(path, newest.ordinal)
+        if entry is None:
+            return True
+        store, load = self.source.store, self.source.store.load
+        wanted = await self._in_thread(
+            lambda: {w.id for w in objects_of(entry, None, load) if not store.has(w.id)}
+        )
+        return wanted <= await self._heal(self.source.spec.uuid, wanted)
 
     # -- unknown cursors
 
@@ -596,9 +640,13 @@ class Push:
                 f" source was set"
                 " back; it goes on under a new incarnation and the target keeps what it had as a version.",
             )
-            newest = await self.source.begin_incarnation()
+            if await self.source.begin_incarnation() is None:
+                raise Restart("an image is being captured; it is compared when that is done")
         reader = self._reader
-        assert newest.id is not None
+        pinned = await self.source.writer.submit(self.commit.pin_newest, self.in_flight)
+        assert pinned is not None
+        newest = pinned
+        behind = behind or self.commit.rolled_back
 
         async def ask(question: Compare | List) -> Compared | Listed:
             answer, _ = await self._ask(peer, question, Compared if isinstance(question, Compare) else Listed)
@@ -606,25 +654,17 @@ class Push:
             return answer
 
         image = newest
-        if state.digest == image.digest:
+        assert image.id is not None
+        self._verdict = self._loop.create_future()
+        objects = ObjectReader(self.source.store, lambda: self.source.open_roots, None)
+        try:
             changed: list[bytes] = []
             removed: list[bytes] = []
-        else:
-            changed, removed = await compare.difference(reader, image.ordinal, ask, self._in_thread)
-        objects = ObjectReader(self.source.store, lambda: self.source.open_roots, None)
-        self._verdict = self._loop.create_future()
-        assert image.id is not None
-        header = replace(self._header(image, state.newest, False, None), skips=not behind)
-        try:
-            await peer.send(header)
+            if state.digest != image.digest:
+                changed, removed = await compare.difference(reader, image.ordinal, ask, self._in_thread)
+            await peer.send(replace(self._header(image, state.newest, False, None), skips=not behind))
             parts = compare.parts(reader, image.ordinal, changed, removed, self.source.store.load)
-            async for records, stored, part in self._prepared(
-                peer, parts, objects, offer=True, patches=False
-            ):
-                if records:
-                    await peer.send(Objects(tuple(records)), stored)
-                if part is not None and (part.entries or part.removed):
-                    await peer.send(Entries(tuple(part.entries), tuple(part.removed)))
+            await self._send_parts(peer, parts, objects, offer=True, patches=False)
             await peer.send(ImageCommit(image.id))
             if await self._await_verdict(peer, image, self._verdict, 0, objects):
                 raise Restart("compared and brought together")
@@ -634,6 +674,8 @@ class Push:
             raise Restart(str(error)) from error
         finally:
             self._verdict = None
+            if image.id not in self._unsaved:
+                self.in_flight.discard(image.id)
             await self._in_thread(objects.close)
 
 

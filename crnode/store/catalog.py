@@ -17,10 +17,10 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import fsync_dir
 from crnode.store.reader import (
     COMPLETE,
-    ENTRY_COLUMNS,
-    IMAGE_COLUMNS,
+    ENTRY,
+    IMAGE,
+    NAMES,
     OPEN,
-    PRINCIPALS,
     STAGING,
     Fingerprint,
     Image,
@@ -169,7 +169,7 @@ class Catalog(Reader):
     def begin(self, image: Image, totals: Totals | None = None) -> None:
         """Record image `image.ordinal` as staging; its rows follow through :meth:`change`."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO image ({IMAGE_COLUMNS}) VALUES ({','.join('?' * 19)})",
+            f"INSERT OR REPLACE INTO image ({IMAGE}) VALUES ({','.join('?' * 19)})",
             image._replace(state=STAGING),
         )
         self.save_staged(totals or self.totals())
@@ -225,7 +225,7 @@ class Catalog(Reader):
         head, name = split(path)
         number = self._dir(head)
         row = self._one(
-            f"SELECT e.born,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS}"
+            f"SELECT e.born,{ENTRY} FROM entry e {NAMES}"
             " WHERE e.dir=? AND e.name=? AND e.born<=? AND e.died>?",
             (number, name, ordinal, ordinal),
         )
@@ -246,7 +246,7 @@ class Catalog(Reader):
     def complete(self, image: Image, totals: Totals) -> None:
         """The atomic switch: image `image.ordinal` counts from this transaction's commit on."""
         self._db.execute(
-            f"INSERT OR REPLACE INTO image ({IMAGE_COLUMNS}) VALUES ({','.join('?' * 19)})",
+            f"INSERT OR REPLACE INTO image ({IMAGE}) VALUES ({','.join('?' * 19)})",
             image._replace(state=COMPLETE),
         )
         self.set_meta("totals", totals_bytes(totals))

@@ -80,12 +80,12 @@ class Cursor(NamedTuple):
     at_ns: int
 
 
-IMAGE_COLUMNS = (
+IMAGE = (
     "ordinal,id,parent,incarnation,epoch,sequence,at_ns,received_ns,digest,entries,bytes,flags,state,"
     "pinned,name,why,verdict,evidence,manifest"
 )
-ENTRY_COLUMNS = "e.kind,e.mode,o.name,o.number,g.name,g.number,e.mtime_ns,e.size,e.content,e.level,e.extra"
-PRINCIPALS = "JOIN principal o ON o.id=e.owner JOIN principal g ON g.id=e.grp"
+ENTRY = "e.kind,e.mode,o.name,o.number,g.name,g.number,e.mtime_ns,e.size,e.content,e.level,e.extra"
+NAMES = "JOIN principal o ON o.id=e.owner JOIN principal g ON g.id=e.grp"
 
 
 class Totals(NamedTuple):
@@ -128,27 +128,27 @@ class Reader:
 
     def newest(self) -> Image | None:
         """The newest complete image."""
-        row = self._one(f"SELECT {IMAGE_COLUMNS} FROM image WHERE state=1 ORDER BY ordinal DESC LIMIT 1")
+        row = self._one(f"SELECT {IMAGE} FROM image WHERE state=1 ORDER BY ordinal DESC LIMIT 1")
         return Image(*row) if row else None
 
     def staging(self) -> Image | None:
         """The image that is being staged, if any."""
-        row = self._one(f"SELECT {IMAGE_COLUMNS} FROM image WHERE state=0 ORDER BY ordinal DESC LIMIT 1")
+        row = self._one(f"SELECT {IMAGE} FROM image WHERE state=0 ORDER BY ordinal DESC LIMIT 1")
         return Image(*row) if row else None
 
     def image(self, image_id: bytes) -> Image | None:
-        row = self._one(f"SELECT {IMAGE_COLUMNS} FROM image WHERE id=? AND state=1", (image_id,))
+        row = self._one(f"SELECT {IMAGE} FROM image WHERE id=? AND state=1", (image_id,))
         return Image(*row) if row else None
 
     def image_at(self, ordinal: int) -> Image | None:
-        row = self._one(f"SELECT {IMAGE_COLUMNS} FROM image WHERE ordinal=?", (ordinal,))
+        row = self._one(f"SELECT {IMAGE} FROM image WHERE ordinal=?", (ordinal,))
         return Image(*row) if row else None
 
     def images(self) -> list[Image]:
         """All complete images, oldest first."""
         return [
             Image(*r)
-            for r in self._db.execute(f"SELECT {IMAGE_COLUMNS} FROM image WHERE state=1 ORDER BY ordinal")
+            for r in self._db.execute(f"SELECT {IMAGE} FROM image WHERE state=1 ORDER BY ordinal")
         ]
 
     def cursors(self) -> list[Cursor]:
@@ -192,7 +192,7 @@ class Reader:
         """The entry at `path` as image `ordinal` has it."""
         head, name = split(path)
         row = self._one(
-            f"SELECT {ENTRY_COLUMNS} FROM entry e {PRINCIPALS} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
+            f"SELECT {ENTRY} FROM entry e {NAMES} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
             " AND e.name=? AND e.born<=? AND e.died>?",
             (head, name, ordinal, ordinal),
         )
@@ -201,7 +201,7 @@ class Reader:
     def children(self, directory: bytes, ordinal: int) -> list[Entry]:
         """The entries directly in `directory`, by name."""
         rows = self._db.execute(
-            f"SELECT e.name,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
+            f"SELECT e.name,{ENTRY} FROM entry e {NAMES} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
             " AND e.born<=? AND e.died>? AND e.name!=x'' ORDER BY e.name",
             (directory, ordinal, ordinal),
         )
@@ -247,7 +247,7 @@ class Reader:
         ).fetchall()
         for number, directory in _rows(dirs):
             rows = self._db.execute(
-                f"SELECT e.name,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS} WHERE e.dir=? AND e.born<=? AND e.died>?"
+                f"SELECT e.name,{ENTRY} FROM entry e {NAMES} WHERE e.dir=? AND e.born<=? AND e.died>?"
                 " AND e.name!=x'' ORDER BY e.name",
                 (number, ordinal, ordinal),
             ).fetchall()
@@ -261,7 +261,7 @@ class Reader:
         after."""
         born, directory, name = after or (base, OPEN, b"")
         rows = self._db.execute(
-            f"SELECT e.born,e.dir,d.path,e.name,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS} JOIN dir d ON d.id=e.dir"
+            f"SELECT e.born,e.dir,d.path,e.name,{ENTRY} FROM entry e {NAMES} JOIN dir d ON d.id=e.dir"
             " WHERE (e.born,e.dir,e.name)>(?,?,?) AND e.born<=? AND e.died>?"
             " ORDER BY e.born,e.dir,e.name LIMIT ?",
             (born, directory, name, to, to, limit),
@@ -274,10 +274,10 @@ class Reader:
         """:meth:`came`, each with the entry that image `base` has there and the recorded fingerprint."""
         born, directory, name = after or (base, OPEN, b"")
         rows = self._db.execute(
-            f"SELECT e.born,e.dir,d.path,e.name,{ENTRY_COLUMNS},"
+            f"SELECT e.born,e.dir,d.path,e.name,{ENTRY},"
             " b.kind,b.mode,b.mtime_ns,b.size,b.content,b.level,b.extra,"
             " s.dev,s.ino,s.size,s.mtime_ns,s.ctime_ns"
-            f" FROM entry e {PRINCIPALS} JOIN dir d ON d.id=e.dir"
+            f" FROM entry e {NAMES} JOIN dir d ON d.id=e.dir"
             " LEFT JOIN entry b ON b.dir=e.dir AND b.name=e.name AND b.born<=?1 AND b.died>?1"
             " LEFT JOIN seen s ON s.dir=e.dir AND s.name=e.name"
             " WHERE (e.born,e.dir,e.name)>(?2,?3,?4) AND e.born<=?5 AND e.died>?5"
@@ -351,7 +351,7 @@ class Reader:
         ).fetchall()
         for number, directory in _rows(dirs):
             rows = self._db.execute(
-                f"SELECT e.name,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS}"
+                f"SELECT e.name,{ENTRY} FROM entry e {NAMES}"
                 " WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
                 (number, ordinal, ordinal),
             ).fetchall()
@@ -364,7 +364,7 @@ class Reader:
         """(born, died, entry) of every row of `path`, oldest first."""
         head, name = split(path)
         rows = self._db.execute(
-            f"SELECT e.born,e.died,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS}"
+            f"SELECT e.born,e.died,{ENTRY} FROM entry e {NAMES}"
             " WHERE e.dir=(SELECT id FROM dir WHERE path=?) AND e.name=? ORDER BY e.born",
             (head, name),
         )
@@ -390,7 +390,7 @@ class Reader:
                 name = b""
                 while True:
                     found = self._db.execute(
-                        f"SELECT e.name,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS} WHERE e.dir=? AND e.name>=?"
+                        f"SELECT e.name,{ENTRY} FROM entry e {NAMES} WHERE e.dir=? AND e.name>=?"
                         " AND e.born<=? AND e.died>? ORDER BY e.name LIMIT ?",
                         (number, name, ordinal, ordinal, page),
                     )
@@ -407,7 +407,7 @@ class Reader:
     def files(self, ordinal: int) -> Iterator[Entry]:
         """All entries with content in image `ordinal`, in storage order."""
         rows = self._db.execute(
-            f"SELECT d.path,e.name,{ENTRY_COLUMNS} FROM entry e {PRINCIPALS} JOIN dir d ON d.id=e.dir"
+            f"SELECT d.path,e.name,{ENTRY} FROM entry e {NAMES} JOIN dir d ON d.id=e.dir"
             " WHERE e.born<=? AND e.died>? AND e.content IS NOT NULL",
             (ordinal, ordinal),
         )
@@ -457,7 +457,7 @@ def totals_bytes(totals: Totals) -> bytes:
 
 
 def entry_of(path: bytes, row: tuple[Any, ...]) -> Entry:
-    """The entry of a row of ENTRY_COLUMNS."""
+    """The entry of a row of ENTRY."""
     kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra = row
     return Entry(path, kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra)
 

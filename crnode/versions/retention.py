@@ -1,15 +1,16 @@
 """Which images of a set stay versions. Pure: images in, the kept ones with the reason of each out.
 
-The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are a
-minute
-apart, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Ages count from the
-newest image,
-never from a clock, so that a clock that jumps prunes nothing (rule 84).
+The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are the
+last of their minute, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Hours, days
+and weeks are cut at fixed borders (of UTC): were they counted back from the newest image, they would slide with
+it, and what was thinned a minute ago would never grow old enough for the next rung. Only periods that hold an
+image count, the latest first. Times are those of the images, never of a clock, so that a clock that jumps prunes
+nothing (rule 84).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,19 +46,29 @@ class Ladder:
 def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, str]:
     """ordinal -> why it is kept, for `images` in ascending order of their line.
 
-    The newest image and pinned ones are always in it; without them there are at most 64.
+    The newest image and pinned ones are always in it; without them there are at most 64. What it keeps, it keeps
+    again as long as nothing new comes: quiet is judged between neighbours, so it thins until nothing goes.
     """
+    left = list(images)
+    while True:
+        kept = _once(left, ladder)
+        if len(kept) == len(left):
+            return kept
+        left = [image for image in left if image.ordinal in kept]
+
+
+def _once(images: Sequence[Candidate], ladder: Ladder) -> dict[int, str]:
     if not images:
         return {}
     kept: dict[int, str] = {images[-1].ordinal: "newest"}
     _newest_points(images, ladder, kept)
-    newest_at = images[-1].at_ns
     for size, count, word in (
         (HOUR, ladder.hourly, "hourly"),
         (DAY, ladder.daily, "daily"),
         (WEEK, ladder.weekly, "weekly"),
     ):
-        _one_each(images, newest_at, size, count, word, kept)
+        for image in _one_each(images, size, count):
+            kept.setdefault(image.ordinal, word)
     chosen = [i.ordinal for i in reversed(images) if i.ordinal in kept]
     kept = {ordinal: kept[ordinal] for ordinal in chosen[:MOST]}
     for image in images:
@@ -67,31 +78,27 @@ def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, 
 
 
 def _newest_points(images: Sequence[Candidate], ladder: Ladder, kept: dict[int, str]) -> None:
-    """Walk back from the newest: a point counts when quiet followed it, or a minute lies before the next
-    kept one."""
+    """Walk back from the newest: a point counts when quiet followed it, or when it is the last of its minute."""
     count = len(kept)
-    last_kept = images[-1].at_ns
     for image, following in zip(images[-2::-1], images[:0:-1], strict=True):
         if count >= ladder.newest:
             return
         quiet = following.at_ns - image.at_ns >= ladder.quiet_ns
-        if quiet or last_kept - image.at_ns >= ladder.apart_ns:
+        if quiet or image.at_ns // ladder.apart_ns != following.at_ns // ladder.apart_ns:
             kept.setdefault(image.ordinal, "recent")
-            last_kept = image.at_ns
             count += 1
 
 
-def _one_each(
-    images: Sequence[Candidate], newest_at: int, size: int, count: int, word: str, kept: dict[int, str]
-) -> None:
-    """The newest whole image (else the newest) of each of `count` periods of `size` ns back from the newest
+def _one_each(images: Sequence[Candidate], size: int, count: int) -> Iterable[Candidate]:
+    """The newest whole image (else the newest) of each of the `count` latest periods of `size` ns that hold
     one."""
     best: dict[int, Candidate] = {}
-    for image in images:
-        period = (newest_at - image.at_ns) // size
-        if 0 <= period < count:
-            held = best.get(period)
-            if held is None or image.whole or not held.whole:
+    for image in reversed(images):
+        period = image.at_ns // size
+        held = best.get(period)
+        if held is None:
+            if len(best) < count:
                 best[period] = image
-    for image in best.values():
-        kept.setdefault(image.ordinal, word)
+        elif image.whole and not held.whole:
+            best[period] = image
+    return best.values()
