@@ -1,30 +1,36 @@
 """Restoring a whole set or a path of it, of any version that some node holds, to a new place on this node.
 
 The tree is written beside its destination, read back and compared with the version, and only then renamed
-into place:
-a restore that is cut off leaves nothing that looks like a result.
+into place: a restore that is cut off leaves nothing that looks like a result. The entries of what is restored
+are kept in memory, some 500 bytes each; contents never are.
+
+A whole version is proven by its digest. For a path there is none: that its entries are complete follows from
+the image being held while it is read (rule 38), and from the holder's count of them.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crnode.agent.threads import in_thread
 from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import free_bytes
 from crnode.replicate.write import Policy, TreeWriter
 from crnode.store.packs import full_error, is_full
-from crnode.store.store import Damaged, Missing
+from crnode.store.store import Damaged, Missing, ObjectStore
 from crproto import content
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, LtHash, entry_bytes, image_digest
+from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.messages import Entries
 
@@ -33,7 +39,9 @@ if TYPE_CHECKING:
 
 Args = dict[str, Any]
 Progress = Callable[[Args], None]
-BATCH = 400
+BATCH = 400  # entries written in one go
+PAGE = 2000  # entries of a digest, or names that are looked up, between two looks at anything else
+RECIPES = 16  # recipes that are read in one go; each has at most 4,096 items
 
 
 class Chosen(NamedTuple):
@@ -54,11 +62,18 @@ class Restore:
         self.agent = agent
         self._places: set[Path] = set()
 
-    async def run(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
-        """Restore; returns {"files", "bytes", "seconds", "digest_ok", "to", "version"}. Raises
-        CrnodeError."""
+    async def run(
+        self, spec: ReplicationSet, args: Args, progress: Progress, *, ordered_by: str | None = None
+    ) -> Args:
+        """Restore; returns {"files", "bytes", "seconds", "verified", "to", "version", "digest", "from"}, and
+        "digest_ok" for a whole version: everything read back equals the version, proven by its digest. Of a
+        path, "verified" says that what was written reads back as its entries say. Raises CrnodeError.
+
+        `ordered_by` is the node that asks for it, None for the owner of this node on its own socket. Another
+        node may only write where this node's own file allows it, with no more privileges than the set has.
+        """
         begun = time.monotonic()
-        to = self._destination(args)
+        to = await in_thread(lambda: self._destination(args, ordered_by))
         path = os.fsencode(str(args.get("path") or "")).strip(b"/")
         chosen = await self._choose(spec, args.get("version"))
         if to in self._places:
@@ -66,28 +81,30 @@ class Restore:
         self._places.add(to)
         staging = to.parent / f".crnode-restore-{secrets.token_hex(4)}"
         try:
-            entries = await self._entries(spec, chosen, path)
-            if not entries:
-                raise CrnodeError(
-                    f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
-                    "",
-                    f"List what there is: crnode versions {spec.name} {os.fsdecode(path)}",
-                    ExitCode.USAGE,
-                )
-            if not path:
-                self._check_digest(spec, chosen, entries)
-            need = sum(e.size for e in entries)
-            free, _ = free_bytes(_existing(to))
-            if free < need:
-                raise CrnodeError(
-                    f"There is no room for the restore at {to}.",
-                    f"It needs {need >> 20} MiB and {free >> 20} MiB are free.",
-                    "Choose another place with --to.",
-                    ExitCode.FULL,
-                )
-            await asyncio.to_thread(_make_staging, staging)
-            size = await self._write(spec, entries, path, staging, progress)
-            wrong = await asyncio.to_thread(_verify, staging, entries, path, self.agent.store.get)
+            async with self._held(spec, chosen):
+                entries = await self._entries(spec, chosen, path)
+                if not path:
+                    await self._check_digest(spec, chosen, entries)
+                elif not entries:
+                    raise CrnodeError(
+                        f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
+                        "",
+                        f"List what there is: crnode versions {spec.name} {os.fsdecode(path)}",
+                        ExitCode.USAGE,
+                    )
+                need = await in_thread(lambda: sum(e.size for e in entries))
+                free, _ = await in_thread(lambda: free_bytes(_existing(to)))
+                if free < need:
+                    raise CrnodeError(
+                        f"There is no room for the restore at {to}.",
+                        f"It needs {need >> 20} MiB and {free >> 20} MiB are free.",
+                        "Choose another place with --to.",
+                        ExitCode.FULL,
+                    )
+                await in_thread(lambda: _make_staging(staging))
+                policy = Policy(privileged=ordered_by is None or spec.privileged, root=os.geteuid() == 0)
+                await self._write(spec, entries, path, staging, policy, progress)
+                wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
             if wrong:
                 raise CrnodeError(
                     f"The restore was written but {len(wrong)} paths do not read back as they should.",
@@ -95,7 +112,14 @@ class Restore:
                     "The disk at the destination may be failing. Nothing was left there.",
                     ExitCode.DAMAGE,
                 )
-            await asyncio.to_thread(_into_place, staging, to)
+            await in_thread(lambda: _into_place(staging, to))
+        except (Missing, Damaged, RemoteProtocolError) as error:
+            raise CrnodeError(
+                f"Version {chosen.sequence} of {spec.name} is damaged here.",
+                f"{type(error).__name__}: {_named(error)}.",
+                "Run crnode scrub, then restore again, or restore another version.",
+                ExitCode.DAMAGE,
+            ) from error
         except OSError as error:
             if is_full(error):
                 raise full_error(to, error) from error
@@ -104,25 +128,30 @@ class Restore:
             ) from error
         finally:
             self._places.discard(to)
-            await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
-        files = sum(1 for e in entries if e.kind == FILE)
+            await in_thread(lambda: shutil.rmtree(staging, ignore_errors=True))
+        files = await in_thread(lambda: sum(1 for e in entries if e.kind == FILE))
+        by = f" as {ordered_by} ordered" if ordered_by is not None else ""
         self.agent.journal.add(
             "restore",
-            f"Version {chosen.sequence} of {spec.name} was restored to {to}: {files} files.",
+            f"Version {chosen.sequence} of {spec.name} was restored to {to}{by}: {files} files.",
             spec.name,
         )
-        return {
+        out: Args = {
             "files": files,
-            "bytes": size,
+            "bytes": need,
             "seconds": time.monotonic() - begun,
-            "digest_ok": True,
+            "verified": True,
             "to": str(to),
             "version": chosen.sequence,
             "digest": chosen.digest.hex(),
             "from": chosen.holder,
         }
+        if not path:
+            out["digest_ok"] = True
+        return out
 
-    def _destination(self, args: Args) -> Path:
+    def _destination(self, args: Args, ordered_by: str | None) -> Path:
+        """Where to restore to, every link on the way resolved, so that what is checked is what is written."""
         text = args.get("to")
         if not text:
             raise CrnodeError(
@@ -136,19 +165,37 @@ class Restore:
             raise CrnodeError(
                 f"The destination {to} is not absolute.", "", "Begin it with '/'.", ExitCode.USAGE
             )
-        if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
-            raise CrnodeError(
-                f"The destination {to} is in use.",
-                "A restore never mixes with files that are there.",
-                "Name a directory that does not exist yet, or an empty one.",
-                ExitCode.REFUSED,
-            )
+        if to.is_symlink():
+            raise _in_use(to)
+        to = to.resolve()
         data = self.agent.data.resolve()
-        if to.resolve() == data or data in to.resolve().parents:
+        if _inside(to, data):
             raise CrnodeError(
                 f"{to} lies in the data directory.", "", "Choose another place.", ExitCode.REFUSED
             )
+        for name, place in self._taken():
+            if _inside(to, place):
+                raise CrnodeError(
+                    f"The destination {to} lies in {place} of set {name}.",
+                    "A restore never mixes with what is replicated.",
+                    "Choose a place outside.",
+                    ExitCode.REFUSED,
+                )
+        if ordered_by is not None:
+            self.agent.sets.check_allowed(to)
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise _in_use(to)
         return to
+
+    def _taken(self) -> Iterator[tuple[str, Path]]:
+        """(set, place) of everything that sets have on this node, whether they run or not."""
+        here = self.agent.node.name
+        for spec in self.agent.document.sets:
+            if spec.source == here:
+                for text in spec.paths:
+                    yield spec.name, Path(text).resolve()
+            if here in spec.targets:
+                yield spec.name, self.agent.sets.destination(spec).resolve()
 
     # -- which version
 
@@ -200,89 +247,199 @@ class Restore:
             return []
         return [Chosen(i[0], i[3], i[5], i[6], i[7], name) for i in await link.images(spec.uuid)]
 
+    @contextlib.asynccontextmanager
+    async def _held(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:
+        """Hold the image while it is restored, if it is ours; another node holds its own while it lists
+        it."""
+        if chosen.holder != self.agent.node.name:
+            yield
+            return
+        async with self.agent.server.readers.hold(spec.uuid, chosen.image) as image:
+            if image is None:
+                raise _gone(spec, chosen)
+            yield
+
     async def _entries(self, spec: ReplicationSet, chosen: Chosen, path: bytes) -> list[Entry]:
+        """All entries at and below `path`, in memory. Their number is checked as far as it is known."""
         if chosen.holder == self.agent.node.name:
             catalog = self.agent.sets.catalogs[spec.uuid]
 
             def read() -> list[Entry]:
                 with catalog.reader() as reader:
                     image = reader.image(chosen.image)
-                    return list(reader.subtree(path, image.ordinal)) if image is not None else []
+                    if image is None:
+                        raise _gone(spec, chosen)
+                    return list(reader.subtree(path, image.ordinal))
 
-            return await asyncio.to_thread(read)
+            return await in_thread(read)
         out: list[Entry] = []
 
         async def take(message: Entries) -> None:
             out.extend(message.changed)
+            if len(out) > chosen.entries or (path and not all(_at(path, e.path) for e in message.changed)):
+                raise _not_those(spec, chosen, "It gave more than the version has, or than was asked for.")
 
-        await self.agent.links[chosen.holder].entries(spec.uuid, chosen.image, path, take)
+        count = await self.agent.links[chosen.holder].entries(spec.uuid, chosen.image, path, take)
+        if not out and not path and chosen.entries:
+            raise _gone(spec, chosen)
+        if count != len(out):
+            raise _not_those(spec, chosen, f"It sent {count} and {len(out)} came.")
         return out
 
-    def _check_digest(self, spec: ReplicationSet, chosen: Chosen, entries: list[Entry]) -> None:
+    async def _check_digest(self, spec: ReplicationSet, chosen: Chosen, entries: list[Entry]) -> None:
+        """In a thread by pages: a page of 2,000 takes 10 ms."""
         state = LtHash()
-        state.update(entry_bytes(e) for e in entries)
-        digest = image_digest(bytes.fromhex(spec.uuid), len(entries), sum(e.size for e in entries), state)
-        if digest != chosen.digest:
-            raise CrnodeError(
-                f"The entries that {chosen.holder} gave are not those of version {chosen.sequence}.",
-                "Their digest differs from the version's.",
-                "Run crnode scrub and crnode doctor on that node, or restore from another version.",
-                ExitCode.DAMAGE,
-            )
+        size = 0
+        for at in range(0, len(entries), PAGE):
+            size += await in_thread(partial(_add, state, entries, at))
+        if image_digest(bytes.fromhex(spec.uuid), len(entries), size, state) != chosen.digest:
+            raise _not_those(spec, chosen, "Their digest differs from the version's.")
 
     # -- writing
 
     async def _write(
-        self, spec: ReplicationSet, entries: list[Entry], top: bytes, staging: Path, progress: Progress
-    ) -> int:
+        self,
+        spec: ReplicationSet,
+        entries: list[Entry],
+        top: bytes,
+        staging: Path,
+        policy: Policy,
+        progress: Progress,
+    ) -> None:
         """Write everything under `staging`, fetching what is not here batch by batch."""
-        policy = Policy(privileged=True, root=os.geteuid() == 0)
+        groups = await in_thread(lambda: _link_groups(entries))
         root = os.open(staging / "tree", os.O_RDONLY | os.O_DIRECTORY)
         temporary = os.open(staging / "tmp", os.O_RDONLY | os.O_DIRECTORY)
         writer = TreeWriter(root, temporary, self.agent.store.get, policy)
-        done = size = 0
-        groups: dict[bytes, list[Entry]] = {}
-        for entry in entries:
-            link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
-            if link is not None:
-                groups.setdefault(link, []).append(entry)
+        done = 0
         try:
             for at in range(0, len(entries), BATCH):
                 batch = entries[at : at + BATCH]
                 await self._have(spec, batch)
-                await asyncio.to_thread(_write_batch, writer, batch, top, groups)
+                await in_thread(partial(_write_batch, writer, batch, top, groups))
                 done += len(batch)
-                size += sum(e.size for e in batch)
                 progress({"text": f"{done} of {len(entries)} paths", "done": done, "total": len(entries)})
-            directories = [e for e in entries if e.kind == DIRECTORY]
-            await asyncio.to_thread(_finish, writer, directories, top)
+            await in_thread(lambda: _finish(writer, [e for e in entries if e.kind == DIRECTORY], top))
         finally:
             writer.close()
             os.close(root)
             os.close(temporary)
-        return size
 
     async def _have(self, spec: ReplicationSet, batch: list[Entry]) -> None:
-        """Fetch every object that the batch needs and that is not in our store."""
-        wanted: set[bytes] = set()
-        tops = [(e.content, e.level) for e in batch if e.content is not None]
-        for level in range(16, -1, -1):
-            here = {name for name, at in tops if at == level and name != HOLE}
-            lacking = {name for name in here if not self.agent.store.has(name)}
-            wanted |= lacking
-            if lacking:
-                fetched = await self.agent.healer.fetch(spec.uuid, lacking)
-                if lost := lacking - fetched.keys():
-                    raise CrnodeError(
-                        f"{len(lost)} objects of the version cannot be had.",
-                        "No node that holds the set answers with them.",
-                        "Start the other targets, or restore another version.",
-                        ExitCode.DAMAGE,
-                    )
-            if level:
-                for name in here:
-                    recipe = content.parse_recipe(self.agent.store.get(name), level)
-                    tops += [(child, level - 1) for _, child in recipe.iter_items()]
+        """Fetch every object that the batch needs and that is not whole in our store."""
+        tops: dict[int, dict[bytes, None]] = {}
+        for entry in batch:
+            if entry.content is not None:
+                tops.setdefault(entry.level, {})[entry.content] = None
+        for level, names in tops.items():
+            await self._have_below(spec, list(names), level)
+
+    async def _have_below(self, spec: ReplicationSet, names: list[bytes], level: int) -> None:
+        """The same for objects of one level and all below them: depth first, so that what is in memory is a
+        page of names for each level, however large the files."""
+        for at in range(0, len(names), PAGE):
+            page = names[at : at + PAGE]
+            await self._get(spec, await in_thread(partial(_lacking, self.agent.store, page)))
+        if not level:
+            return
+        for at in range(0, len(names), RECIPES):
+            some = names[at : at + RECIPES]
+            below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
+            if damaged:
+                await self._get(spec, damaged)
+                below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
+            if damaged:
+                raise _lost(len(damaged))
+            await self._have_below(spec, below, level - 1)
+
+    async def _get(self, spec: ReplicationSet, lacking: set[bytes]) -> None:
+        if lacking:
+            fetched = await self.agent.healer.fetch(spec.uuid, lacking)
+            if lost := lacking - fetched.keys():
+                raise _lost(len(lost))
+
+
+def _inside(path: Path, other: Path) -> bool:
+    return path == other or other in path.parents
+
+
+def _in_use(to: Path) -> CrnodeError:
+    return CrnodeError(
+        f"The destination {to} is in use.",
+        "A restore never mixes with files that are there.",
+        "Name a directory that does not exist yet, or an empty one.",
+        ExitCode.REFUSED,
+    )
+
+
+def _gone(spec: ReplicationSet, chosen: Chosen) -> CrnodeError:
+    return CrnodeError(
+        f"{chosen.holder} does not keep version {chosen.sequence} of {spec.name} any more.",
+        "It was thinned out meanwhile.",
+        f"List what there is: crnode versions {spec.name}",
+    )
+
+
+def _not_those(spec: ReplicationSet, chosen: Chosen, why: str) -> CrnodeError:
+    return CrnodeError(
+        f"The entries that {chosen.holder} gave are not those of version {chosen.sequence} of {spec.name}.",
+        why,
+        "Run crnode scrub and crnode doctor on that node, or restore from another version.",
+        ExitCode.DAMAGE,
+    )
+
+
+def _lost(count: int) -> CrnodeError:
+    return CrnodeError(
+        f"{count} objects of the version cannot be had.",
+        "No node that holds the set answers with them.",
+        "Start the other targets, or restore another version.",
+        ExitCode.DAMAGE,
+    )
+
+
+def _named(error: Exception) -> str:
+    """What it is about: the beginning of an id, or a sentence."""
+    about = error.args[0] if error.args else ""
+    return about.hex()[:16] if isinstance(about, bytes) else str(about)
+
+
+def _at(top: bytes, path: bytes) -> bool:
+    return path == top or path.startswith(top + b"/")
+
+
+def _add(state: LtHash, entries: list[Entry], at: int) -> int:
+    """Take a page of entries into `state`; returns the bytes of their files."""
+    page = entries[at : at + PAGE]
+    state.update(entry_bytes(e) for e in page)
+    return sum(e.size for e in page)
+
+
+def _lacking(store: ObjectStore, names: Iterable[bytes]) -> set[bytes]:
+    return {name for name in names if name != HOLE and not store.has(name)}
+
+
+def _children(store: ObjectStore, names: list[bytes], level: int) -> tuple[list[bytes], set[bytes]]:
+    """What the recipes of this level name, each once, and those recipes that cannot be read."""
+    below: dict[bytes, None] = {}
+    damaged: set[bytes] = set()
+    for name in names:
+        try:
+            recipe = content.parse_recipe(store.get(name), level)
+        except (Missing, Damaged):
+            damaged.add(name)
+        else:
+            below.update((child, None) for _, child in recipe.iter_items())
+    return list(below), damaged
+
+
+def _link_groups(entries: list[Entry]) -> dict[bytes, list[Entry]]:
+    groups: dict[bytes, list[Entry]] = {}
+    for entry in entries:
+        link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
+        if link is not None:
+            groups.setdefault(link, []).append(entry)
+    return groups
 
 
 def _existing(path: Path) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.reading import Readers
@@ -293,17 +294,18 @@ class Server:
             await give(name, where.kind if where is not None else CHUNK, data)
         await flush()
         if missing and uuid in self.agent.sets.sources:
-            async for found in self._from_source(uuid, set(missing)):
-                if found is None:
-                    await flush()
-                    await peer.send(Objects(()))
-                else:
-                    await give(found[0], CHUNK, found[1])
+            async with contextlib.aclosing(self._from_source(uuid, set(missing))) as search:
+                async for found in search:
+                    if found is None:
+                        await flush()
+                        await peer.send(Objects(()))
+                    else:
+                        await give(found[0], CHUNK, found[1])
             await flush()
 
     async def _from_source(
         self, uuid: str, wanted: set[bytes]
-    ) -> AsyncIterator[tuple[bytes, bytes] | None]:
+    ) -> AsyncGenerator[tuple[bytes, bytes] | None, None]:
         """(id, bytes) of chunks of the newest image, read from the source's files. None now and then while
         the search goes on."""
         source = self.agent.sets.sources[uuid].source
@@ -353,7 +355,7 @@ class SourceSearch:
                 return out
         return out or None
 
-    def _search(self) -> Iterator[tuple[bytes, bytes] | None]:
+    def _search(self) -> Generator[tuple[bytes, bytes] | None, None, None]:
         newest = self._source.newest
         if newest is None:
             return

@@ -369,7 +369,7 @@ class Sets:
                 "Choose a destination outside the data directory.",
                 ExitCode.REFUSED,
             )
-        self._check_allowed(place)
+        self.check_allowed(place)
         others = [
             (r.spec.name, self.destination(r.spec).resolve())
             for r in self.targets.values()
@@ -385,8 +385,8 @@ class Sets:
                     ExitCode.REFUSED,
                 )
 
-    def _check_allowed(self, place: Path) -> None:
-        """The node, not the cluster, decides where foreign files may lie on it."""
+    def check_allowed(self, place: Path) -> None:
+        """The node, not the cluster, decides where foreign files may lie on it. Raises CrnodeError."""
         if (self.data / "trees").resolve() in place.parents:
             return
         allowed = self.node.destinations

@@ -88,6 +88,7 @@ class LiveTree:
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
         self._cleared: set[bytes] = set()
+        self.stopping = False  # set from outside: a move ends at its next path and is redone later
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
@@ -424,6 +425,8 @@ class LiveTree:
     def _guarded(self, path: bytes, action: Callable[[], None]) -> None:
         """One path that cannot be written is reported and does not stop the rest (rule 68); a full disk
         does."""
+        if self.stopping:
+            raise CrnodeError("The live tree stops here.", "", "It goes on where it was.")
         try:
             action()
         except OSError as error:

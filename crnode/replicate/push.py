@@ -15,10 +15,9 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 from crnode.capture.commit import Point, SourceCommit
@@ -29,12 +28,12 @@ from crnode.replicate.difference import (
     Abandoned,
     ObjectReader,
     Part,
-    Wanted,
     from_catalog,
     from_memory,
     objects_of,
 )
 from crnode.replicate.lag import Lag, Throttle
+from crnode.replicate.send import Sender
 from crnode.store.reader import Image, Reader
 from crproto.errors import LocalProtocolError
 from crproto.limits import DIGEST_SCHEME
@@ -44,14 +43,12 @@ from crproto.messages import (
     Call,
     Compare,
     Compared,
-    Entries,
     ImageBegin,
     ImageCommit,
     List,
     Listed,
     Missing,
     Need,
-    Objects,
     Offer,
     Refused,
     Result,
@@ -65,7 +62,6 @@ Dial = Callable[[str], Awaitable[Peer]]
 
 OFFER_BYTES = 256 << 10  # differences up to this go without asking
 OFFER_ENTRIES = 64
-FRAME_BYTES = 512 << 10  # payload of one Objects frame, about
 IDS_PER_OFFER = 4096
 RETRY_FIRST, RETRY_MOST = 0.25, 10.0  # seconds between attempts to reach the target
 REFUSED_WAIT = 5.0  # seconds before a refused image is tried again
@@ -396,7 +392,7 @@ class Push:
         self._verdict = verdict
         try:
             await peer.send(self._header(image, old_id, resume is not None, held))
-            await self._send_parts(peer, parts, objects, offer=not small, patches=quick)
+            await self._sender(peer).send(parts, objects, offer=not small, patches=quick)
             await peer.send(ImageCommit(image.id))
             return await self._await_verdict(peer, image, verdict, base, objects)
         except Abandoned as abandoned:
@@ -436,67 +432,10 @@ class Push:
             bool(base) and image.parent != base and held is not None,
         )
 
-    async def _pace(self, count: int) -> None:
-        delay = self._throttle.delay(count, self._loop.time())
-        if delay > 0:
-            await asyncio.sleep(delay)
+    def _sender(self, peer: Peer) -> Sender:
+        return Sender(peer, self._thread, lambda part: self._offer(peer, part), self._throttle)
 
-    async def _send_parts(
-        self, peer: Peer, parts: Iterator[Part], objects: ObjectReader, *, offer: bool, patches: bool
-    ) -> None:
-        """Send a difference: objects, and behind them the entries that need them."""
-        async for records, stored, part in self._prepared(peer, parts, objects, offer=offer, patches=patches):
-            if records:
-                await peer.send(Objects(tuple(records)), stored)
-                await self._pace(sum(map(len, stored)))
-            if part is not None and (part.entries or part.removed):
-                await peer.send(Entries(tuple(part.entries), tuple(part.removed)))
-
-    async def _prepared(
-        self, peer: Peer, parts: Iterator[Part], objects: ObjectReader, *, offer: bool, patches: bool
-    ) -> AsyncIterator[tuple[list[tuple[bytes, int, int, int, int, bytes]], list[bytes], Part | None]]:
-        """Frames ready to send, in order. While one batch is being sent the next is walked, offered and
-        read."""
-        ahead: asyncio.Queue[tuple[Part, asyncio.Task[memoryview | None]] | Exception | None] = (
-            asyncio.Queue(2)
-        )
-
-        async def offering() -> None:
-            try:
-                while (part := await self._in_thread(lambda: next(parts, None))) is not None:
-                    answer = asyncio.create_task(
-                        self._offer(peer, part) if offer and part.objects else _nothing()
-                    )
-                    await ahead.put((part, answer))
-                await ahead.put(None)
-            except Exception as error:  # noqa: BLE001 - raised again by the task that reads the queue
-                await ahead.put(error)
-
-        if not offer:  # a small image: no task, no queue
-            while (part := await self._small_part(parts)) is not None:
-                async for frame in self._frames(part, part.objects, objects, patches):
-                    yield frame
-            return
-        task = asyncio.create_task(offering())
-        try:
-            while (item := await ahead.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                part, answer = item
-                bitmap = await answer
-                wanted = part.objects if bitmap is None else _chosen(part.objects, bitmap)
-                async for frame in self._frames(part, wanted, objects, patches):
-                    yield frame
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-
-    async def _small_part(self, parts: Iterator[Part]) -> Part | None:
-        # A single small file needs no walk and no disk: doing it here saves a hop to a thread and back.
-        return next(parts, None)
-
-    async def _offer(self, peer: Peer, part: Part) -> memoryview | None:
+    async def _offer(self, peer: Peer, part: Part) -> memoryview:
         bits = bytearray()
         for at in range(0, len(part.objects), IDS_PER_OFFER):
             ids = [w.id for w in part.objects[at : at + IDS_PER_OFFER]]
@@ -504,30 +443,6 @@ class Push:
             _, bitmap = await self._ask(peer, Offer(self._number), Need, ids)
             bits += bitmap
         return memoryview(bits)
-
-    async def _frames(
-        self, part: Part, wanted: Sequence[Wanted], objects: ObjectReader, patches: bool
-    ) -> AsyncIterator[tuple[list[tuple[bytes, int, int, int, int, bytes]], list[bytes], Part | None]]:
-        at = 0
-        while at < len(wanted):
-            end, size = at, 0
-            while end < len(wanted) and (end == at or size + wanted[end].length <= FRAME_BYTES):
-                size += wanted[end].length
-                end += 1
-            group = wanted[at:end]
-            compress = self._congested()
-            if objects.fresh is not None and all(w.id in objects.fresh.chunks for w in group):
-                records, stored = objects.read(group, compress=compress, patches=patches)
-            else:
-                records, stored = await self._in_thread(
-                    partial(objects.read, group, compress=compress, patches=patches)
-                )
-            at = end
-            yield records, ([b"".join(stored)] if len(stored) > 1 else stored), None
-        yield [], [], part
-
-    def _congested(self) -> bool:
-        return self._peer is not None and self._peer.congested
 
     async def _await_verdict(
         self,
@@ -577,9 +492,7 @@ class Push:
         while missing and (part := await self._in_thread(lambda: next(parts, None))) is not None:
             wanted = [w for w in part.objects if w.id in missing]
             missing -= {w.id for w in wanted}
-            async for records, stored, _ in self._frames(part, wanted, objects, patches=False):
-                if records:
-                    await peer.send(Objects(tuple(records)), stored)
+            await self._sender(peer).objects(wanted, objects)
 
     async def _abandon(self, abandoned: Abandoned) -> None:
         """The source's bytes are not those of the image: wait for a newer one. A file that cannot be read any
@@ -664,7 +577,7 @@ class Push:
                 changed, removed = await compare.difference(reader, image.ordinal, ask, self._in_thread)
             await peer.send(replace(self._header(image, state.newest, False, None), skips=not behind))
             parts = compare.parts(reader, image.ordinal, changed, removed, self.source.store.load)
-            await self._send_parts(peer, parts, objects, offer=True, patches=False)
+            await self._sender(peer).send(parts, objects, offer=True, patches=False)
             await peer.send(ImageCommit(image.id))
             if await self._await_verdict(peer, image, self._verdict, 0, objects):
                 raise Restart("compared and brought together")
@@ -677,11 +590,3 @@ class Push:
             if image.id not in self._unsaved:
                 self.in_flight.discard(image.id)
             await self._in_thread(objects.close)
-
-
-async def _nothing() -> memoryview | None:
-    return None
-
-
-def _chosen(wanted: Sequence[Wanted], bitmap: memoryview) -> list[Wanted]:
-    return [w for i, w in enumerate(wanted) if bitmap[i // 8] >> (i % 8) & 1]

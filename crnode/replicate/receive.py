@@ -315,8 +315,11 @@ class TargetSet:
                 except (CrnodeError, OSError) as error:
                     await self._cannot(error)
         finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            if self._tree is not None:
+                self._tree.stopping = True
             self._reads.shutdown(wait=False, cancel_futures=True)
+            # Nothing may write at this place any more when whoever comes next begins there.
+            await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
 
     async def _cannot(self, error: CrnodeError | OSError) -> None:
         """The live tree has to wait: images are still received, and it goes on when the cause is gone."""

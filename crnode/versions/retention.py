@@ -1,11 +1,11 @@
 """Which images of a set stay versions. Pure: images in, the kept ones with the reason of each out.
 
 The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are the
-last of their minute, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Hours, days
-and weeks are cut at fixed borders (of UTC): were they counted back from the newest image, they would slide with
-it, and what was thinned a minute ago would never grow old enough for the next rung. Only periods that hold an
-image count, the latest first. Times are those of the images, never of a clock, so that a clock that jumps prunes
-nothing (rule 84).
+last of their minute, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Minutes,
+hours, days and weeks are cut at fixed borders (of UTC): were they counted back from the newest image, they
+would slide with it, and what was thinned a minute ago would never grow old enough for the next rung. Only
+periods that hold an image count, the latest first. Times are those of the images, never of a clock, so that a
+clock that jumps prunes nothing (rule 84).
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Ladder:
 def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, str]:
     """ordinal -> why it is kept, for `images` in ascending order of their line.
 
-    The newest image and pinned ones are always in it; without them there are at most 64. What it keeps, it keeps
-    again as long as nothing new comes: quiet is judged between neighbours, so it thins until nothing goes.
+    The newest image and pinned ones are always in it; without them there are at most 64. What it keeps, it
+    keeps again as long as nothing new comes: quiet is judged between neighbours, so it thins until nothing
+    goes.
     """
     left = list(images)
     while True:
@@ -78,7 +79,8 @@ def _once(images: Sequence[Candidate], ladder: Ladder) -> dict[int, str]:
 
 
 def _newest_points(images: Sequence[Candidate], ladder: Ladder, kept: dict[int, str]) -> None:
-    """Walk back from the newest: a point counts when quiet followed it, or when it is the last of its minute."""
+    """Walk back from the newest: a point counts when quiet followed it, or when it is the last of its
+    minute."""
     count = len(kept)
     for image, following in zip(images[-2::-1], images[:0:-1], strict=True):
         if count >= ladder.newest:

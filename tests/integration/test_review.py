@@ -138,7 +138,7 @@ def test_a_mount_inside_a_set_is_reported_and_stops_nothing(cluster: Cluster, tm
         subprocess.run(["umount", str(source / "sub")], check=True)
 
 
-def test_an_unknown_cursor_is_settled_while_the_source_is_written_to(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_unknown_cursor_is_settled_under_writing(cluster: Cluster, tmp_path: Path) -> None:
     source, live = one_set(cluster, tmp_path)
     for number in range(3000):
         (source / f"f{number}").write_bytes(b"x" * (number % 50 + 1))

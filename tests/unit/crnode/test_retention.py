@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
+import pytest
+
 from crnode.versions.retention import DAY, HOUR, MINUTE, MOST, SECOND, WEEK, Candidate, Ladder, retain
 
 
@@ -79,3 +81,51 @@ def test_thinning_again_and_again_is_stable() -> None:
         assert len(images) <= MOST
         assert images[-1].ordinal == n
     assert set(retain(images)) == {i.ordinal for i in images}
+
+
+@pytest.mark.parametrize(
+    ("every", "lasting", "whole"),
+    [(MINUTE, 25 * DAY, 1.0), (30 * SECOND, 4 * DAY, 0.9), (SECOND // 2, HOUR, 1.0)],
+    ids=["a minute", "30 s", "without pause"],
+)
+def test_the_ladder_fills_while_what_was_thinned_is_gone(every: int, lasting: int, whole: float) -> None:
+    """As a target lives: each image is thinned with the survivors of the last time, nothing else is left."""
+    source = random.Random(7)
+    held: list[Candidate] = []
+    begun = 1_700_000_000 * SECOND + 17 * MINUTE
+    for n in range(lasting // every):
+        now = begun + n * every
+        held.append(Candidate(n, now, False, source.random() < whole))
+        kept = retain(held)
+        held = [i for i in held if i.ordinal in kept]
+        assert len(held) <= MOST
+        if n % 1000 == 0:
+            assert retain(held).keys() == kept.keys()  # thinning again takes nothing
+            for size, most in ((HOUR, 24), (DAY, 14), (WEEK, 10)):
+                periods = {i.at_ns // size for i in held}
+                there = range(max(begun // size, now // size - most + 1), now // size + 1)
+                assert periods >= set(there), (n, size)
+    minutes = {i.at_ns // MINUTE for i in held[-16:]}
+    assert len(minutes) == (16 if every != 30 * SECOND else 8)
+
+
+def test_years_of_hourly_images_fill_every_rung() -> None:
+    held: list[Candidate] = []
+    for n in range(2 * 364 * 24):
+        held.append(Candidate(n, n * HOUR + 5 * MINUTE, False, True))
+        kept = retain(held)
+        held = [i for i in held if i.ordinal in kept]
+    newest = held[-1].at_ns
+    for size, most in ((HOUR, 24), (DAY, 14), (WEEK, 10)):
+        assert {i.at_ns // size for i in held} >= {newest // size - n for n in range(most)}
+
+
+def test_a_time_long_ago_or_ahead_costs_no_more_than_its_own_place() -> None:
+    """An image dated 2038 takes one place of each rung, and loses it once as many newer ones have come."""
+    held = [Candidate(1, 400 * WEEK, False, True)]
+    for n in range(2, 2000):
+        held.append(Candidate(n, n * 10 * MINUTE, False, True))
+        kept = retain(held)
+        held = [i for i in held if i.ordinal in kept]
+    assert len({i.at_ns // HOUR for i in held if i.ordinal > 1}) >= 24
+    assert len({i.at_ns // DAY for i in held if i.ordinal > 1}) >= 13
