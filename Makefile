@@ -38,7 +38,7 @@ check: $(VENV)/installed ## Run every gate: ruff, mypy --strict, import layers, 
 
 fuzz: $(VENV)/fuzz ## Feed broken bytes to the protocol for 60 s. Longer: make fuzz FUZZ_SECONDS=3600
 	@mkdir -p tests/fuzz/corpus
-	$(BIN)/python tests/fuzz/fuzz_connection.py -max_total_time=$(FUZZ_SECONDS) tests/fuzz/corpus
+	$(BIN)/python tests/fuzz/fuzz_connection.py -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=tests/fuzz/corpus/ tests/fuzz/corpus
 
 clean: ## Remove what make made: the virtual environment, caches, what was built.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/fuzz/corpus

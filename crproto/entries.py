@@ -175,8 +175,8 @@ def entry_to_wire(entry: Entry) -> Entry:
 def entry_from_wire(wire: Sequence[Any]) -> Entry:
     """The entry in ``wire``, every field checked on its own and against the others; else
     RemoteProtocolError."""
-    if len(wire) != 12:
-        raise RemoteProtocolError(f"an entry has {len(wire)} fields instead of 12")
+    if not isinstance(wire, tuple | list) or len(wire) != 12:
+        raise RemoteProtocolError("an entry is an array of 12 fields")
     path, kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra = wire
     if (
         type(path) is not bytes

@@ -346,7 +346,9 @@ class Calls:
     async def _peer_restore(self, sender: str, args: Args) -> Args:
         if sender != self.agent.document.master.name:
             raise CrnodeError("Only the master orders a restore on another node.", "", "", ExitCode.REFUSED)
-        return await self.restore.run(self._set(str(args["set"])), args, lambda _: None)
+        return await self.restore.run(
+            self._set(str(args["set"])), args, lambda _: None, ordered_by=sender
+        )
 
     async def _peer_grant(self, sender: str, args: Args) -> Args:
         if sender != self.agent.document.master.name:

@@ -163,8 +163,11 @@ def test_entries_that_are_refused(entry: Entry, changes: dict[str, Any]) -> None
 
 
 def test_an_entry_has_twelve_fields() -> None:
-    with pytest.raises(RemoteProtocolError, match="13 fields"):
+    with pytest.raises(RemoteProtocolError, match="12 fields"):
         entry_from_wire((*GOOD, 1))
+    for other in (17, None, b"twelve bytes", "twelve chars", dict.fromkeys(range(12), 0), ()):
+        with pytest.raises(RemoteProtocolError):
+            entry_from_wire(other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
