@@ -61,7 +61,7 @@ def test_sets_that_cannot_be_are_refused_with_a_reason(cluster: Cluster, tmp_pat
     # only the target can know these: the set is there, and its status says why it waits
     for name, place, words in (
         ("nested", live / "inside", "overlaps"),
-        ("system", Path("/etc/crnode-test"), "system's own places"),
+        ("system", Path(f"/etc/crnode-test-{os.getpid()}"), "system's own places"),
         ("data", cluster.nodes["box2"].data / "store", "data directory"),
     ):
         other = tmp_path / name
@@ -83,7 +83,7 @@ def test_sets_that_cannot_be_are_refused_with_a_reason(cluster: Cluster, tmp_pat
     cluster.add_set("other", "shop1", tmp_path / "other", [f"box2:{full}"])
     wait_for(lambda: "not empty" in cluster.master.call("status")["sets"][1]["targets"][0]["reason"])
     assert (full / "precious").read_bytes() == b"mine"
-    assert not Path("/etc/crnode-test").exists()
+    assert not Path(f"/etc/crnode-test-{os.getpid()}").exists()
 
 
 def test_local_changes_in_a_mirror_are_kept_aside_and_put_right(cluster: Cluster, tmp_path: Path) -> None:
