@@ -33,6 +33,7 @@ from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, LtHash, entr
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.messages import Entries
+from crproto.paths import problem
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -75,6 +76,13 @@ class Restore:
         begun = time.monotonic()
         to = await in_thread(lambda: self._destination(args, ordered_by))
         path = os.fsencode(str(args.get("path") or "")).strip(b"/")
+        if odd := problem(path, root=True):
+            raise CrnodeError(
+                f"'{os.fsdecode(path)[:200]}' is no path of a set.",
+                f"{odd[:1].upper()}{odd[1:]}.",
+                "Name it as it stands below the set's own folder.",
+                ExitCode.USAGE,
+            )
         chosen = await self._choose(spec, args.get("version"))
         if to in self._places:
             raise CrnodeError(f"A restore to {to} is running already.", "", "Wait for it.", ExitCode.REFUSED)

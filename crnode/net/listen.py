@@ -102,7 +102,7 @@ class Listener:
         except PeerClosed as error:
             log.info("%s", error)
         except CrnodeError as error:
-            log.warning("%s: %s", peer, error)
+            log.info("%s: %s", peer, error)  # the peer is told, and tells its own people
             peer.fail("denied" if error.exit_code is ExitCode.REFUSED else "internal", str(error), retry=True)
         except TimeoutError:
             peer.fail("limit", "Joining took too long.", retry=True)

@@ -120,6 +120,7 @@ class Push:
         self._number = 0
         self._unsaved: set[bytes] = set()  # acknowledged images whose cursor is not in the catalog yet
         self._save_timer: asyncio.TimerHandle | None = None
+        self._opened = False  # whether the target took the present session
         self._peer: Peer | None = None
         self._reader: Reader | None = None
 
@@ -167,8 +168,10 @@ class Push:
                 except PeerClosed as error:
                     self._down("offline", str(error))
                 else:
-                    wait = RETRY_FIRST
+                    self._opened = False
                     await self._connected(peer)
+                    if self._opened:  # a target that answers only to refuse is asked less and less often
+                        wait = RETRY_FIRST
                 await asyncio.sleep(wait * random.uniform(0.7, 1.3))
                 wait = min(wait * 2, RETRY_MOST)
         finally:
@@ -270,7 +273,7 @@ class Push:
             )
         )
         state = await self._state_message
-        self.reachable = True
+        self.reachable = self._opened = True
         if state.problem:
             self._down("refused", state.problem)
             self.reachable = True

@@ -212,6 +212,8 @@ def test_restores_of_old_and_new_versions_on_every_node(cluster: Cluster, tmp_pa
     for args, code in (
         ({"version": 99999, "to": str(tmp_path / "x")}, ExitCode.USAGE),
         ({"path": "nothing/here", "to": str(tmp_path / "x")}, ExitCode.USAGE),
+        ({"path": "../etc", "to": str(tmp_path / "x")}, ExitCode.USAGE),
+        ({"path": "n" * 300, "to": str(tmp_path / "x"), "node": "box3"}, ExitCode.USAGE),
         ({"to": str(source)}, ExitCode.REFUSED),
         ({}, ExitCode.USAGE),
     ):
