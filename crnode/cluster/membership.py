@@ -159,6 +159,8 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
     """Protect something new. `uuid` is 32 hex digits never used before; the name may be one of old."""
     what = f"The set '{spec.name}' was not added."
     targets: dict[str, Target] = {}
+    if spec.template != "files":  # a word that did nothing would be taken for protection
+        raise _refuse(what, f"The template '{spec.template}' is not known.", "Only 'files' exists so far.")
     try:
         wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
         if not wanted:

@@ -205,3 +205,8 @@ def test_an_older_another_and_a_contradicting_document_are_refused(document: Clu
         accept(news, add_node(document, node("box5"), NOW), "shop1")
     with pytest.raises(CrnodeError, match="older"):
         accept(document.model_copy(update={"epoch": 4}), news, "shop1")
+
+
+def test_an_unknown_template_is_refused(document: ClusterDocument) -> None:
+    with pytest.raises(CrnodeError, match="postgres"):
+        add_set(document, spec(template="postgres"), 1, "ab" * 16)
