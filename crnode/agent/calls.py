@@ -28,6 +28,7 @@ Progress = Callable[[Args], None]
 Handler = Callable[[Args, Progress], Awaitable[Args]]
 
 SYNC_SECONDS = 60.0
+SETTLE_SECONDS = 10.0  # a target that has the image and cannot show it gets so long for what passes by itself
 VERDICTS = ("untested", "good", "suspect", "bad")
 
 
@@ -234,25 +235,29 @@ class Calls:
         if pushing is None:
             return {"node": name, "ok": False, "reason": "it is paused"}
         push = pushing[0]
+        refused = ""
         try:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0.01)):
                 await push.reached(sequence)
                 progress({"text": f"{name} has acknowledged image {sequence}"})
+                patience = time.monotonic() + SETTLE_SECONDS
                 while True:
                     try:
                         answer = await push.settle()
                         break
                     except PeerClosed:
                         await asyncio.sleep(0.2)
+                    except CrnodeError as error:
+                        # It has the image and cannot show it. What passes by itself does so soon.
+                        refused = str(error)
+                        if time.monotonic() > patience:
+                            return {"node": name, "ok": False, "reason": refused}
+                        await asyncio.sleep(0.5)
         except TimeoutError:
-            return {
-                "node": name,
-                "ok": False,
-                "reason": push.reason
-                or f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}",
-            }
-        except CrnodeError as error:
-            return {"node": name, "ok": False, "reason": str(error)}
+            reason = refused or push.reason
+            if not reason:
+                reason = f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}"
+            return {"node": name, "ok": False, "reason": reason}
         put_right = int(str(answer.get("put_right", 0)))
         reason = f"{put_right} local changes were put right" if put_right else ""
         return {
@@ -269,6 +274,16 @@ class Calls:
             raise CrnodeError("This node does not receive that set from you.", "", "", ExitCode.REFUSED)
         report = await running.target.check_live()
         await running.target.settled()
+        if running.target.status.damaged:
+            await self.maintenance.inventory.run(lambda _: None)
+            report = await running.target.check_live()
+            if running.target.status.damaged:
+                raise CrnodeError(
+                    "The image is received, but not all of its content is here any more.",
+                    running.target.status.lacking,
+                    "See crnode scrub there.",
+                    ExitCode.DAMAGE,
+                )
         newest = await self.agent.writer.submit(running.target.catalog.newest)
         return {
             "put_right": len(report.put_right),

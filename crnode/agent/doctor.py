@@ -160,6 +160,15 @@ def _sets(agent: Agent) -> list[Check]:
                 )
             )
     for target in agent.sets.targets.values():
+        status = target.target.status
+        if status.lacking or status.live:
+            out.append(
+                _check(
+                    f"set {target.spec.name} here",
+                    False if status.damaged or status.live else None,
+                    status.lacking or f"The live tree waits: {status.live}",
+                )
+            )
         if target.target.status.unapplied:
             out.append(
                 _check(

@@ -4,11 +4,16 @@ so."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from crnode.agent.search import ContentSearch
+from crnode.agent.threads import in_thread
+from crnode.capture.roots import OpenRoots, Root
 from crnode.errors import CrnodeError
+from crnode.replicate.receive import TargetSet
 from crnode.store.packs import Lane, Record
-from crnode.store.store import identify
+from crnode.store.store import CHUNK, identify
 from crproto import delta
 from crproto.errors import RemoteProtocolError
 from crproto.messages import Objects
@@ -48,9 +53,17 @@ class Healer:
             )
         return set(healed)
 
-    async def fetch(self, uuid: str, ids: set[bytes]) -> dict[bytes, str]:
-        """id -> node it came from, for everything that could be fetched into the store."""
+    async def fetch(
+        self, uuid: str, ids: set[bytes], paths: Collection[bytes] = ()
+    ) -> dict[bytes, str]:
+        """id -> where it came from, for everything that could be fetched into the store.
+
+        `paths`: where in the set they belong; this node's own live tree is then looked at first.
+        """
         found: dict[bytes, str] = {}
+        running = self.agent.sets.targets.get(uuid)
+        if paths and running is not None:
+            await self._own_tree(running.target, ids, paths, found)
         for name in self.holders(uuid):
             wanted = [i for i in ids if i not in found]
             if not wanted:
@@ -72,6 +85,32 @@ class Healer:
                 continue  # the next holder is asked
         return found
 
+    async def _own_tree(
+        self, target: TargetSet, ids: set[bytes], paths: Collection[bytes], found: dict[bytes, str]
+    ) -> None:
+        """Chunks that are still in the files of the live tree; their bytes are verified like any others."""
+        live = target.live
+        if live is None or live.at == 0:
+            return
+        try:
+            roots = OpenRoots([Root(b"", target.destination)])
+        except OSError:
+            return
+        search = ContentSearch(target.catalog, self.agent.store, live.at, lambda: roots, ids)
+        try:
+            search.only(paths)
+            while (page := await in_thread(search.page)) is not None:
+                records = [Record(name, CHUNK, delta.RAW, len(data), data) for name, data in page]
+                await self.agent.writer.submit(self._keep, records)
+                found.update((record.id, "its own live tree") for record in records)
+        finally:
+            await in_thread(search.close)
+            roots.close()
+
+    def _keep(self, records: list[Record]) -> None:
+        self.agent.store.put(records, Lane.BULK, cache=False)
+        self.agent.store.sync()
+
     def _store(self, message: Objects, payload: memoryview) -> list[bytes]:
         """Verify and append what came (in the writer thread); returns the ids."""
         records: list[Record] = []
@@ -85,6 +124,5 @@ class Healer:
                 continue
             if identify(kind, data) == name:
                 records.append(Record(name, kind, delta.RAW, len(data), memoryview(bytes(data))))
-        self.agent.store.put(records, Lane.BULK, cache=False)
-        self.agent.store.sync()
+        self._keep(records)
         return [record.id for record in records]

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from crnode.agent.inventory import Report, Stocktaker
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
 from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
-from crnode.store.reader import FUZZY, ROLLING
-from crnode.store.scrub import Rotten, forget_garbage, scrub, who_needs
+from crnode.store.inventory import Lacking, forget_garbage
+from crnode.store.reader import FUZZY, OPEN, ROLLING
+from crnode.store.scrub import scrub
 from crnode.versions.retention import Candidate, retain
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class Maintenance:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.inventory = Stocktaker(agent, self)
         self._busy = ""
         self._relieved = -RELIEF_SECONDS
         self._total = -1
@@ -185,49 +189,52 @@ class Maintenance:
             agent = self.agent
             pace = int(args.get("bytes_per_second") or 0)
             begun = time.monotonic()
-            found = await scrub(agent.store, agent.writer, self.catalogs(), progress, bytes_per_second=pace)
-            healed = await self._heal(found.damaged, found.certain, progress) if found.damaged else {}
-        rows = [
-            {"id": one.id.hex(), "pack": one.pack, "healed_from": healed.get(one.id)}
-            for one in found.damaged
-            if only is None or only in one.sets or not one.sets
-        ]
-        if found.damaged:
-            whole = sum(1 for one in found.damaged if one.id in healed)
+            found = await scrub(agent.store, agent.writer, progress, bytes_per_second=pace)
+            report = await self.inventory.run(progress)
+            garbage = await self._forget_garbage(report)
+        packs = {one.id: one.pack for one in found.damaged}
+        rows: list[Args] = []
+        for name, origin in report.healed.items():
+            rows.append({"id": name.hex(), "pack": packs.get(name), "healed_from": origin})
+        for name in garbage:
+            rows.append({"id": name.hex(), "pack": packs.get(name), "healed_from": "nothing needs it"})
+        for uuid, left in report.left.items():
+            if only is None or uuid == only:
+                rows += [self._unhealed(one, packs.get(one.id)) for one in left]
+        if found.damaged or report.found:
             agent.journal.add(
-                "damage", f"A scrub found {len(found.damaged)} damaged objects; {whole} were healed."
+                "damage",
+                f"A scrub found {len(found.damaged)} damaged and {report.found} lacking objects that versions"
+                f" need; {len(report.healed)} were healed, {report.left_count} were not.",
             )
         return {
-            "objects": found.objects, "bytes": found.bytes, "damaged": rows,
-            "seconds": time.monotonic() - begun, "stretches": len(found.stretches),
+            "objects": found.objects, "bytes": found.bytes, "damaged": rows, "looked_up": report.ids,
+            "lacking": report.left_count, "seconds": time.monotonic() - begun,
+            "stretches": len(found.stretches),
         }  # fmt: skip
 
-    async def _heal(self, damaged: list[Rotten], certain: bool, progress: Progress) -> dict[bytes, str]:
-        """id -> the node that it was healed from, for what could be healed."""
+    def _unhealed(self, one: Lacking, pack: int | None) -> Args:
+        """What nobody could give, with where it is missing."""
+        spec = self.agent.document.set_by_uuid(one.set)
+        return {
+            "id": one.id.hex(),
+            "pack": pack,
+            "healed_from": None,
+            "set": spec.name if spec is not None else one.set,
+            "path": os.fsdecode(one.path) if one.path is not None else None,
+            "newest": one.died == OPEN,
+        }
+
+    async def _forget_garbage(self, report: Report) -> list[bytes]:
+        """Damaged objects that nothing needs: they leave the index, and collection takes their packs."""
         agent = self.agent
-        open_ids = {one.id: set(one.sets) for one in damaged}
-        healed: dict[bytes, str] = {}
-        for round_ in range(HEAL_ROUNDS):
-            progress({"text": f"{len(open_ids)} damaged objects, other nodes are asked"})
-            if round_:  # healed recipes show who needs what lies below them
-                needs, certain = await who_needs(agent.store, agent.writer, self.catalogs(), list(open_ids))
-                open_ids = {name: set(needs.get(name, ())) for name in open_ids}
-            by_set: dict[str, set[bytes]] = {}
-            for name, sets in open_ids.items():
-                for uuid in sets:
-                    by_set.setdefault(uuid, set()).add(name)
-            before = len(healed)
-            for uuid, ids in by_set.items():
-                healed |= await agent.healer.fetch(uuid, ids - healed.keys())
-            open_ids = {name: sets for name, sets in open_ids.items() if name not in healed}
-            if certain:
-                spare = [name for name, sets in open_ids.items() if not sets]
-                for name in await agent.writer.submit(forget_garbage, agent.store, spare):
-                    healed[name] = "nothing needs it"
-                    del open_ids[name]
-            if not open_ids or (len(healed) == before and round_):
-                break
-        return healed
+        if not report.certain:
+            return []
+        needed = {one.id for left in report.left.values() for one in left}
+        if report.left_count > sum(map(len, report.left.values())):
+            return []
+        spare = [name for name in list(agent.store.damaged) if name not in needed]
+        return await agent.writer.submit(forget_garbage, agent.store, spare)
 
     # -- manifests
 
@@ -279,7 +286,7 @@ class Maintenance:
             await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self._minute()
-            except CrnodeError as error:  # a full disk, a holder that went away: the next minute tries again
+            except (CrnodeError, ChildFailed) as error:  # a full disk, for one: the next minute tries again
                 self.agent.journal.add("store", f"Housekeeping did not end well: {error}")
 
     async def _minute(self) -> None:
@@ -288,6 +295,7 @@ class Maintenance:
         except CrnodeError:
             await self.relieve()
             return
+        await self.inventory.again()
         await self.write_due_manifests()
         await self.collect_if_due()
 

@@ -77,6 +77,7 @@ class Agent:
         self._heard: dict[str, float] = {}
         self._background: list[asyncio.Task[None]] = []
         self._relief: set[asyncio.Task[Any]] = set()
+        self._stocktaking: asyncio.Task[None] | None = None
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -103,6 +104,7 @@ class Agent:
             journal=self.journal.add,
             now_ns=time.time_ns,
             crashed=self._crashed,
+            doubted=self._doubt,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -175,6 +177,14 @@ class Agent:
         task = asyncio.create_task(self.calls.maintenance.relieve())
         self._relief.add(task)
         task.add_done_callback(self._relief.discard)
+
+    def _doubt(self) -> None:
+        """A catalog may not fit the store: all is looked up, and its set takes nothing before (rule 32)."""
+        if self._stocktaking is None or self._stocktaking.done():
+            work = self.calls.maintenance.inventory.at_start()
+            self._stocktaking = asyncio.create_task(work, name="inventory")
+            self._stocktaking.add_done_callback(self._task_ended)
+            self._background.append(self._stocktaking)
 
     def _crashed(self, error: BaseException) -> None:
         """A defect in a task of ours: say so and stop, rather than go on half alive."""

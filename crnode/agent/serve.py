@@ -7,23 +7,22 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.reading import Readers
+from crnode.agent.search import ContentSearch, Key
 from crnode.agent.threads import in_thread
-from crnode.capture.source import SourceSet
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate.commit import no_owner_error
-from crnode.replicate.difference import Abandoned, ObjectReader, Part, Wanted
+from crnode.replicate.difference import Part
 from crnode.replicate.receive import SESSION_MESSAGES, TargetSet
-from crnode.store.store import CHUNK, Damaged, Missing, ObjectStore
-from crproto import content, delta
+from crnode.store.store import CHUNK, Damaged, Missing
+from crproto import delta
 from crproto.connection import Received
 from crproto.entries import Entry
 from crproto.errors import LocalProtocolError, RemoteProtocolError
-from crproto.ids import HOLE
 from crproto.messages import (
     Call,
     Document,
@@ -62,6 +61,7 @@ class Server:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._grants: dict[tuple[str, str], float] = {}  # (node, set uuid) -> until (monotonic seconds)
+        self._searched: dict[str, Key | None] = {}  # set uuid -> where the last search in its files ended
         self.methods: dict[str, Method] = {}
         self.readers = Readers(agent)
 
@@ -309,7 +309,13 @@ class Server:
         """(id, bytes) of chunks of the newest image, read from the source's files. None now and then while
         the search goes on."""
         source = self.agent.sets.sources[uuid].source
-        search = SourceSearch(source, self.agent.store, wanted)
+        newest = source.newest
+        if newest is None:
+            return
+        search = ContentSearch(
+            source.catalog, self.agent.store, newest.ordinal, lambda: source.open_roots, wanted,
+            self._searched.get(uuid),
+        )  # fmt: skip
         try:
             while (page := await in_thread(search.page)) is not None:
                 for found in page:
@@ -318,88 +324,11 @@ class Server:
                     yield None
         finally:
             await in_thread(search.close)
+            self._searched[uuid] = search.at
             if search.unreadable:
                 self.agent.journal.add(
                     "damage", f"{search.unreadable} recipes of a source could not be read in a search."
                 )
-
-
-class SourceSearch:
-    """Looks for chunks in the files of a source's newest image, a page at a time, each in some thread."""
-
-    def __init__(self, source: SourceSet, store: ObjectStore, wanted: set[bytes]) -> None:
-        self.unreadable = 0  # recipes that were skipped
-        self._store = store
-        self._left = set(wanted)
-        self._source = source
-        self._objects = ObjectReader(store, lambda: source.open_roots, None)
-        self._found = self._search()
-        self._page_ends = 0.0
-
-    def close(self) -> None:
-        """End the search and close what it has open."""
-        self._found.close()
-        self._objects.close()
-
-    def page(self) -> list[tuple[bytes, bytes]] | None:
-        """Some of what was found, nothing when the search takes long, None at its end."""
-        out: list[tuple[bytes, bytes]] = []
-        size = 0
-        self._page_ends = time.monotonic() + SIGN_SECONDS
-        for found in self._found:
-            if found is None:
-                return out
-            out.append(found)
-            size += len(found[1])
-            if size >= FRAME_BYTES:
-                return out
-        return out or None
-
-    def _search(self) -> Generator[tuple[bytes, bytes] | None, None, None]:
-        newest = self._source.newest
-        if newest is None:
-            return
-        with self._source.catalog.reader() as reader:
-            after: tuple[int, int, bytes] | None = None
-            while self._left and (page := reader.came(0, newest.ordinal, after, PAGE_ENTRIES)):
-                after = page[-1][0]
-                for _, entry in page:
-                    yield from self._in_file(entry)
-                    if not self._left:
-                        return
-                    if time.monotonic() > self._page_ends:
-                        yield None
-
-    def _in_file(self, entry: Entry) -> Iterator[tuple[bytes, bytes] | None]:
-        if entry.content is None:
-            return
-        for name, length, offset in self._chunks(entry.content, entry.level, entry.size, 0):
-            if name not in self._left:
-                continue
-            try:
-                data = self._objects.bytes_of(Wanted(name, CHUNK, length, entry.path, offset))
-            except (Abandoned, Missing, Damaged, OSError):
-                continue  # another file may have it
-            self._left.discard(name)
-            yield name, data
-            if not self._left:
-                return
-
-    def _chunks(self, name: bytes, level: int, length: int, offset: int) -> Iterator[tuple[bytes, int, int]]:
-        """(id, length, offset) of the chunks below; what lies below a recipe that cannot be read is left
-        out."""
-        if level == 0:
-            if name != HOLE:
-                yield name, length, offset
-            return
-        try:
-            recipe = content.parse_recipe(self._store.get(name), level)
-        except (Missing, Damaged, RemoteProtocolError, OSError):
-            self.unreadable += 1
-            return
-        for size, child in recipe.iter_items():
-            yield from self._chunks(child, level - 1, size, offset)
-            offset += size
 
 
 def _page(rows: Iterator[Entry]) -> list[Entry]:
@@ -412,4 +341,4 @@ def _page(rows: Iterator[Entry]) -> list[Entry]:
     return part.entries
 
 
-__all__ = ["Server", "SourceSearch"]
+__all__ = ["Server"]

@@ -21,7 +21,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
 from crnode.platform.files import boot_id
 from crnode.replicate.commit import TargetCommit
-from crnode.replicate.place import Place, locate, prepare, release
+from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
@@ -85,6 +85,7 @@ class Sets:
         journal: Journal,
         now_ns: Callable[[], int],
         crashed: Callable[[BaseException], None],
+        doubted: Callable[[], None],
     ) -> None:
         self.data = data
         self.node = node
@@ -95,6 +96,7 @@ class Sets:
         self.journal = journal
         self.now_ns = now_ns
         self.crashed = crashed
+        self.doubted = doubted
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
@@ -121,6 +123,11 @@ class Sets:
             known = mine.keys() | theirs.keys()
             for uuid in [u for u in self.refused if u not in known]:
                 del self.refused[uuid]
+
+    async def settled(self) -> None:
+        """Return when no document is being put into force."""
+        async with self._turn:
+            return
 
     async def _forget_removed(self, document: ClusterDocument) -> None:
         """Drop the catalogs of sets that were removed long enough ago; a collection then frees their
@@ -176,7 +183,20 @@ class Sets:
                         os.rename(f"{path}{suffix}", f"{aside}{suffix}")
                 text = f"The catalog {path} is damaged ({error}); it was set aside as {aside}"
                 self.catalogs[uuid] = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text)
+            await self._compare_with_store(self.catalogs[uuid])
         return self.catalogs[uuid]
+
+    async def _compare_with_store(self, catalog: Catalog) -> None:
+        """Note whether the store is the one that this catalog was written with (rule 32)."""
+
+        def look() -> bool:
+            mark = catalog.meta("store")
+            known = mark is not None and self.store.holds(mark) and not self.store.suspicious()
+            catalog.suspect = not known and catalog.newest() is not None
+            return catalog.suspect
+
+        if await self.writer.submit(look):
+            self.doubted()
 
     def _rebuild(self, path: Path, uuid: bytes, text: str) -> Catalog:
         """Make a catalog again from the manifests among the objects; without any it begins anew (rule 31)."""
@@ -339,8 +359,8 @@ class Sets:
         )
         destination, uuid = self.destination(spec), bytes.fromhex(spec.uuid)
 
-        def make_place() -> Place:
-            return prepare(destination, uuid, adopt=target.adopt)
+        def make_place(before: Prepared | None, adopt: bool) -> tuple[Place, bool]:
+            return prepare(destination, uuid, before, adopt=adopt)
 
         here = TargetSet(
             spec,
@@ -350,6 +370,7 @@ class Sets:
             self.writer,
             commit,
             make_place,
+            destination,
             heal=self.heal,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
             root=os.geteuid() == 0,

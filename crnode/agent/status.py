@@ -106,13 +106,19 @@ def _push(running: RunningSource, name: str) -> Out:
 async def _target(agent: Agent, running: RunningTarget) -> Out:
     target = running.target
     newest = await agent.writer.submit(target.catalog.newest)
+    state, reason = target.status.state, target.status.reason or target.status.live
+    if target.status.damaged:
+        state, reason = "damaged", target.status.lacking
+    elif target.status.live:
+        state = "live tree waits"
     return {
-        "state": "live tree waits" if target.status.live else target.status.state,
-        "reason": target.status.reason or target.status.live,
+        "state": state,
+        "reason": reason,
         "sequence": newest.sequence if newest else 0,
         "digest": newest.digest.hex() if newest else "",
         "files": newest.entries if newest else 0,
         "bytes": newest.bytes if newest else 0,
+        "lacking": target.status.lacking,
         "unapplied": target.status.unapplied,
         "problems": [{"path": p.decode("utf-8", "replace"), "reason": r} for p, r in target.status.problems],
         "set_aside": target.status.set_aside,
@@ -162,8 +168,13 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
         push = source.get("targets", {}).get(name, {})
         there = views.get(name, {}).get("targets", {}).get(spec.uuid, {})
         state = "paused" if target.paused else push.get("state") or there.get("state") or "offline"
-        if state == "in sync" and there.get("state") == "live tree waits":
-            state = "live tree waits"
+        reason = push.get("reason") or ""
+        if there.get("state") in ("damaged", "checking") or (
+            state == "in sync" and there.get("state") == "live tree waits"
+        ):
+            state, reason = there["state"], there["reason"]
+        if there.get("lacking"):
+            warnings.append(f"Set {spec.name} on {name}: {there['lacking']}")
         lag = push.get("lag_s")
         if lag is not None and lag > safe:
             warnings.append(f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {safe:g} s).")
@@ -185,7 +196,7 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
                 "sent_bytes": push.get("sent_bytes", 0),
                 "last_lag_s": push.get("last_lag_s"),
                 "rate_bytes_s": None,
-                "reason": push.get("reason") or there.get("reason") or "",
+                "reason": reason or there.get("reason") or "",
                 "problems": there.get("problems", []),
             }
         )

@@ -94,6 +94,7 @@ class SourceCommit:
             totals = self.catalog.change(staging.ordinal, totals, batch.changed.values(), batch.removed)
             self._side_rows(batch)
             self.catalog.save_staged(totals)
+            self.catalog.note_store(self.store.mark())
             return staging.ordinal
 
     def finish(
@@ -129,6 +130,7 @@ class SourceCommit:
             self._side_rows(batch)
             image = self._image(ordinal, newest, totals, flags)
             self.catalog.complete(image, totals)
+            self.catalog.note_store(self.store.mark())
             self._prune(image)
         base = newest.id if newest is not None and newest.id is not None else NO_IMAGE
         if staged:

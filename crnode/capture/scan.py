@@ -125,7 +125,11 @@ def main(request: str) -> int:
     os.nice(10)
     body = json.loads(request)
     selection = Selection(body["include"], body["exclude"])
-    roots = OpenRoots(labels(body["paths"]))
+    try:
+        roots = OpenRoots(labels(body["paths"]))
+    except OSError as error:  # it went away since somebody looked: no defect, and no traceback in a log
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201 - for whoever asked
+        return 1
     out = sys.stdout.buffer
     with open_reader(Path(body["catalog"])) as catalog:
         for top in roots.tops():

@@ -51,11 +51,21 @@ def scrub(
     if as_json:
         print_json(answer)
     else:
-        rows = [(item["id"], item["pack"], item.get("healed_from") or "no") for item in damaged]
+        rows = [(item["id"][:16], item["healed_from"] or "nowhere", _where(item)) for item in damaged]
         took = duration(answer.get("seconds"))
         show(f"{number(answer['objects'])} objects, {size(answer['bytes'])}, were read in {took}.")
-        show(table("Damaged", ("object", "pack", "healed from"), rows, "Nothing is damaged."))
-    return int(ExitCode.DAMAGE if any(not item.get("healed_from") for item in damaged) else ExitCode.OK)
+        show(f"{number(answer['looked_up'])} objects that versions need were looked up.")
+        show(table("Damaged or lacking", ("object", "healed from", "where"), rows, "Nothing is damaged."))
+    lost = answer["lacking"] or any(not item["healed_from"] for item in damaged)
+    return int(ExitCode.DAMAGE if lost else ExitCode.OK)
+
+
+def _where(item: dict[str, Any]) -> str | None:
+    """What needs an object that nobody could give."""
+    if item.get("set") is None:
+        return None
+    when = "the newest version" if item["newest"] else "older versions"
+    return f"{item['set']}: {item['path'] or 'a manifest'}, {when}"
 
 
 def gc(

@@ -11,6 +11,7 @@ count. Only after that an acknowledgement leaves.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -86,6 +87,7 @@ class TargetCommit:
         self.archive = archive
         self.now_ns = now_ns
         self.retain_roots = retain_roots
+        self.lacking: dict[bytes, bytes] = {}  # id -> path: what the newest image needs and is not here
 
     # -- objects
 
@@ -209,6 +211,7 @@ class TargetCommit:
                 incoming.ordinal, incoming.totals, incoming.changed.values(), incoming.removed
             )
             self.catalog.save_staged(incoming.totals)
+            self.catalog.note_store(self.store.mark())
             if incoming.changed:
                 self.catalog.set_meta("resume", next(reversed(incoming.changed)))
         incoming.changed, incoming.removed = {}, set()
@@ -322,6 +325,7 @@ class TargetCommit:
                 self._keep_other_line(header, newest)
             row = self._row(header, ordinal, STAGING)
             self.catalog.complete(row, totals)
+            self.catalog.note_store(self.store.mark())
             self.catalog.set_meta("resume", None)
             live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
             if (
@@ -343,7 +347,35 @@ class TargetCommit:
         else:
             incoming.unresolved.update(self.store.missing(list(unresolved)))
         self._resolve(incoming, incoming.changed.values())
+        incoming.unresolved.update(self._lost_before(incoming))
         return list(incoming.unresolved)
+
+    def _lost_before(self, incoming: Incoming) -> set[bytes]:
+        """Objects that were lost here, and that entries of the image need which it does not change: they are
+        asked for as if they were new, because an acknowledgement says that all of it is here (rule 32)."""
+        by_path: dict[bytes, set[bytes]] = {}
+        for name, path in list(self.lacking.items()):
+            if self.store.has(name):
+                del self.lacking[name]
+            else:
+                by_path.setdefault(path, set()).add(name)
+        out: set[bytes] = set()
+        newest = self.catalog.newest()
+        view = incoming.ordinal or (newest.ordinal if newest is not None else 0)
+        for path, names in by_path.items():
+            entry = incoming.changed.get(path) or self.catalog.entry(path, view)
+            if entry is not None and entry.content is not None and path not in incoming.removed:
+                out |= names & self._reached(entry.content, entry.level)
+        return out
+
+    def _reached(self, name: bytes, level: int) -> set[bytes]:
+        """Ids of everything that is known to lie below a content, itself among them."""
+        out = {name}
+        if level:
+            with contextlib.suppress(Missing, Damaged):
+                for _, child in content.parse_recipe(self.store.get(name), level).iter_items():
+                    out |= self._reached(child, level - 1)
+        return out
 
     def _check_tree(self, incoming: Incoming, ordinal: int) -> None:
         """Paths make a tree: every parent is a directory, and nothing lies below what is none (r3)."""
@@ -397,7 +429,7 @@ class TargetCommit:
         roots = set(kept) | self.retain_roots() | {newest.ordinal}
         live = self.catalog.live()
         if live is not None:
-            roots |= {live.at, live.target, live.synced}
+            roots |= {live.at, live.target, live.synced, *self.catalog.abandoned()}
         return self.catalog.prune(roots, limit, spare_deleted=self.archive)
 
     def thin(self, limit: int) -> int:

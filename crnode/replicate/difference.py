@@ -122,9 +122,21 @@ def objects_of(entry: Entry, old: Entry | None, load: Callable[[bytes], bytes]) 
     known = (
         (old.content, old.level) if old is not None and old.content is not None and old.level > 0 else None
     )
-    for name, kind, length, offset in content.new_objects(known, (entry.content, entry.level), load):
-        if name != HOLE:
-            yield Wanted(name, kind, length, entry.path, offset)
+    new = (entry.content, entry.level)
+    try:
+        for name, kind, length, offset in content.new_objects(known, new, load):
+            if name != HOLE:
+                yield Wanted(name, kind, length, entry.path, offset)
+        return
+    except (Missing, Damaged) as error:
+        if known is None:
+            raise Abandoned(entry.path) from error
+    try:  # without the recipe of the version before everything counts as new
+        for name, kind, length, offset in content.new_objects(None, new, load):
+            if name != HOLE:
+                yield Wanted(name, kind, length, entry.path, offset)
+    except (Missing, Damaged) as error:
+        raise Abandoned(entry.path) from error
 
 
 def from_memory(

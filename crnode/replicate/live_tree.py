@@ -37,6 +37,8 @@ from crproto.paths import split
 IN_PLACE = 1 << 20  # bytes from which a changed file is patched instead of written anew
 RECORD_EVERY = 1000  # paths after which fingerprints go to the catalog: what a restart need not look at again
 
+LACKING = "its content is damaged here; it is fetched again"
+
 Record = Callable[[Callable[[], None]], None]
 """Runs its argument in a transaction of the writer thread and waits for it."""
 
@@ -90,14 +92,25 @@ class LiveTree:
         self._cleared: set[bytes] = set()
         self.stopping = False  # set from outside: a move ends at its next path and is redone later
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
+        self._abandoned: list[int] = []
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
 
     # -- moving
 
-    def move(self) -> Report | None:
+    def move(self, *, give_up: bool = False) -> Report | None:
         """Bring the tree to the newest image; None when it is there already. Raises CrnodeError (FULL, or the
-        destination is not ours), OSError when the disk cannot be used; the tree then stays `moving`."""
+        destination is not ours), OSError when the disk cannot be used; the tree then stays `moving`.
+
+        `give_up`: the move that was begun had no room; a newer image that may be smaller is gone for instead.
+        """
+        try:
+            return self._move(give_up)
+        except CrnodeError:
+            self._flush(None)  # what was written so far is ours, whatever image is gone for next
+            raise
+
+    def _move(self, give_up: bool) -> Report | None:
         live = self.reader.live()
         newest = self.reader.newest()
         if newest is None or live is None or (live.at == newest.ordinal and live.state == "clean"):
@@ -106,6 +119,9 @@ class LiveTree:
         self.place.check()
         self._report = Report()
         wanted = self.reader.image_at(live.target) if self._begun or self._redo else None
+        if wanted is not None and give_up and wanted.ordinal != newest.ordinal:
+            self._abandon(wanted)
+            wanted = None
         if wanted is None or wanted.ordinal <= live.at:
             # The commit of the image usually noted already that the move goes there: then no transaction is
             # needed.
@@ -113,18 +129,27 @@ class LiveTree:
             wanted = newest if noted else self._aim()
         self._begun = True
         newest = wanted
+        self._abandoned = self.reader.abandoned()
         with self._writer() as writer:
             gone = set(self.reader.went(live.at, newest.ordinal))
             deferred: set[bytes] = set()
             if newest.flags & ROLLING:  # its own deletions wait for the next image to confirm them (rule 53)
                 deferred = gone - set(self.reader.went(live.at, newest.ordinal, until=newest.ordinal - 1))
             gone |= {p for p in self.reader.deferred() if self.reader.entry(p, newest.ordinal) is None}
+            for ordinal in self._abandoned:
+                gone |= set(self.reader.went(ordinal, newest.ordinal)) - deferred
             self._remove_gone(writer, gone - deferred)
             touched = self._write_came(writer, live.at, newest.ordinal)
             self._finish_directories(writer, touched, newest.ordinal)
         self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()), deferred)
         self._begun = self._redo = False
         return self._report
+
+    def _abandon(self, image: Image) -> None:
+        """Remember an image that some paths of the tree may already show, until a move ends: it is a root of
+        pruning, what only it has is removed, and what it changed is written whole."""
+        ordinals = [*self.reader.abandoned(), image.ordinal]
+        self.record(lambda: self.catalog.set_abandoned(ordinals))
 
     def _aim(self) -> Image:
         """Choose the newest image and note that the move goes there, before anything is written: a restart
@@ -286,6 +311,8 @@ class LiveTree:
             self._done(entry.path, writer.symlink(entry), entry)
             return
         in_place = ours and old is not None and old.kind == FILE and old.content is not None
+        if in_place and self._of_abandoned(entry.path, old):
+            in_place = False
         if in_place and link is None and info is not None and info.st_nlink == 1:
             assert old is not None
             if (old.content, old.level) == (entry.content, entry.level):
@@ -305,6 +332,10 @@ class LiveTree:
                 self._clear_drift(writer, path, entry)
         for path, outcome in writer.file(entry, others):
             self._done(path, outcome, entry)
+
+    def _of_abandoned(self, path: bytes, old: Entry | None) -> bool:
+        """Whether the file may have what a move that was given up wrote, and not what `old` says."""
+        return any(self.reader.entry(path, ordinal) != old for ordinal in self._abandoned)
 
     def _done(self, path: bytes, outcome: Outcome, entry: Entry) -> None:
         self._prints[path] = outcome.fingerprint
@@ -368,14 +399,14 @@ class LiveTree:
     def _same_bytes(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> bool:
         """Whether what is there is what a move interrupted before it was recorded had written."""
         live = self.reader.live()
-        if entry is None or live is None or live.state == "clean":
+        if live is None or live.state == "clean":
             return False
         info = writer.lstat(path)
-        return (
-            info is not None
-            and stat.S_ISREG(info.st_mode)
-            and (info.st_size, info.st_mtime_ns) == (entry.size, entry.mtime_ns)
-        )
+        if info is None or not stat.S_ISREG(info.st_mode):
+            return False
+        candidates = [entry, *(self.reader.entry(path, ordinal) for ordinal in self._abandoned)]
+        here = (info.st_size, info.st_mtime_ns)
+        return any(here == (one.size, one.mtime_ns) for one in candidates if one is not None)
 
     def _empty_or_aside(self, writer: TreeWriter, path: bytes) -> None:
         try:
@@ -439,7 +470,7 @@ class LiveTree:
             self._report.unapplied[path] = f"its content contradicts itself: {error}"
         except (Missing, Damaged) as lacking:
             self._report.damaged.add(lacking.args[0])
-            self._report.unapplied[path] = "its content is damaged here; it is fetched again"
+            self._report.unapplied[path] = LACKING
         except CrnodeError:
             raise
 
@@ -458,6 +489,7 @@ class LiveTree:
                 self.catalog.set_problem("unapplied", path, reason)
             if live is not None:
                 self.catalog.set_deferred(deferred)
+                self.catalog.set_abandoned([])
                 now = self.catalog.live()
                 newest = self.catalog.newest()
                 moving = newest is not None and newest.ordinal != live.at

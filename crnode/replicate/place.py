@@ -5,10 +5,9 @@ beside the
 destination (`.crnode-NAME`), so that the live tree holds exactly what the source has; inside it (`.crnode`)
 where the
 destination is a mount point of its own, because renames cannot leave a file system. The mark names the set;
-without
-it nothing is written (rule 64), and beside the destination it also records the destination's inode, so that
-an
-unmounted or replaced destination is noticed.
+without it nothing is written (rule 64), and it records the destination's inode, so that a replaced one is
+noticed. The catalog remembers on which file system a destination was prepared (:class:`Prepared`): where that
+is not mounted the mark is away with it, and the bare mount point must not be taken for a new destination.
 """
 
 from __future__ import annotations
@@ -18,11 +17,19 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, make_private_dir
 
 MARK = "set"
+
+
+class Prepared(NamedTuple):
+    """What is remembered of a destination that was prepared: its path and the identity of its file system."""
+
+    destination: str
+    file_system: str
 
 
 @dataclass(frozen=True)
@@ -43,18 +50,22 @@ class Place:
         copy."""
         return self.workspace / "aside"
 
+    def mark(self) -> dict[str, Any] | None:
+        """What the mark says if it is this set's, else None."""
+        try:
+            held = json.loads((self.workspace / MARK).read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        return held if isinstance(held, dict) and held.get("set") == self.set_uuid.hex() else None
+
     def check(self) -> None:
         """Raises CrnodeError when this is not (any more) the destination that was prepared: nothing may be
         written."""
-        try:
-            mark = json.loads((self.workspace / MARK).read_text())
-            inode = os.stat(self.destination).st_ino
-        except (OSError, ValueError) as error:
-            raise self._gone(str(error)) from None
-        if mark.get("set") != self.set_uuid.hex():
-            raise self._gone(f"it carries the mark of another set ({mark.get('set')})")
-        if mark.get("inode") != inode:
-            raise self._gone("the directory was replaced, or its file system is not mounted")
+        mark = self.mark()
+        if mark is None:
+            raise self._gone("Its mark is gone, or the file system is not mounted")
+        if mark.get("inode") != _inode(self.destination):
+            raise self._gone("The directory was removed or replaced")
 
     def _gone(self, why: str) -> CrnodeError:
         return CrnodeError(
@@ -76,11 +87,25 @@ def locate(destination: Path, set_uuid: bytes) -> Place:
     return Place(destination, destination / ".crnode" if own_device else beside, set_uuid)
 
 
-def prepare(destination: Path, set_uuid: bytes, *, adopt: bool = False) -> Place:
-    """Make `destination` ours: it is created, or empty, or (with `adopt`) what is there is set aside first.
+def file_system(path: Path) -> str:
+    """Identity of the file system that holds `path` or, where that is not there, its nearest ancestor. Stable
+    over restarts as statvfs(3) has it."""
+    for place in (path, *path.parents):
+        try:
+            return f"{os.statvfs(place).f_fsid:x}"
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return ""
 
-    Calling it again for the same set is harmless. Raises CrnodeError (REFUSED) for a directory that is in
-    use.
+
+def prepare(
+    destination: Path, set_uuid: bytes, before: Prepared | None = None, *, adopt: bool = False
+) -> tuple[Place, bool]:
+    """Make `destination` ours: it is created, or empty, or (with `adopt`) what is there is set aside first.
+    Returns the place and whether it is as we left it: where it is not, what was known of its files is void.
+
+    `before` is what was remembered the last time. Calling it again for the same set is harmless. Raises
+    CrnodeError (REFUSED) for a directory that is in use, or that is missing with its file system.
     """
     if destination.is_symlink():
         raise CrnodeError(
@@ -89,6 +114,52 @@ def prepare(destination: Path, set_uuid: bytes, *, adopt: bool = False) -> Place
             "Name the directory it points to.",
             ExitCode.REFUSED,
         )
+    place = locate(destination, set_uuid)
+    mark = place.mark()
+    known = before is not None and before.destination == str(destination)
+    if mark is None and known and before is not None and not adopt:
+        here = file_system(destination)
+        if here != before.file_system:
+            raise CrnodeError(
+                f"The destination {destination} is on another file system than the one it was prepared on.",
+                "Its disk is not mounted, most likely: nothing of this set is there.",
+                "Mount it; images are received and kept meanwhile. If the disk was replaced: crnode set"
+                " rebase SET --node NODE.",
+                ExitCode.REFUSED,
+            )
+    inode = _inode(destination)
+    if mark is not None and mark.get("inode") == inode:
+        make_private_dir(place.temporary)
+        _empty(place.temporary)
+        return place, True
+    if inode is None or not destination.is_dir():
+        _create(destination)
+    place = locate(destination, set_uuid)
+    others = [p for p in destination.iterdir() if p != place.workspace]
+    if others and not adopt:
+        replaced = "was replaced by another directory, which" if mark is not None else "is not empty: it"
+        raise CrnodeError(
+            f"The destination {destination} {replaced} holds {len(others)} things that are not of this"
+            f" set, {others[0].name} for one.",
+            "crnode never mixes with files that it finds.",
+            "Choose an empty directory, or adopt this one, which keeps what is there aside: set add --adopt,"
+            " or crnode set rebase SET --node NODE where the set is there already.",
+            ExitCode.REFUSED,
+        )
+    make_private_dir(place.workspace)
+    make_private_dir(place.temporary)
+    _empty(place.temporary)
+    if others:
+        kept = place.aside / _unused(place.aside, "before first copy")
+        make_private_dir(kept)
+        for other in others:
+            os.rename(other, kept / other.name)
+    body = {"set": set_uuid.hex(), "inode": _inode(destination)}
+    atomic_write(place.workspace / MARK, json.dumps(body).encode())
+    return place, False
+
+
+def _create(destination: Path) -> None:
     try:
         destination.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,36 +169,20 @@ def prepare(destination: Path, set_uuid: bytes, *, adopt: bool = False) -> Place
             "Create it, or choose another destination.",
             ExitCode.REFUSED,
         ) from error
-    place = locate(destination, set_uuid)
-    mark = place.workspace / MARK
-    if mark.exists():
-        try:
-            held = json.loads(mark.read_text())
-        except ValueError:
-            held = {}
-        if held.get("set") == set_uuid.hex():
-            place.check()
-            make_private_dir(place.temporary)
-            _empty(place.temporary)
-            return place
-    others = [p for p in destination.iterdir() if p != place.workspace]
-    if others and not adopt:
-        raise CrnodeError(
-            f"The destination {destination} is not empty.",
-            f"It holds {len(others)} things that are not of this set, {others[0].name} for one.",
-            "Choose an empty directory, or adopt it with --adopt: what is there is kept aside first.",
-            ExitCode.REFUSED,
-        )
-    make_private_dir(place.workspace)
-    make_private_dir(place.temporary)
-    if others:
-        kept = place.aside / "before first copy"
-        make_private_dir(kept)
-        for other in others:
-            os.rename(other, kept / other.name)
-    body = {"set": set_uuid.hex(), "inode": os.stat(destination).st_ino}
-    atomic_write(mark, json.dumps(body).encode())
-    return place
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _unused(directory: Path, name: str) -> str:
+    number = 1
+    while (directory / (name if number == 1 else f"{name} {number}")).exists():
+        number += 1
+    return name if number == 1 else f"{name} {number}"
 
 
 def release(place: Place) -> None:

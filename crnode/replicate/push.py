@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.source import SourceSet
+from crnode.errors import CrnodeError
 from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate import compare
 from crnode.replicate.difference import (
@@ -143,7 +144,7 @@ class Push:
 
     async def settle(self) -> dict[str, object]:
         """Ask the target to check its live tree against what it applied, to put it right, and to say what it
-        did."""
+        did. Raises PeerClosed, or CrnodeError with the target's own reason."""
         peer = self._peer
         if peer is None:
             raise PeerClosed("lost", f"{self.target} is not connected.")
@@ -153,7 +154,7 @@ class Push:
         assert isinstance(answer, Result)
         out: dict[str, object] = json.loads(answer.body)
         if not answer.ok:
-            raise PeerClosed("internal", str(out.get("what", "the target failed")))
+            raise CrnodeError.from_dict(out)
         return out
 
     # -- life

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from crnode.capture import scan
 from crnode.cluster.document import Mode, ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
+from crnode.platform.files import boot_id
 from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
-from crnode.replicate.live_tree import LiveTree, Policy, Report
-from crnode.replicate.place import Place
+from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
+from crnode.replicate.place import Place, Prepared, file_system
 from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import Image, Live, Reader
@@ -56,6 +59,7 @@ T = TypeVar("T")
 SYNC_SECONDS = 1.0  # after a move the live tree is made durable within this time
 RECONCILE_SECONDS = 3600.0
 RETRY_SECONDS = 5.0
+LOOK_SECONDS = 10.0  # the destination itself is looked at this often: is it still there, and ours?
 
 SESSION_MESSAGES = (SetOpen, ImageBegin, Entries, Objects, Offer, ImageCommit, Compare, List)
 
@@ -78,6 +82,8 @@ class TargetStatus:
     live: str = ""
     unapplied: int = 0
     set_aside: int = 0
+    lacking: str = ""  # what the versions here lack, and no other node has
+    damaged: bool = False  # the newest version is among them
     received_bytes: int = 0
     problems: list[tuple[bytes, str]] = field(default_factory=list)
 
@@ -98,7 +104,8 @@ class TargetSet:
         store: ObjectStore,
         writer: Writer,
         commit: TargetCommit,
-        prepare: Callable[[], Place],
+        prepare: Callable[[Prepared | None, bool], tuple[Place, bool]],
+        destination: Path,
         *,
         heal: Callable[[str, set[bytes]], Awaitable[set[bytes]]],
         journal: Callable[[str, str], None],
@@ -113,7 +120,11 @@ class TargetSet:
         self.status = TargetStatus()
         self.newest: Image | None = None
         self.live: Live | None = None
+        self.destination = destination
         self._prepare = prepare
+        self._looked_up = asyncio.Event()  # set once nobody doubts any more what the store holds
+        if not catalog.suspect or catalog.looked_up:
+            self._looked_up.set()
         self._heal = heal
         self._journal = journal
         self._policy = Policy(spec.privileged, root)
@@ -126,6 +137,9 @@ class TargetSet:
         self._tree: LiveTree | None = None
         self._settled = asyncio.Condition()
         self._sync_due: float | None = None
+        self._apply_again = False  # content that paths of the live tree lacked may be here now
+        self._no_room = False  # the move that was begun did not fit
+        self._accepted = False  # a person says that what is found at the destination may be set aside
 
     # -- sessions with the source
 
@@ -135,6 +149,10 @@ class TargetSet:
         if self._session is not None and self._session[0] is not peer and not self._session[0].closed:
             self._session[0].fail("busy", "A newer connection of the source took over.", retry=True)
         self._session = (peer, _Slot())
+        if not self._looked_up.is_set():
+            self.status.state, self.status.reason = "checking", "Its store is looked through first."
+            await self._looked_up.wait()
+            self.status.state, self.status.reason = "waiting", ""
         await peer.send(await self.writer.submit(self._state))
         if self.status.state in ("waiting", "offline"):
             self.status.state = "in sync"
@@ -159,6 +177,15 @@ class TargetSet:
             self.catalog.meta("resume") or b"" if staging is not None else b"",
             problem[:1000],
         )
+
+    def lacks(self, text: str, newest: dict[bytes, bytes]) -> None:
+        """An inventory has ended: `text` says what the versions here lack ('': nothing), `newest` has the
+        objects (id -> path) that the newest image needs: no image is acknowledged before they are here."""
+        self.status.lacking, self.status.damaged = text, bool(newest)
+        self.commit.lacking = newest
+        self._looked_up.set()
+        self._apply_again = True
+        self._wake.set()
 
     async def handle(self, peer: Peer, received: Received) -> None:
         """One message of a session, in order. Raises RemoteProtocolError when the peer lies."""
@@ -298,14 +325,17 @@ class TargetSet:
             next_check = self._loop.time() + RECONCILE_SECONDS
             await self._recover()
             while True:
-                wait = next_check - self._loop.time()
+                wait = min(next_check - self._loop.time(), LOOK_SECONDS)
                 if self._sync_due is not None:
                     wait = min(wait, self._sync_due - self._loop.time())
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), max(wait, 0))
                 self._wake.clear()
                 try:
+                    await self._look_at_place()
                     await self._move()
+                    if self._apply_again:
+                        await self._apply_lacking()
                     if self._sync_due is not None and self._loop.time() >= self._sync_due:
                         self._sync_due = None
                         await self._sync()
@@ -323,14 +353,11 @@ class TargetSet:
 
     async def _cannot(self, error: CrnodeError | OSError) -> None:
         """The live tree has to wait: images are still received, and it goes on when the cause is gone."""
-        text = (
-            str(error)
-            if isinstance(error, CrnodeError)
-            else f"The destination cannot be written: {error.strerror}."
-        )
+        text = _sentence(error)
         if self.status.live != text:
             self._journal("live", f"Set {self.spec.name}: {text}")
         self.status.live = text
+        self._no_room = isinstance(error, CrnodeError) and error.exit_code == ExitCode.FULL
         self._tree = None
         await self._announce()
         await asyncio.sleep(RETRY_SECONDS)
@@ -341,8 +368,6 @@ class TargetSet:
 
         def back() -> bool:
             live = self.catalog.live()
-            from crnode.platform.files import boot_id
-
             if live is None or live.boot == boot_id() or live.synced == live.at:
                 return False
             with self.catalog.transaction():
@@ -362,9 +387,9 @@ class TargetSet:
         if self._tree is None:
 
             def make() -> LiveTree:
-                place = self._prepare()
                 if self._reader is None:
                     self._reader = self.catalog.reader()
+                place = self._place(self._reader)
                 return LiveTree(
                     place,
                     self.catalog,
@@ -378,6 +403,44 @@ class TargetSet:
             self._tree = await self._in_live(make)
         return self._tree
 
+    def _place(self, reader: Reader) -> Place:
+        """The destination, made ours; what is known of its files is void where it is not as we left it."""
+        held = reader.meta("place")
+        before = Prepared(*json.loads(held)) if held is not None else None
+        adopt = self._accepted or (self.target.adopt and before is None)
+        place, as_left = self._prepare(before, adopt)
+        self._accepted = False
+        now = Prepared(str(place.destination), file_system(place.destination))
+
+        def note() -> None:
+            self.catalog.set_meta("place", json.dumps(now).encode())
+            if not as_left:
+                self.catalog.forget_tree(boot_id())
+
+        if not as_left or now != before:
+            self._record(note)
+        if before is not None and not as_left:
+            self._journal(
+                "drift", f"Set {self.spec.name}: the destination was gone or replaced; it is written anew."
+            )
+        return place
+
+    async def _look_at_place(self) -> None:
+        """Make the tree anew when somebody removed or replaced the destination."""
+        if self._tree is not None:
+            try:
+                await self._in_live(self._tree.place.check)
+                return
+            except CrnodeError:
+                self._tree = None
+        await self._live_tree()
+
+    def accept(self) -> None:
+        """A person says that the destination as it is now is meant: what is there is set aside (rule 64)."""
+        self._accepted = True
+        self._tree = None
+        self._wake.set()
+
     def _record(self, work: Callable[[], None]) -> None:
         """A catalog transaction asked for by the live thread."""
 
@@ -389,7 +452,9 @@ class TargetSet:
 
     async def _move(self) -> None:
         tree = await self._live_tree()
-        report = await self._in_live(tree.move)
+        give_up = self._no_room
+        report = await self._in_live(lambda: tree.move(give_up=give_up))
+        self._no_room = False
         if report is None:
             self.status.live = ""
             await self._announce()
@@ -406,9 +471,19 @@ class TargetSet:
         healed = await self._heal(self.spec.uuid, set(report.damaged))
         if healed:
             tree = await self._live_tree()
-            paths = [p for p, why in report.unapplied.items() if "damaged" in why]
+            paths = [p for p, why in report.unapplied.items() if why == LACKING]
             again = await self._in_live(lambda: tree.repair(paths))
             self._tell(again)
+
+    async def _apply_lacking(self) -> None:
+        """Write the paths again whose content was damaged when they were due."""
+        self._apply_again = False
+        unapplied = await self.writer.submit(self.catalog.unapplied, 100_000)
+        paths = [path for path, why in unapplied if why == LACKING]
+        if paths:
+            tree = await self._live_tree()
+            self._tell(await self._in_live(lambda: tree.repair(paths)))
+            await self._announce()
 
     def _tell(self, report: Report) -> None:
         self.status.set_aside += len(report.set_aside)
@@ -473,6 +548,11 @@ class TargetSet:
 
     async def check_live(self) -> Report:
         """Scan the live tree for local changes and put them right; what was changed is kept aside."""
+        try:
+            await self._look_at_place()
+            await self._announce()
+        except (CrnodeError, OSError) as error:
+            self.status.live = _sentence(error)
         await self.settled()
         tree = await self._live_tree()
         live = self.live
@@ -486,13 +566,14 @@ class TargetSet:
             request,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
-        out, _ = await process.communicate()
+        out, said = await process.communicate()
         paths, _, ended = scan.decode_paths(out)
         if not ended:
-            raise CrnodeError(
-                "The live tree could not be scanned.", f"The scan ended with {process.returncode}."
-            )
+            last = said.decode(errors="replace").strip().splitlines()
+            why = last[-1] if last else f"The scan ended with {process.returncode}."
+            raise CrnodeError("The live tree could not be scanned.", why)
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
         report = await self._in_live(lambda: tree.repair(paths))
@@ -506,6 +587,12 @@ class TargetSet:
         """End the session with the source, if there is one."""
         if self._session is not None and not self._session[0].closed:
             self._session[0].fail("denied", reason, retry=True)
+
+
+def _sentence(error: CrnodeError | OSError) -> str:
+    if isinstance(error, CrnodeError):
+        return str(error)
+    return f"The destination cannot be written: {error.strerror or error}."
 
 
 def _as_refusal(error: CrnodeError) -> Refusal:

@@ -7,7 +7,7 @@ read through :meth:`Catalog.reader` (reader.py)."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class Catalog(Reader):
         super().__init__(apsw.Connection(str(path)))
         self._principals: dict[tuple[str, int], int] = {}
         self._dirs: dict[bytes, int] = {}
+        self.suspect = False  # the store may not be the one that the rows were written with (rule 32)
+        self.looked_up = False  # since then every id was looked up, and what is lacking is known
         self.pruned_rows = 0  # since it was opened: a hint that there is something to collect
         db = self._db
         try:
@@ -131,6 +133,12 @@ class Catalog(Reader):
             self._db.execute("DELETE FROM meta WHERE key=?", (key,))
         else:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (key, value))
+
+    def note_store(self, mark: bytes) -> None:
+        """Note where the store stood when this transaction's objects were durable in it. Not while the two
+        are not known to belong together: the next start has to ask again."""
+        if not self.suspect:
+            self.set_meta("store", mark)
 
     # -- names
 
@@ -302,6 +310,20 @@ class Catalog(Reader):
     def set_live(self, live: Live) -> None:
         self._db.execute("INSERT OR REPLACE INTO live VALUES (1,?,?,?,?,?)", tuple(live))
 
+    def set_abandoned(self, ordinals: Sequence[int]) -> None:
+        """See :meth:`abandoned`; they are roots of pruning."""
+        value = b"".join(ordinal.to_bytes(8, "big") for ordinal in ordinals)
+        self.set_meta("abandoned", value or None)
+
+    def forget_tree(self, boot: str) -> None:
+        """Nothing is known of the live tree any more: it is written as if nothing had been applied."""
+        for table in ("seen", "unapplied", "deferred"):
+            self._db.execute(f"DELETE FROM {table}")
+        self.set_abandoned([])
+        newest = self.newest()
+        if newest is not None:
+            self.set_live(Live(0, newest.ordinal, 0, "moving", boot))
+
     def set_deferred(self, paths: Iterable[bytes]) -> None:
         """Replace the deletions that wait for a later image to confirm them (rule 53)."""
         self._db.execute("DELETE FROM deferred")
@@ -310,6 +332,12 @@ class Catalog(Reader):
     def set_pin(self, ordinal: int, name: str | None, why: str) -> None:
         """Keep an image whatever retention says."""
         self._db.execute("UPDATE image SET pinned=1, name=?, why=? WHERE ordinal=?", (name, why, ordinal))
+
+    def set_verdict(self, ordinal: int, verdict: int, evidence: str | None) -> None:
+        """Say what is known of a version: UNTESTED, GOOD, SUSPECT or BAD, and from what."""
+        self._db.execute(
+            "UPDATE image SET verdict=?, evidence=? WHERE ordinal=?", (verdict, evidence, ordinal)
+        )
 
     def set_manifest(self, ordinal: int, content: bytes, level: int) -> None:
         """Remember where the image's manifest lies in the object store (rule 31)."""

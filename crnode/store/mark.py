@@ -140,7 +140,7 @@ def roots(path: str, *, source: bool, targets: Iterable[str], plain: Callable[[b
     out = Roots(path)
     try:
         with open_reader(Path(path)) as reader, reader.snapshot():
-            out.chunks = not source or _spools(reader, targets)
+            out.chunks = not source or spools(reader, targets)
             for content, level in reader.contents():
                 if level:
                     out.recipes.add((content, level))
@@ -154,7 +154,8 @@ def roots(path: str, *, source: bool, targets: Iterable[str], plain: Callable[[b
     return out
 
 
-def _spools(reader: Reader, targets: Iterable[str]) -> bool:
+def spools(reader: Reader, targets: Iterable[str]) -> bool:
+    """Whether a source's store may hold chunks that its rows need: while a target waits for an image."""
     newest = reader.newest()
     if newest is None or reader.staging() is not None:
         return True

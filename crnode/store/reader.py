@@ -21,6 +21,7 @@ OPEN = 1 << 62
 CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
 NO_IMAGE = bytes(32)
 STAGING, COMPLETE = 0, 1
+UNTESTED, GOOD, SUSPECT, BAD = 0, 1, 2, 3  # verdicts
 MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
 
 
@@ -177,6 +178,11 @@ class Reader:
     def deferred(self) -> list[bytes]:
         """Deletions that the live tree has not followed yet, because the image that made them was rolling."""
         return [r[0] for r in self._db.execute("SELECT path FROM deferred")]
+
+    def abandoned(self) -> list[int]:
+        """Ordinals of images that the live tree was on its way to when it had to go for another one."""
+        held = self.meta("abandoned") or b""
+        return [int.from_bytes(held[at : at + 8], "big") for at in range(0, len(held), 8)]
 
     def meta(self, key: str) -> bytes | None:
         row = self._one("SELECT value FROM meta WHERE key=?", (key,))
@@ -375,6 +381,19 @@ class Reader:
         yield from self._db.execute("SELECT content,level FROM entry WHERE content IS NOT NULL")
         for (manifest,) in self._db.execute("SELECT manifest FROM image WHERE manifest IS NOT NULL"):
             yield manifest[:32], manifest[32]
+
+    def content_rows(
+        self, after: tuple[int, bytes, int] | None, limit: int
+    ) -> list[tuple[tuple[int, bytes, int], tuple[bytes, int, int, bytes, int]]]:
+        """A page of all rows with content, of every image: (key to go on after, (path, born, died, content,
+        level))."""
+        rows = self._db.execute(
+            "SELECT e.dir,e.name,e.born,d.path,e.died,e.content,e.level FROM entry e JOIN dir d ON d.id=e.dir"
+            " WHERE (e.dir,e.name,e.born)>(?,?,?) AND e.content IS NOT NULL"
+            " ORDER BY e.dir,e.name,e.born LIMIT ?",
+            (*(after or (0, b"", 0)), limit),
+        )
+        return [((r[0], r[1], r[2]), (join(r[3], r[1]), r[2], r[4], r[5], r[6])) for r in rows]
 
     def walk(self, ordinal: int, page: int = 1000) -> Iterator[Entry]:
         """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads,

@@ -3,8 +3,8 @@ it.
 
 A child process reads, at a set pace, and prints JSON lines; a damaged stretch of a pack matters where the
 index has an object in it *now*: what was healed since lies elsewhere, and its old place stays damaged until
-collection takes the pack. For damaged objects the child also says which sets need them. The agent marks them
-damaged, so that they count as missing, and has them fetched from other holders."""
+collection takes the pack. The agent marks the objects damaged, so that they count as missing; an
+inventory (inventory.py) says who needs them and has them fetched from other holders."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from crnode.store import child
-from crnode.store.collect import CatalogRef
 from crnode.store.index import unpack
-from crnode.store.mark import Marker, roots
 from crnode.store.packs import Gap
 from crnode.store.store import Damaged, Missing, ObjectStore, StoreReader, sound
 from crnode.store.writer import Writer
@@ -33,29 +31,26 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class Rotten(NamedTuple):
-    """A damaged object: its id, the pack it lies in, and the sets that need it."""
+    """A damaged object: its id and the pack it lies in."""
 
     id: bytes
     pack: int
-    sets: tuple[str, ...]
 
 
 @dataclass
 class Findings:
-    """What a scrub found. `certain`: every set could be walked, so that what none needs is garbage."""
+    """What a scrub found."""
 
     objects: int = 0
     bytes: int = 0
     stretches: list[Gap] = field(default_factory=list)
     damaged: list[Rotten] = field(default_factory=list)
-    certain: bool = True
     seconds: float = 0.0
 
 
 async def scrub(
     store: ObjectStore,
     writer: Writer,
-    catalogs: Sequence[CatalogRef],
     progress: Progress = lambda _: None,
     *,
     bytes_per_second: int = 0,
@@ -70,11 +65,12 @@ async def scrub(
         store.flush_index()
         return {str(pack): end for _, pack, end in store.packs.open_lanes()}
 
-    request = _request(store, catalogs) | {
-        "bytes_per_second": bytes_per_second, "ends": await writer.submit(start), "known": None,
-    }  # fmt: skip
+    request = {
+        "store": str(store.directory),
+        "bytes_per_second": bytes_per_second,
+        "ends": await writer.submit(start),
+    }
     found: dict[bytes, tuple[int, int]] = {}
-    sets: dict[bytes, list[str]] = {}
     async with child.Child("crnode.store.scrub", request) as process:
         while (line := await process.line()) is not None:
             match line["event"]:
@@ -84,10 +80,8 @@ async def scrub(
                     out.stretches.append(Gap(line["pack"], line["start"], line["end"], line["at_end"]))
                 case "object":
                     found[bytes.fromhex(line["id"])] = (line["pack"], line["offset"])
-                case "needed":
-                    sets.setdefault(bytes.fromhex(line["id"]), []).append(line["set"])
                 case "end":
-                    out.objects, out.bytes, out.certain = line["objects"], line["bytes"], line["certain"]
+                    out.objects, out.bytes = line["objects"], line["bytes"]
 
     def note() -> list[bytes]:
         still = []
@@ -99,46 +93,9 @@ async def scrub(
         return still
 
     for name in await writer.submit(note):
-        out.damaged.append(Rotten(name, found[name][0], tuple(sets.get(name, ()))))
+        out.damaged.append(Rotten(name, found[name][0]))
     out.seconds = time.monotonic() - begun
     return out
-
-
-async def who_needs(
-    store: ObjectStore, writer: Writer, catalogs: Sequence[CatalogRef], ids: Sequence[bytes]
-) -> tuple[dict[bytes, list[str]], bool]:
-    """id -> sets whose images reach it, for those of `ids` that any does; and whether all could be walked."""
-    await writer.submit(store.flush_index)
-    out: dict[bytes, list[str]] = {}
-    certain = True
-    request = _request(store, catalogs) | {"known": [name.hex() for name in ids[:1000]]}
-    async with child.Child("crnode.store.scrub", request) as process:
-        while (line := await process.line()) is not None:
-            if line["event"] == "needed":
-                out.setdefault(bytes.fromhex(line["id"]), []).append(line["set"])
-            elif line["event"] == "end":
-                certain = line["certain"]
-    return out, certain
-
-
-def forget_garbage(store: ObjectStore, ids: Sequence[bytes]) -> list[bytes]:
-    """Drop damaged objects that no image reaches from the index (in the writer thread); returns those
-    dropped.
-
-    Being damaged they count as missing already, so no image can come to need them without sending them again.
-    """
-    gone = [name for name in ids if name in store.damaged]
-    if gone:
-        store.index.remove(gone)
-        store.damaged.difference_update(gone)
-    return gone
-
-
-def _request(store: ObjectStore, catalogs: Sequence[CatalogRef]) -> dict[str, Any]:
-    return {
-        "store": str(store.directory),
-        "catalogs": [[ref.uuid, str(ref.path), ref.source, list(ref.targets)] for ref in catalogs],
-    }
 
 
 # -- the child
@@ -202,8 +159,8 @@ def _forget_cached(path: Path) -> None:
         os.close(fd)
 
 
-def _objects_in(reader: StoreReader, gaps: list[Gap]) -> list[bytes]:
-    """Ids whose place is in a damaged stretch, or where no pack reaches."""
+def _tell_objects_in(reader: StoreReader, gaps: list[Gap]) -> None:
+    """Say each id whose place is in a damaged stretch, or where no pack reaches."""
     by_pack: dict[int, list[Gap]] = {}
     for gap in gaps:
         by_pack.setdefault(gap.pack, []).append(gap)
@@ -211,7 +168,6 @@ def _objects_in(reader: StoreReader, gaps: list[Gap]) -> list[bytes]:
     for pack in reader.packs.numbers():
         with contextlib.suppress(FileNotFoundError):
             sizes[pack] = reader.packs.size(pack)
-    out: list[bytes] = []
     after: bytes | None = None
     while page := reader.index.page(after, _PAGE):
         after = page[-1][0]
@@ -220,9 +176,7 @@ def _objects_in(reader: StoreReader, gaps: list[Gap]) -> list[bytes]:
             bad = where.offset + where.size > sizes.get(where.pack, 0)
             bad = bad or any(gap.start <= where.offset < gap.end for gap in by_pack.get(where.pack, ()))
             if bad and not _readable(reader, name):  # what was made or moved meanwhile is no damage
-                out.append(name)
                 _say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
-    return out
 
 
 def _readable(reader: StoreReader, name: bytes) -> bool:
@@ -235,38 +189,13 @@ def _readable(reader: StoreReader, name: bytes) -> bool:
     return True
 
 
-def _needs(body: dict[str, Any], reader: StoreReader, wanted: set[bytes]) -> bool:
-    """Say for each set which of `wanted` it reaches; False when a walk met a hole that is none of them."""
-    certain = True
-    for uuid, path, source, targets in body["catalogs"]:
-        met: set[bytes] = set()
-
-        def mark(name: bytes, met: set[bytes] = met) -> None:
-            if name in wanted:
-                met.add(name)
-
-        here = roots(path, source=source, targets=targets, plain=mark)
-        marker = Marker(reader.get, mark)
-        for name, level in here.recipes:
-            marker.recipe(name, level, chunks=here.chunks)
-        certain = certain and not here.unreadable and not marker.holes
-        for name in met:
-            _say(event="needed", id=name.hex(), set=uuid)
-    return certain
-
-
 def main() -> None:
-    """Read every pack, or only say who needs `known` ids."""
+    """Read every pack."""
     body = child.request()
     reader = StoreReader(Path(body["store"]))
-    objects = size = 0
-    if body["known"] is None:
-        objects, size, gaps = _read_all(body, reader)
-        wanted = set(_objects_in(reader, gaps))
-    else:
-        wanted = {bytes.fromhex(name) for name in body["known"]}
-    certain = _needs(body, reader, wanted) if wanted else True
-    _say(event="end", objects=objects, bytes=size, certain=certain)
+    objects, size, gaps = _read_all(body, reader)
+    _tell_objects_in(reader, gaps)
+    _say(event="end", objects=objects, bytes=size)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import struct
 import subprocess
@@ -23,6 +24,7 @@ import lmdb
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, free_bytes, fsync_dir
+from crnode.store.fetch import CHUNK, RECIPE, Damaged, Missing, StoreReader, fetch, identify, sound
 from crnode.store.index import Index, unpack
 from crnode.store.packs import (
     PACK_SIZE,
@@ -38,10 +40,11 @@ from crnode.store.packs import (
 )
 from crproto import delta
 from crproto.content import parse_recipe
-from crproto.errors import ProtocolError, RemoteProtocolError
-from crproto.ids import HOLE, chunk_id, recipe_id
+from crproto.errors import RemoteProtocolError
+from crproto.ids import HOLE
 
-CHUNK, RECIPE = 0, 1
+_ID_BYTES = 16
+_MARK = struct.Struct(">IQ")  # a pack that may still grow, and its end in bytes
 INDEX_COMMIT_BYTES = 64 << 20  # appended bytes after which the index is committed
 INDEX_COMMIT_SECONDS = 1.0
 READER_CHECK_SECONDS = 60.0
@@ -55,55 +58,6 @@ FLOOR_BYTES = 2 << 30
 FLOOR_SHARE = 0.05  # of the file system, whichever is smaller: below it no new images are taken (rule 34)
 
 
-class Missing(Exception):
-    """The store does not hold this object. `args[0]` is its id."""
-
-
-class Damaged(Exception):
-    """The store holds a record for this id whose bytes are not what the id names. `args[0]` is the id."""
-
-
-def identify(kind: int, data: bytes | memoryview) -> bytes:
-    """The id of an object of this kind."""
-    return recipe_id(data) if kind == RECIPE else chunk_id(data)
-
-
-def sound(content: bytes, kind: int, codec: int, raw: int, stored: bytes | memoryview) -> bool:
-    """Whether a record's stored bytes are what its id names."""
-    try:
-        data = delta.decode_object(codec, stored, raw, None)
-    except ProtocolError:  # a patch among them: none is ever stored
-        return False
-    return identify(kind, data) == content
-
-
-def fetch(index: Index, packs: Packs, content: bytes) -> bytes:
-    """The verified bytes of an object. Raises Missing or Damaged, OSError when reading fails for another
-    reason than the disk (too many open files, for one), which says nothing about the object."""
-    for _ in range(3):  # a collection may move the record between the look-up and the read
-        where = index.get(content)
-        if where is None:
-            raise Missing(content)
-        try:
-            stored = packs.read(where)
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            raise Damaged(content) from None
-        except OSError as error:
-            if error.errno in _DISK_ERRORS:
-                raise Damaged(content) from None
-            raise
-        try:
-            data = delta.decode_object(where.codec, stored, where.raw, None)
-        except ProtocolError:
-            raise Damaged(content) from None
-        if identify(where.kind, data) != content:
-            raise Damaged(content)
-        return bytes(data)
-    raise Missing(content)
-
-
 @contextlib.contextmanager
 def _unless_full() -> Iterator[None]:
     """For small files that spare work and are no promise: a full disk does without them."""
@@ -112,26 +66,6 @@ def _unless_full() -> Iterator[None]:
     except OSError as error:
         if not is_full(error):
             raise
-
-
-_DISK_ERRORS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EREMOTEIO)
-
-
-class StoreReader:
-    """The committed part of a store for reading only, also in another process than the agent's."""
-
-    def __init__(self, directory: Path) -> None:
-        self.packs = Packs(directory / "packs")
-        self.index = Index(directory / "index", readonly=True)
-
-    def get(self, content: bytes) -> bytes:
-        """See :func:`fetch`."""
-        return fetch(self.index, self.packs, content)
-
-    def close(self) -> None:
-        """Let go of descriptors and the map."""
-        self.packs.close()
-        self.index.close()
 
 
 @dataclass
@@ -189,6 +123,7 @@ class ObjectStore:
         self.packs = Packs(directory / "packs", pack_size)
         self.index = self._open_index()
         self.cache = RecentBytes(CACHE_BYTES)
+        self.id = self._read_id()
         self.collection = self._read_collection()
         self.live_extra: set[bytes] | None = (
             None  # ids that became live while a collection runs; None: none runs
@@ -343,6 +278,48 @@ class ObjectStore:
             out[pack] = 0  # whole packs: their first record is the only border known without the index
             left -= self.packs.size(pack)
         return out
+
+    def _read_id(self) -> bytes:
+        """What tells this store from any other, and from the one that lay here before it was lost."""
+        place = self.directory / "id"
+        try:
+            name = bytes.fromhex(place.read_text())
+            if len(name) == _ID_BYTES:
+                return name
+        except (FileNotFoundError, ValueError):
+            pass  # a new store, or one whose past is not known: every catalog is looked up (rule 32)
+        name = secrets.token_bytes(_ID_BYTES)
+        with _unless_full():  # then the next start draws another one, and everything is looked up again
+            atomic_write(place, name.hex().encode())
+        return name
+
+    # -- whether store and catalogs belong together (rule 32)
+
+    def mark(self) -> bytes:
+        """Where the store stands: a catalog notes it with each commit. Take it when the packs are synced."""
+        ends = sorted((pack, end) for _, pack, end in self.packs.open_lanes())
+        if not ends and (numbers := self.packs.numbers()):
+            ends = [(numbers[-1], self.packs.size(numbers[-1]))]
+        return self.id + b"".join(_MARK.pack(pack, end) for pack, end in ends)
+
+    def holds(self, mark: bytes) -> bool:
+        """Whether this is the store that `mark` was taken from, or a later state of it. False when in doubt:
+        that costs looking everything up once."""
+        if mark[:_ID_BYTES] != self.id:
+            return False
+        newest = max(self.packs.numbers(), default=0)
+        for pack, end in _MARK.iter_unpack(mark[_ID_BYTES:]):
+            try:
+                if self.packs.size(pack) < end:
+                    return False
+            except FileNotFoundError:  # collected; but a rebuilt index cannot tell that from lost
+                if pack > newest or self.recovery.rebuilt:
+                    return False
+        return True
+
+    def suspicious(self) -> bool:
+        """Whether opening it found that something is gone or damaged."""
+        return bool(self.recovery.lost_packs or self.recovery.damaged)
 
     def _read_collection(self) -> int:
         try:
@@ -608,7 +585,9 @@ __all__ = [
     "RecentBytes",
     "Recovery",
     "StoreReader",
+    "fetch",
     "identify",
     "is_full",
     "refuse_second_process",
+    "sound",
 ]

@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from harness import Cluster
+import pytest
+from harness import Cluster, crnode, wait_for
+
+from crnode.errors import CrnodeError, ExitCode
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -41,7 +44,7 @@ def test_flipped_bytes_are_found_and_healed_from_the_source(cluster: Cluster, tm
     box2.start()
     report = box2.call("scrub")
     assert report["damaged"], "the flipped bytes were not found"
-    assert {d["healed_from"] for d in report["damaged"]} == {"shop1"}
+    assert {d["healed_from"] for d in report["damaged"]} <= {"shop1", "its own live tree"}
     assert box2.call("scrub")["damaged"] == []
     for path in live.iterdir():  # whatever is written from the store now is right again
         path.unlink()
@@ -83,3 +86,108 @@ def test_collection_frees_what_no_version_needs(cluster: Cluster, tmp_path: Path
     (source / "big").write_bytes(os.urandom(1 << 20))
     cluster.sync("docs")
     assert (live / "big").read_bytes() == (source / "big").read_bytes()
+
+
+def shown(cluster: Cluster) -> tuple[str, str]:
+    target = cluster.master.call("status")["sets"][0]["targets"][0]
+    return target["state"], target["reason"]
+
+
+def test_a_store_that_was_lost_beside_its_catalogs_is_noticed_and_made_whole(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    source, _ = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    shutil.rmtree(box2.data / "store")
+    box2.start()
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    said = " ".join(box2.events())
+    assert "looked up before anything is acknowledged" in said
+    assert "its own live tree" in said and "shop1" in said  # chunks from here, recipes from there
+    answer = box2.call("scrub")
+    assert answer["damaged"] == [] and answer["lacking"] == 0 and answer["looked_up"] > 100
+    box2.call("restore", {"set": "docs", "to": str(tmp_path / "back")})
+    assert files(tmp_path / "back") == files(source)
+    box2.stop()
+    box2.start()
+    cluster.sync("docs")
+    assert " ".join(box2.events()).count("looked up before anything is acknowledged") == 1
+
+
+def test_a_store_put_back_from_an_older_copy_is_noticed(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    shutil.copytree(box2.data / "store", tmp_path / "old store")
+    box2.start()
+    (source / "later").write_bytes(os.urandom(5000))
+    (source / "big").write_bytes(os.urandom(2 << 20))
+    cluster.sync("docs")
+    box2.stop()
+    shutil.rmtree(box2.data / "store")
+    shutil.copytree(tmp_path / "old store", box2.data / "store")
+    shutil.rmtree(live)  # so that only the source has what is lacking
+    box2.start()
+    wait_for(lambda: any("looked up before" in text for text in box2.events()))
+    cluster.sync("docs")
+    assert box2.call("scrub")["lacking"] == 0
+    box2.call("restore", {"set": "docs", "to": str(tmp_path / "back")})
+    assert files(tmp_path / "back") == files(source)
+    assert box2.call("scrub")["lacking"] == 0
+
+
+def test_what_no_node_has_is_said_everywhere_and_heals_when_its_holder_is_back(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    cluster.master.stop()
+    for pack in (box2.data / "store" / "packs").glob("*.pack"):
+        pack.unlink()
+    shutil.rmtree(live)
+    box2.start()
+    wait_for(lambda: any("no node that can be reached" in text for text in box2.events()), 40)
+    scrubbed = crnode("scrub", "--data", str(box2.data), check=False)
+    assert scrubbed.returncode == ExitCode.DAMAGE
+    assert "docs: f" in scrubbed.stdout and "newest version" in scrubbed.stdout
+    checks = {c["name"]: c for c in box2.call("doctor")["checks"]}
+    assert checks["set docs here"]["ok"] is False
+    (version,) = box2.call("versions", {"set": "docs"})["versions"][-1:]
+    assert version["verdict"] == "bad"
+    # The source goes on writing: the next image is only acknowledged when what was lost is here again.
+    (source / "f49").write_bytes(b"changed while the other was ill")
+    cluster.master.start()
+    wait_for(lambda: shown(cluster)[0] in ("damaged", "in sync"))
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    wait_for(lambda: shown(cluster)[0] == "in sync")
+    assert files(live) == files(source)
+    # What the source had changed by then is gone for good: of the version before, one file, and it is said.
+    left = box2.call("scrub")
+    assert left["lacking"] == 1
+    assert [(d["path"], d["newest"]) for d in left["damaged"] if d["healed_from"] is None] == [("f49", False)]
+    assert any("earlier versions need" in w for w in cluster.master.call("status")["warnings"])
+    box2.call("restore", {"set": "docs", "to": str(tmp_path / "back")})
+    assert files(tmp_path / "back") == files(source)
+
+
+def test_a_source_that_lost_its_store_makes_its_recipes_again(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    cluster.master.stop()
+    shutil.rmtree(cluster.master.data / "store")
+    cluster.master.start()
+    with open(source / "big", "r+b") as file:
+        file.seek(1 << 20)
+        file.write(os.urandom(100))
+    cluster.join("box3")
+    box2.start()
+    cluster.sync("docs")
+    assert files(live) == files(source)
+    wait_for(lambda: cluster.master.call("scrub")["lacking"] == 0)
+    with pytest.raises(CrnodeError):
+        cluster.master.call("restore", {"set": "docs", "to": str(source)})

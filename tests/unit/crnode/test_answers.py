@@ -13,7 +13,8 @@ from store_samples import SET, chunk, commit, file, file_records, put_file, smal
 
 from crnode.agent import links
 from crnode.agent.links import Link
-from crnode.agent.serve import Server, SourceSearch
+from crnode.agent.search import ContentSearch
+from crnode.agent.serve import Server
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
 from crnode.store.catalog import Catalog
@@ -147,8 +148,7 @@ def test_a_search_goes_on_behind_a_recipe_that_cannot_be_read(tmp_path: Path) ->
         catalog, [file(b"a", (name, level), len(broken)), file(b"b", kept, len(whole)), file(b"c", None, 0)]
     )
     wanted = {chunk(b"w" * 512).id, chunk(b"nowhere").id}
-    source: Any = SimpleNamespace(newest=image, catalog=catalog, open_roots=None)
-    search = SourceSearch(source, store, wanted)
+    search = ContentSearch(catalog, store, image.ordinal, lambda: None, wanted)
     found = []
     while (page := search.page()) is not None:
         found += page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from crnode.store import manifest
 from crnode.store.catalog import Catalog
 from crnode.store.collect import Collected
 from crnode.store.packs import Lane, Record
+from crnode.store.reader import BAD, UNTESTED
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -44,7 +45,7 @@ class _Healer:
         self.records = {r.id: r for r in records}
         self.asked: list[tuple[str, set[bytes]]] = []
 
-    async def fetch(self, uuid: str, ids: set[bytes]) -> dict[bytes, str]:
+    async def fetch(self, uuid: str, ids: set[bytes], paths: Collection[bytes] = ()) -> dict[bytes, str]:
         self.asked.append((uuid, set(ids)))
         got = [self.records[i] for i in ids if i in self.records]
         self.store.put(got, Lane.BULK, cache=False)
@@ -64,13 +65,17 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
     )
     events: list[tuple[str, str]] = []
     commit_ = SimpleNamespace(catalog=catalog)
+    said: list[tuple[str, dict[bytes, bytes]]] = []
+    target = SimpleNamespace(lacks=lambda text, newest: said.append((text, newest)))
     return SimpleNamespace(
         data=place, store=store, writer=writer, document=document, node=SimpleNamespace(name="shop1"),
         healer=_Healer(store, holder), events=events,
         journal=SimpleNamespace(add=lambda kind, text, name=None: events.append((kind, text))),
         sets=SimpleNamespace(
-            catalogs={UUID: catalog}, sources={}, targets={UUID: SimpleNamespace(spec=spec, commit=commit_)}
+            catalogs={UUID: catalog}, sources={},
+            targets={UUID: SimpleNamespace(spec=spec, commit=commit_, target=target)},
         ),
+        said=said,
     )  # fmt: skip
 
 
@@ -132,15 +137,34 @@ def test_a_scrub_heals_and_a_second_one_is_clean(tmp_path: Path) -> None:
 
 def test_what_nobody_has_stays_damaged_and_is_said(tmp_path: Path) -> None:
     store, catalog = _place(tmp_path)
-    name = next(e.content for e in catalog.walk(1) if e.content)
+    whole = _records(store)
+    name, path = next((e.content, e.path) for e in catalog.walk(1) if e.content)
     where = store.locate(name)
     assert where is not None
     flip(store.packs.path(where.pack), where.offset + 100)
 
     async def work(maintenance: Maintenance, agent: Any) -> None:
         answer = await maintenance.scrub({}, lambda _: None)
-        assert answer["damaged"] == [{"id": name.hex(), "pack": where.pack, "healed_from": None}]
+        assert answer["damaged"] == [
+            {
+                "id": name.hex(), "pack": where.pack, "healed_from": None,
+                "set": "web", "path": path.decode(), "newest": True,
+            }
+        ]  # fmt: skip
+        assert answer["lacking"] == 1
+        text, newest = agent.said[-1]
+        assert newest == {name: path}
+        assert "version 1;" in text and path.decode() in text
+        assert catalog.images()[0].verdict == BAD
+        agent.healer.records = {r.id: r for r in whole}
+        agent.links = {"shop2": SimpleNamespace(peer=object())}  # it can be reached now
+        await maintenance.inventory.again()
+        assert agent.said[-1] == ("", {})
+        assert catalog.images()[0].verdict == UNTESTED
+        store.damaged.add(name)
+        store.index.remove([name])
         assert store.missing([name]) == [name]
+        agent.healer.records = {}
         gone = await maintenance.collect({}, lambda _: None)
         assert gone["hole"]["ids"] == [name.hex()]
         assert gone["removed_bytes"] == 0

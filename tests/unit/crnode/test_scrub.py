@@ -1,4 +1,4 @@
-"""Scrub: every damaged object is found and named with who needs it; once healed, a second scrub is clean."""
+"""Scrub: every damaged object is found; once healed, a second scrub is clean."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import shutil
 import time
 from pathlib import Path
 
-from store_samples import SET, chunk, commit, file, flip, put_file, random_chunks, small_store, with_writer
+from store_samples import flip, random_chunks, small_store, with_writer
 
-from crnode.store.catalog import Catalog
-from crnode.store.collect import CatalogRef
+from crnode.store.inventory import forget_garbage
 from crnode.store.packs import Lane, Record
-from crnode.store.scrub import Findings, forget_garbage, scrub, who_needs
+from crnode.store.scrub import Findings, scrub
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
-OTHER = bytes(range(100, 116))
 
-
-def _scrub(store: ObjectStore, *catalogs: Catalog, bytes_per_second: int = 0) -> Findings:
-    refs = [CatalogRef(c.set_uuid.hex(), c.path, catalog=c) for c in catalogs]
-
+def _scrub(store: ObjectStore, bytes_per_second: int = 0) -> Findings:
     async def work(writer: Writer) -> Findings:
-        return await scrub(store, writer, refs, bytes_per_second=bytes_per_second)
+        return await scrub(store, writer, bytes_per_second=bytes_per_second)
 
     return with_writer(work)
 
@@ -49,55 +44,23 @@ def test_a_sound_store_is_clean(tmp_path: Path) -> None:
     assert not found.stretches
 
 
-def test_damage_is_found_named_and_clean_after_healing(tmp_path: Path) -> None:
+def test_damage_is_found_and_clean_after_healing(tmp_path: Path) -> None:
     store = small_store(tmp_path / "store")
-    one, two = Catalog(tmp_path / "one.db", SET), Catalog(tmp_path / "two.db", OTHER)
-    plain, both, nobody = random_chunks(3, 700)
-    store.put([plain, both, nobody], Lane.BULK, cache=False)
-    inside = random_chunks(1, 512, seed=9)[0]
-    data = bytes(inside.stored) + bytes(5000)
-    named = put_file(store, data)
-    recipe = store.get(named[0])
-    commit(one, [file(b"plain", (plain.id, 0), 700), file(b"both", (both.id, 0), 700)])
-    commit(two, [file(b"both", (both.id, 0), 700), file(b"large", named, len(data))])
-    for name in (plain.id, both.id, nobody.id, inside.id):
-        _spoil(store, name)
-    found = _scrub(store, one, two)
-    assert {d.id: set(d.sets) for d in found.damaged} == {
-        plain.id: {SET.hex()}, both.id: {SET.hex(), OTHER.hex()}, nobody.id: set(), inside.id: {OTHER.hex()},
-    }  # fmt: skip
-    assert found.certain
-    assert store.damaged == {d.id for d in found.damaged}
-    assert set(store.missing([plain.id, named[0]])) == {plain.id}
-    _heal(store, [plain, both, inside])
-    assert forget_garbage(store, [nobody.id, plain.id]) == [nobody.id]
-    again = _scrub(store, one, two)
+    records = random_chunks(3, 700)
+    store.put(records, Lane.BULK, cache=False)
+    for record in records:
+        _spoil(store, record.id)
+    found = _scrub(store)
+    assert {d.id for d in found.damaged} == {r.id for r in records}
+    assert store.damaged == {r.id for r in records}
+    assert set(store.missing([records[0].id])) == {records[0].id}
+    _heal(store, records[:2])
+    assert forget_garbage(store, [records[2].id, records[0].id]) == [records[2].id]
+    again = _scrub(store)
     assert not again.damaged
     assert again.stretches  # the old places stay damaged until collection takes their packs
     assert not store.damaged
-    assert store.get(named[0]) == recipe
     store.close()
-
-
-def test_a_damaged_recipe_hides_who_needs_its_chunks(tmp_path: Path) -> None:
-    store = small_store(tmp_path / "store")
-    catalog = Catalog(tmp_path / "one.db", SET)
-    data = random_chunks(1, 5000)[0].stored
-    name, level = put_file(store, bytes(data))
-    recipe = store.get(name)
-    commit(catalog, [file(b"f", (name, level), 5000)])
-    part = chunk(bytes(data[:512]))
-    _spoil(store, name)
-    _spoil(store, part.id)
-    found = _scrub(store, catalog)
-    assert {d.id: d.sets for d in found.damaged} == {name: (SET.hex(),), part.id: ()}
-    assert not found.certain  # so the chunk must not be taken for garbage
-    _heal(store, [Record(name, 1, 0, len(recipe), recipe)])
-
-    async def work(writer: Writer) -> tuple[dict[bytes, list[str]], bool]:
-        return await who_needs(store, writer, [CatalogRef(SET.hex(), catalog.path)], [part.id])
-
-    assert with_writer(work) == ({part.id: [SET.hex()]}, True)
 
 
 def test_headers_ends_and_whole_packs_that_are_gone(tmp_path: Path) -> None:

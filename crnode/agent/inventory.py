@@ -1,0 +1,227 @@
+"""Whether the store still holds what the catalogs name: asked at start when there is a doubt, by a scrub, and
+each minute while something is lacking (rule 32). What is lacking is fetched from the node's own live trees
+and from other nodes; what nobody has is said, with the set, the versions and a file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from crnode.errors import CrnodeError
+from crnode.store.catalog import Catalog
+from crnode.store.child import ChildFailed
+from crnode.store.inventory import MANIFEST, Inventory, Lacking, SetInventory, take_inventory
+from crnode.store.reader import BAD, OPEN, UNTESTED
+from crnode.store.store import RECIPE
+
+if TYPE_CHECKING:
+    from crnode.agent.maintenance import Maintenance
+    from crnode.agent.node import Agent
+
+Progress = Callable[[dict[str, Any]], None]
+
+NAMED = 10_000  # lacking objects of a set that are kept by name; more are only counted
+RETRY_FIRST, RETRY_MOST = 30.0, 3600.0  # seconds between attempts; the first follows after a minute
+ROUNDS = 8  # recipes nest: what lies below one is known when it is here
+EVIDENCE = "content is lacking: "  # how a verdict begins that is taken back when the content is here again
+
+
+@dataclass
+class Report:
+    """What an inventory found and did."""
+
+    ids: int = 0  # looked up
+    found: int = 0  # lacking or damaged when it began
+    healed: dict[bytes, str] = field(default_factory=dict)  # id -> where it came from
+    left: dict[str, list[Lacking]] = field(default_factory=dict)  # set -> what nobody could give
+    left_count: int = 0
+    sets: dict[str, SetInventory] = field(default_factory=dict)
+    certain: bool = False
+
+
+class Stocktaker:
+    """Takes the inventory of one agent, one at a time."""
+
+    def __init__(self, agent: Agent, maintenance: Maintenance) -> None:
+        self.agent = agent
+        self.maintenance = maintenance
+        self._told: dict[str, str] = {}  # set -> what was said of it last
+        self.lacking = False  # something was lacking when the last inventory ended
+        self._turn = asyncio.Lock()
+        self._asked: set[str] = set()  # nodes that could be reached when it was tried last
+        self._wait = RETRY_FIRST
+        self._due = 0.0
+
+    async def at_start(self) -> None:
+        """Take it if the store is not (surely) the one that the catalogs were written with."""
+        sets = self.agent.sets
+        await sets.settled()
+        doubted = [u for u, c in sets.catalogs.items() if c.suspect]
+        if not doubted:
+            return
+        self.agent.journal.add(
+            "damage",
+            "Something of the object store is gone, or it is not the one that the catalogs of this node were"
+            " written with. Everything that they name is looked up before anything is acknowledged.",
+        )
+        while True:
+            try:
+                await self.run(lambda _: None)
+                return
+            except (CrnodeError, ChildFailed) as error:  # a full disk, for one: nothing is taken meanwhile
+                self.agent.journal.add("store", f"The object store could not be looked through: {error}")
+                await asyncio.sleep(5.0)
+
+    async def again(self) -> None:
+        """Try once more to get what was lacking, if it is time: at once when another node can be reached,
+        else less and less often."""
+        up = {name for name, link in self.agent.links.items() if link.peer is not None}
+        if self.lacking and (up - self._asked or time.monotonic() >= self._due):
+            self._asked = up
+            self._wait = min(self._wait * 2, RETRY_MOST)
+            self._due = time.monotonic() + self._wait
+            await self.run(lambda _: None)
+
+    async def run(self, progress: Progress) -> Report:
+        """Walk all catalogs, fetch what is lacking, tell what stays so. Raises CrnodeError, ChildFailed."""
+        async with self._turn:
+            report = await self._rounds(progress)
+            await self._tell(report)
+            return report
+
+    async def _rounds(self, progress: Progress) -> Report:
+        report = Report()
+        agent = self.agent
+        for round_ in range(ROUNDS):
+            before = len(report.healed)
+            report.left, report.left_count = {}, 0
+            out = Inventory()
+            async for batch in take_inventory(agent.store, agent.writer, self.maintenance.catalogs(), out):
+                real = await agent.writer.submit(self._still_lacking, batch)
+                report.found += len(real) if round_ == 0 else 0
+                report.healed |= await self._heal(real)
+                for one in real:
+                    if one.id not in report.healed:
+                        self._leave(report, one)
+                progress({"text": f"{len(report.healed)} objects healed, {report.left_count} lacking"})
+            report.ids, report.sets, report.certain = out.ids, out.sets, out.certain
+            if len(report.healed) == before:
+                return report
+        return report
+
+    def _still_lacking(self, batch: Sequence[Lacking]) -> list[Lacking]:
+        """What the agent's own index does not have either (in the writer thread)."""
+        return [one for one in batch if one.kind == MANIFEST or not self.agent.store.has(one.id)]
+
+    def _leave(self, report: Report, one: Lacking) -> None:
+        if one.set not in self.agent.sets.catalogs:
+            return  # of a removed set: nobody waits for it
+        if one.set in self.agent.sets.sources and one.died != OPEN:
+            return  # a past image of a source: its targets have it, and here only the newest is read
+        report.left_count += 1
+        named = report.left.setdefault(one.set, [])
+        if len(named) < NAMED:
+            named.append(one)
+
+    async def _heal(self, lacking: Sequence[Lacking]) -> dict[bytes, str]:
+        """id -> where it came from, for what could be had."""
+        agent = self.agent
+        by_set: dict[str, dict[bytes, bytes]] = {}
+        healed: dict[bytes, str] = {}
+        for one in lacking:
+            if one.kind == MANIFEST:
+                catalog = agent.sets.catalogs.get(one.set)
+                if catalog is not None:  # another one is written at idle
+                    await agent.writer.submit(_forget_manifest, catalog, one.id)
+                    healed[one.id] = "written again"
+            elif one.path is not None:
+                by_set.setdefault(one.set, {})[one.id] = one.path
+        for uuid, wanted in by_set.items():
+            paths = {path for name, path in wanted.items() if name not in healed}
+            healed |= await agent.healer.fetch(uuid, set(wanted) - healed.keys(), paths)
+            source = agent.sets.sources.get(uuid)
+            for one in lacking if source is not None else ():
+                if one.set == uuid and one.kind == RECIPE and one.path and one.id not in healed:
+                    assert source is not None
+                    source.source.look_at(one.path)  # its recipe is made again from the file
+        return healed
+
+    # -- telling
+
+    async def _tell(self, report: Report) -> None:
+        agent = self.agent
+        self.lacking = report.left_count > 0
+        if not self.lacking:
+            self._wait, self._due = RETRY_FIRST, 0.0
+        if report.healed:
+            names = ", ".join(sorted(set(report.healed.values())))
+            agent.journal.add(
+                "healed",
+                f"{len(report.healed)} missing or damaged objects are whole again; they came from {names}.",
+            )
+        for uuid, catalog in list(agent.sets.catalogs.items()):
+            left = report.left.get(uuid, [])
+            text = await agent.writer.submit(self._judge, uuid, catalog, left, report)
+            running = agent.sets.targets.get(uuid)
+            if running is not None:
+                newest = {one.id: one.path for one in left if one.died == OPEN and one.path is not None}
+                running.target.lacks(text, newest)
+            if text and text != self._told.get(uuid):
+                agent.journal.add("damage", f"Set {self._name(uuid)}: {text}")
+            self._told[uuid] = text
+
+    def _name(self, uuid: str) -> str:
+        spec = self.agent.document.set_by_uuid(uuid)
+        return spec.name if spec is not None else uuid
+
+    def _judge(self, uuid: str, catalog: Catalog, left: Sequence[Lacking], report: Report) -> str:
+        """Set verdicts by what is lacking, and say it in a sentence; '' when all is there (in the writer
+        thread)."""
+        found = report.sets.get(uuid)
+        if found is None or found.unreadable:
+            return ""
+        catalog.looked_up = True
+        if not left:
+            self.agent.store.sync()
+            with catalog.transaction():
+                catalog.suspect = False
+                catalog.note_store(self.agent.store.mark())
+                for image in catalog.images():
+                    if (image.evidence or "").startswith(EVIDENCE):
+                        catalog.set_verdict(image.ordinal, UNTESTED, None)
+            return ""
+        if uuid in self.agent.sets.sources:
+            return ""  # what is lacking here is made again from the files themselves
+        broken = [i for i in catalog.images() if found.touches(i.ordinal)]
+        path = next((one.path for one in left if one.path is not None), None)
+        example = os.fsdecode(path) if path is not None else ""
+        with catalog.transaction():
+            for image in broken:
+                catalog.set_verdict(image.ordinal, BAD, f"{EVIDENCE}{found.rows} files, one is {example}")
+        numbers = _ranges([image.sequence for image in broken])
+        count = f"{len(left)} or more" if len(left) == NAMED else str(len(left))
+        what = "it needs" if any(one.died == OPEN for one in left) else "earlier versions need"
+        return (
+            f"{count} objects that {what} are missing or damaged here, and no node that can be reached has"
+            f" them. Not whole: version {numbers}; one of {found.rows} files is {example}."
+        )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """'3, 5-9' of ascending numbers."""
+    out: list[str] = []
+    for number in numbers:
+        if out and number == int(out[-1].rpartition("-")[2]) + 1:
+            out[-1] = f"{out[-1].partition('-')[0]}-{number}"
+        else:
+            out.append(str(number))
+    return ", ".join(out) or "none that is kept"
+
+
+def _forget_manifest(catalog: Catalog, content: bytes) -> None:
+    with catalog.transaction():
+        catalog.clear_manifest(content)
