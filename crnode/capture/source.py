@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crnode.capture import scan
 from crnode.capture.commit import EmptiedSet, Point, SourceCommit
+from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
 from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.roots import OpenRoots, Selection, labels
+from crnode.capture.rot import Stretch, Verdict
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
@@ -65,6 +67,7 @@ class SourceSet:
         now_ns: Callable[[], int],
         on_point: Callable[[Point], None],
         journal: Callable[[str, str], None],
+        rot_wait: float = WAIT_SECONDS,
     ) -> None:
         self.spec = spec
         self.catalog = catalog
@@ -109,6 +112,8 @@ class SourceSet:
         self._fuzzy: set[bytes] = set()
         self._emptied = False  # an image that would empty the set waits for a person
         self._after_crash = store.recovery.unclean_boot
+        self.guard = RotGuard(store.load, now_ns, rot_wait)
+        self._judged = asyncio.Event()  # a point was taken: whatever was suspected may be known
 
     # -- asked from outside
 
@@ -132,6 +137,21 @@ class SourceSet:
         """Somebody found that `path` is not what its entry says: capture it again."""
         self._settle.note(path, Change.DONE, self._now())
         self._wake.set()
+
+    async def examine(self, path: bytes) -> tuple[Stretch, ...] | None:
+        """The stretches of `path` that are damaged or suspected to be (rule 58); None when there is nothing
+        of the kind and :meth:`look_at` is what helps."""
+        roots, reader = self._roots, self._reader
+        if roots is None or reader is None:
+            return None
+        return await self._in_thread(lambda: self.guard.examine(roots, reader, self._view, path))
+
+    async def certain(self, path: bytes) -> bool:
+        """Wait until it is known whether a suspected file is damaged or was changed; True for damage."""
+        while self.guard.suspicions.verdict(path) is Verdict.WAIT:
+            self._judged.clear()
+            await self._judged.wait()
+        return self.guard.suspicions.verdict(path) is Verdict.DAMAGE
 
     async def begin_incarnation(self) -> Image | None:
         """This source was set back (rule 43): go on under a new identity; returns its first image."""
@@ -333,6 +353,8 @@ class SourceSet:
                 self._wake.set()
 
     def _changed(self, path: bytes, change: Change) -> None:
+        if change is Change.WRITTEN:
+            self.guard.written(path)
         self._settle.note(path, change, self._now())
 
     def _events_lost(self, reason: str) -> None:
@@ -341,6 +363,8 @@ class SourceSet:
 
     async def _poll(self) -> None:
         """Look at recently changed files by stat: writes through mmap make no event (rule 54)."""
+        for path in self.guard.due():
+            self._settle.note(path, Change.DONE, self._now())
         horizon = self.now_ns() - POLL_WINDOW_NS
         while self._recent and (len(self._recent) > POLL_MOST or next(iter(self._recent.values())) < horizon):
             self._recent.popitem(last=False)
@@ -467,7 +491,7 @@ class SourceSet:
         assert paths is not None
         assert reader is not None
         paths.spill = self._spill if self.spool else None
-        job = Job(paths, reader, self._view, self._selection, self._watcher)
+        job = Job(paths, reader, self._view, self._selection, self._watcher, self.guard)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
         flags = CLEAN
         try:
@@ -489,6 +513,9 @@ class SourceSet:
         finally:
             paths.close()
         await self._finish(job.flush(), flags)
+        self._judged.set()
+        for text in self.guard.tell():
+            self.journal("damage", f"Set {self.spec.name}: {text}")
         if job.limit is not None:
             self._no_watches(job.limit)
             self._want_scan("watches ran out")

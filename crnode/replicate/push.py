@@ -33,6 +33,7 @@ from crnode.replicate.difference import (
     objects_of,
 )
 from crnode.replicate.lag import Lag, Throttle
+from crnode.replicate.mend import mend
 from crnode.replicate.send import Sender
 from crnode.store.reader import Image, Reader
 from crproto.errors import LocalProtocolError
@@ -500,8 +501,10 @@ class Push:
     async def _abandon(self, abandoned: Abandoned) -> None:
         """The source's bytes are not those of the image: wait for a newer one. A file that cannot be read any
         more must not hold up all the others for ever: another holder gives its bytes, or it is left out."""
-        self._abandoned += 1
         path: bytes = abandoned.args[0]
+        if await mend(self.source, self.commit, path, self.target, self._heal, self._journal):
+            return
+        self._abandoned += 1
         self._journal(
             "push",
             f"Set {self.set_name} to {self.target}: a file changed while it was sent; a newer image follows.",
