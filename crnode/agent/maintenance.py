@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from crnode.agent import deep
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
 from crnode.store.catalog import Catalog, CatalogDamaged
@@ -187,6 +188,7 @@ class Maintenance:
             begun = time.monotonic()
             found = await scrub(agent.store, agent.writer, self.catalogs(), progress, bytes_per_second=pace)
             healed = await self._heal(found.damaged, found.certain, progress) if found.damaged else {}
+            files = await self._files(only, pace, progress)
         rows = [
             {"id": one.id.hex(), "pack": one.pack, "healed_from": healed.get(one.id)}
             for one in found.damaged
@@ -199,8 +201,21 @@ class Maintenance:
             )
         return {
             "objects": found.objects, "bytes": found.bytes, "damaged": rows,
-            "seconds": time.monotonic() - begun, "stretches": len(found.stretches),
+            "seconds": time.monotonic() - begun, "stretches": len(found.stretches), "files": files,
         }  # fmt: skip
+
+    async def _files(self, only: str | None, pace: int, progress: Progress) -> Args:
+        """The deep pass over the files of the sets whose source this node is (rule 57)."""
+        out: Args = {"checked": 0, "bytes": 0, "changed": 0, "differing": []}
+        for uuid, running in list(self.agent.sets.sources.items()):
+            if running.source.newest is None or (only is not None and uuid != only):
+                continue
+            found = await deep.compare(running.source, pace=pace, anew=True, progress=progress)
+            out["checked"] += found.files
+            out["bytes"] += found.size
+            out["changed"] += found.changed
+            out["differing"] += deep.rows(running.spec.name, found)
+        return out
 
     async def _heal(self, damaged: list[Rotten], certain: bool, progress: Progress) -> dict[bytes, str]:
         """id -> the node that it was healed from, for what could be healed."""

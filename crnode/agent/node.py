@@ -20,6 +20,7 @@ import uvloop
 from crnode import __version__
 from crnode.agent.calls import Calls
 from crnode.agent.heal import Healer
+from crnode.agent.idle import Idle
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
@@ -121,9 +122,10 @@ class Agent:
             await self._follow(self.document)
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
-            housekeeping = asyncio.create_task(self.calls.maintenance.run(), name="maintenance")
-            housekeeping.add_done_callback(self._task_ended)
-            self._background.append(housekeeping)
+            for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):
+                task = asyncio.create_task(work, name=name)
+                task.add_done_callback(self._task_ended)
+                self._background.append(task)
             if ready is not None:
                 ready()
             gc.freeze()  # what is there now lives as long as the process: no collection need look at it again

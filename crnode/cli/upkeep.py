@@ -48,6 +48,7 @@ def scrub(
     with progress("Scrubbing", as_json) as report:
         answer = ask(data, "scrub", {"set": name} if name else {}, report, timeout_s=None)
     damaged: list[dict[str, Any]] = answer["damaged"]
+    files: dict[str, Any] = answer.get("files") or {"checked": 0, "differing": []}
     if as_json:
         print_json(answer)
     else:
@@ -55,7 +56,12 @@ def scrub(
         took = duration(answer.get("seconds"))
         show(f"{number(answer['objects'])} objects, {size(answer['bytes'])}, were read in {took}.")
         show(table("Damaged", ("object", "pack", "healed from"), rows, "Nothing is damaged."))
-    return int(ExitCode.DAMAGE if any(not item.get("healed_from") for item in damaged) else ExitCode.OK)
+        if files["checked"] or files["differing"]:
+            show(f"{number(files['checked'])} files of sources, {size(files['bytes'])}, were compared.")
+            rows = [(item["set"], item["path"], item["bytes"]) for item in files["differing"]]
+            show(table("Files that differ", ("set", "path", "bytes"), rows, "All are what was captured."))
+    spoiled = any(not item.get("healed_from") for item in damaged) or files["differing"]
+    return int(ExitCode.DAMAGE if spoiled else ExitCode.OK)
 
 
 def gc(

@@ -376,18 +376,20 @@ class Reader:
         for (manifest,) in self._db.execute("SELECT manifest FROM image WHERE manifest IS NOT NULL"):
             yield manifest[:32], manifest[32]
 
-    def walk(self, ordinal: int, page: int = 1000) -> Iterator[Entry]:
-        """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads,
-        so that neither memory nor the WAL is held up by a large image; the image must not be pruned
-        meanwhile."""
-        path = b""
+    def walk(
+        self, ordinal: int, page: int = 1000, after: tuple[bytes, bytes] | None = None
+    ) -> Iterator[Entry]:
+        """All entries of image `ordinal` by (directory, name), or those behind `after`: an order that every
+        node shares. Short reads, so that neither memory nor the WAL is held up by a large image; the image
+        must not be pruned meanwhile."""
+        path, first = (after[0], after[1] + b"\0") if after is not None else (b"", b"")
         while True:
             found = self._db.execute(
                 "SELECT id,path FROM dir WHERE path>=? ORDER BY path LIMIT ?", (path, page)
             )
             dirs = list(_rows(found))
             for number, directory in dirs:
-                name = b""
+                name = first if after is not None and directory == after[0] else b""
                 while True:
                     found = self._db.execute(
                         f"SELECT e.name,{ENTRY} FROM entry e {NAMES} WHERE e.dir=? AND e.name>=?"

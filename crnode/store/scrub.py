@@ -148,7 +148,7 @@ def _say(**body: Any) -> None:
     print(json.dumps(body), flush=True)  # noqa: T201 - its output is the answer
 
 
-class _Pace:
+class Pace:
     """Sleeps so that no more than so many bytes a second are read; 0 is no bound."""
 
     def __init__(self, bytes_per_second: int) -> None:
@@ -167,7 +167,7 @@ class _Pace:
 
 
 def _read_all(body: dict[str, Any], reader: StoreReader) -> tuple[int, int, list[Gap]]:
-    pace = _Pace(body["bytes_per_second"])
+    pace = Pace(body["bytes_per_second"])
     ends = {int(pack): end for pack, end in body["ends"].items()}
     objects = size = 0
     gaps: list[Gap] = []

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import Cluster, wait_for
+from harness import Cluster, crnode, wait_for
+
+from crnode.errors import ExitCode
 
 
 def test_a_target_gets_the_good_bytes_from_another_holder(cluster: Cluster, tmp_path: Path) -> None:
@@ -44,6 +46,33 @@ def test_a_target_gets_the_good_bytes_from_another_holder(cluster: Cluster, tmp_
         assert "are not what was captured" in said and "'f'" in said and "bytes 1" in said
         assert (tmp_path / "box2-live" / "f").read_bytes() == good
         assert path.read_bytes() != good
+    finally:
+        cluster.close()
+        shutil.rmtree(memory)
+
+
+def test_a_scrub_at_the_source_compares_its_files(cluster: Cluster, tmp_path: Path) -> None:
+    memory = Path("/dev/shm") / f"crnode-scrub-{os.getpid()}"
+    if not memory.parent.is_dir():
+        pytest.skip("no tmpfs here")
+    memory.mkdir()
+    try:
+        cluster.init()
+        cluster.join("box2")
+        path = memory / "f"
+        path.write_bytes(os.urandom(300_000))
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            mapped[0] = mapped[0]
+            cluster.add_set("docs", "shop1", memory, [f"box2:{tmp_path}/live"], privileged=False)
+            cluster.sync("docs")
+            done = crnode("scrub", "--data", str(cluster.master.data))
+            assert "1 files of sources" in done.stdout
+            mapped[10] ^= 0xFF
+        done = crnode("scrub", "--data", str(cluster.master.data), check=False)
+        assert done.returncode == ExitCode.DAMAGE, done.stdout
+        assert "bytes 0 to" in done.stdout
+        done = crnode("scrub", "--data", str(cluster.nodes["box2"].data))
+        assert "of sources" not in done.stdout
     finally:
         cluster.close()
         shutil.rmtree(memory)
