@@ -34,6 +34,7 @@ async def checks(agent: Agent) -> list[Check]:
     out += _clocks(agent)
     out += await asyncio.to_thread(_catalogs, agent)
     out += _sets(agent)
+    out += [_check(name, False, text) for name, text in agent.problems.items()]
     out.append(_certificate(agent))
     return out
 

@@ -8,9 +8,10 @@ it. What was not looked at for two periods is looked at even by a node that is n
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
-from crnode.agent import deep
+from crnode.agent import audit, deep
 from crnode.capture.source import SourceSet
 from crnode.errors import CrnodeError
 from crnode.store.child import ChildFailed
@@ -54,6 +55,23 @@ class Idle:
         for running in list(self.agent.sets.sources.values()):
             if await self._deep(running.source, idle):
                 return f"deep {running.spec.name}"
+        return await self._stored(time.time_ns(), idle)
+
+    async def _stored(self, now: int, idle: bool) -> str:
+        """One catalog, or some packs, if due."""
+        if self.agent.calls.maintenance.busy:
+            return ""
+        looks = self.agent.calls.maintenance.audit
+        period = audit.PERIOD_NS if idle else 2 * audit.PERIOD_NS
+        uuid = looks.due_catalog(now, period)
+        if uuid is not None:
+            await looks.catalog(uuid, now)
+            return f"catalog {uuid}"
+        budget = int(PACE * SLICE_SECONDS)
+        packs = await asyncio.to_thread(looks.due_packs, now, budget, period)
+        if packs:
+            await looks.packs(packs, PACE, now)
+            return f"packs {', '.join(map(str, packs))}"
         return ""
 
     async def _deep(self, source: SourceSet, idle: bool) -> bool:

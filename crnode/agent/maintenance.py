@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from crnode.agent import deep
+from crnode.agent.audit import Audit
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
 from crnode.store.catalog import Catalog, CatalogDamaged
@@ -56,6 +57,7 @@ class Maintenance:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.audit = Audit(agent)
         self._busy = ""
         self._relieved = -RELIEF_SECONDS
         self._total = -1
@@ -79,6 +81,11 @@ class Maintenance:
             ) from error
         finally:
             self._busy = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a collection or a scrub is running."""
+        return bool(self._busy)
 
     def catalogs(self) -> list[CatalogRef]:
         """Every catalog in the data directory, running or not: what any of them reaches is live."""
@@ -187,8 +194,11 @@ class Maintenance:
             pace = int(args.get("bytes_per_second") or 0)
             begun = time.monotonic()
             found = await scrub(agent.store, agent.writer, self.catalogs(), progress, bytes_per_second=pace)
-            healed = await self._heal(found.damaged, found.certain, progress) if found.damaged else {}
+            healed = await self.heal(found.damaged, found.certain, progress) if found.damaged else {}
             files = await self._files(only, pace, progress)
+            catalogs: list[str] = []
+            for uuid in [u for u in list(agent.sets.catalogs) if only in (None, u)]:
+                catalogs += await self.audit.catalog(uuid, time.time_ns())
         rows = [
             {"id": one.id.hex(), "pack": one.pack, "healed_from": healed.get(one.id)}
             for one in found.damaged
@@ -202,6 +212,7 @@ class Maintenance:
         return {
             "objects": found.objects, "bytes": found.bytes, "damaged": rows,
             "seconds": time.monotonic() - begun, "stretches": len(found.stretches), "files": files,
+            "catalogs": catalogs,
         }  # fmt: skip
 
     async def _files(self, only: str | None, pace: int, progress: Progress) -> Args:
@@ -217,7 +228,7 @@ class Maintenance:
             out["differing"] += deep.rows(running.spec.name, found)
         return out
 
-    async def _heal(self, damaged: list[Rotten], certain: bool, progress: Progress) -> dict[bytes, str]:
+    async def heal(self, damaged: list[Rotten], certain: bool, progress: Progress) -> dict[bytes, str]:
         """id -> the node that it was healed from, for what could be healed."""
         agent = self.agent
         open_ids = {one.id: set(one.sets) for one in damaged}

@@ -70,6 +70,7 @@ class Agent:
         self.data = data
         self.node = node
         self.document = document
+        self.problems: dict[str, str] = {}  # what a check at idle found, until a later one finds it gone
         self.listen_at = listen_at
         self.started_ns = time.time_ns()
         self.journal = Journal(data / "journal.jsonl", node.name, time.time_ns)
@@ -250,6 +251,11 @@ class Agent:
                     self.links[name] = link
                     self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
             await self.sets.apply(document)
+
+    async def rebuild_catalog(self, uuid: str, why: str) -> None:
+        """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
+        await self.sets.start_over(uuid, why)
+        await self._follow(self.document)
 
     def _is_master(self) -> bool:
         return self.document.master.name == self.node.name

@@ -7,7 +7,6 @@ anywhere, also in the middle of a large file."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -44,10 +43,6 @@ def request_for(
         "paths": paths, "catalog": str(catalog), "store": str(store), "place": place,
         "pace": pace, "seconds": seconds,
     }  # fmt: skip
-
-
-def _say(**body: Any) -> None:
-    print(json.dumps(body), flush=True)  # noqa: T201 - its output is the answer
 
 
 class _Pass:
@@ -114,7 +109,7 @@ class _Pass:
         now = time.monotonic()
         if now - self._told >= TOLD_SECONDS:
             self._told = now
-            _say(event="at", place=self.place, files=self.files, bytes=self.bytes, unread=self.unread)
+            child.say(event="at", place=self.place, files=self.files, bytes=self.bytes, unread=self.unread)
 
     def _file(self, entry: Entry, start: int) -> bool:
         """Compare one file; False when the time was over inside it."""
@@ -122,7 +117,7 @@ class _Pass:
         try:
             fd = open_file(self.roots, entry.path)
         except (OSError, KeyError):
-            _say(event="changed", path=entry.path.hex())
+            child.say(event="changed", path=entry.path.hex())
             return True
         try:
             return self._compare(fd, entry, recorded, start)
@@ -151,26 +146,26 @@ class _Pass:
             self.unread += 1  # a recipe captured this moment, or one that a scrub heals
             return True
         except OSError:
-            _say(event="changed", path=entry.path.hex())
+            child.say(event="changed", path=entry.path.hex())
             return True
         self.files += whole
         if bad and fingerprint_of(os.fstat(fd)) == recorded == self.catalog.fingerprint(entry.path):
             pairs = [(one.start, one.end) for one in bad]
-            _say(event="differs", path=entry.path.hex(), stretches=pairs)
+            child.say(event="differs", path=entry.path.hex(), stretches=pairs)
         elif bad:
             self._changed(entry, recorded)
         return whole
 
     def _changed(self, entry: Entry, recorded: Fingerprint | None) -> None:
         if self.catalog.fingerprint(entry.path) == recorded:  # else it was captured this moment
-            _say(event="changed", path=entry.path.hex())
+            child.say(event="changed", path=entry.path.hex())
 
 
 def main() -> None:
     """Compare from the place that was asked for until the time is over or the set is through."""
     work = _Pass(child.request())
     whole = work.run()
-    _say(
+    child.say(
         event="end", place=None if whole else work.place, files=work.files, bytes=work.bytes,
         unread=work.unread,
     )  # fmt: skip

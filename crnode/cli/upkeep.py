@@ -60,7 +60,11 @@ def scrub(
             show(f"{number(files['checked'])} files of sources, {size(files['bytes'])}, were compared.")
             rows = [(item["set"], item["path"], item["bytes"]) for item in files["differing"]]
             show(table("Files that differ", ("set", "path", "bytes"), rows, "All are what was captured."))
+        if answer.get("catalogs"):
+            texts = [(text,) for text in answer["catalogs"]]
+            show(table("Versions that are not whole", ("what is wrong",), texts, ""))
     spoiled = any(not item.get("healed_from") for item in damaged) or files["differing"]
+    spoiled = spoiled or answer.get("catalogs")
     return int(ExitCode.DAMAGE if spoiled else ExitCode.OK)
 
 

@@ -311,6 +311,12 @@ class Catalog(Reader):
         """Keep an image whatever retention says."""
         self._db.execute("UPDATE image SET pinned=1, name=?, why=? WHERE ordinal=?", (name, why, ordinal))
 
+    def set_verdict(self, image: bytes, verdict: int, evidence: str) -> None:
+        """Note how good an image is, and how that is known; one that was pruned is nobody's concern."""
+        self._db.execute(
+            "UPDATE image SET verdict=?, evidence=? WHERE id=? AND state=1", (verdict, evidence, image)
+        )
+
     def set_manifest(self, ordinal: int, content: bytes, level: int) -> None:
         """Remember where the image's manifest lies in the object store (rule 31)."""
         self._db.execute("UPDATE image SET manifest=? WHERE ordinal=?", (content + bytes([level]), ordinal))

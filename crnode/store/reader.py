@@ -406,6 +406,17 @@ class Reader:
                 return
             path = dirs[-1][1] + b"\0"
 
+    def rows(
+        self, after: tuple[int, bytes, int] | None = None, limit: int = 1000
+    ) -> list[tuple[tuple[int, bytes, int], int, int, Entry]]:
+        """Every row of every image, a page at a time: the key to go on after, born, died, the entry."""
+        found = self._db.execute(
+            f"SELECT e.dir,e.name,e.born,e.died,d.path,{ENTRY} FROM entry e {NAMES} JOIN dir d ON d.id=e.dir"
+            " WHERE (e.dir,e.name,e.born)>(?,?,?) ORDER BY e.dir,e.name,e.born LIMIT ?",
+            (*(after or (-1, b"", 0)), limit),
+        )
+        return [((r[0], r[1], r[2]), r[2], r[3], entry_of(join(r[4], r[1]), r[5:])) for r in _rows(found)]
+
     def files(self, ordinal: int) -> Iterator[Entry]:
         """All entries with content in image `ordinal`, in storage order."""
         rows = self._db.execute(

@@ -9,7 +9,6 @@ damaged, so that they count as missing, and has them fetched from other holders.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -59,9 +58,10 @@ async def scrub(
     progress: Progress = lambda _: None,
     *,
     bytes_per_second: int = 0,
+    packs: Sequence[int] | None = None,
 ) -> Findings:
-    """Read everything; what is damaged is in `store.damaged` afterwards. Raises CrnodeError, StoreFailed,
-    child.ChildFailed."""
+    """Read everything, or only these packs; what is damaged is in `store.damaged` afterwards. Raises
+    CrnodeError, StoreFailed, child.ChildFailed."""
     begun = time.monotonic()
     out = Findings()
 
@@ -72,6 +72,7 @@ async def scrub(
 
     request = _request(store, catalogs) | {
         "bytes_per_second": bytes_per_second, "ends": await writer.submit(start), "known": None,
+        "packs": packs,
     }  # fmt: skip
     found: dict[bytes, tuple[int, int]] = {}
     sets: dict[bytes, list[str]] = {}
@@ -144,10 +145,6 @@ def _request(store: ObjectStore, catalogs: Sequence[CatalogRef]) -> dict[str, An
 # -- the child
 
 
-def _say(**body: Any) -> None:
-    print(json.dumps(body), flush=True)  # noqa: T201 - its output is the answer
-
-
 class Pace:
     """Sleeps so that no more than so many bytes a second are read; 0 is no bound."""
 
@@ -172,14 +169,14 @@ def _read_all(body: dict[str, Any], reader: StoreReader) -> tuple[int, int, list
     objects = size = 0
     gaps: list[Gap] = []
     told = time.monotonic()
-    for pack in reader.packs.numbers():
+    for pack in reader.packs.numbers() if body["packs"] is None else body["packs"]:
         with contextlib.suppress(FileNotFoundError):  # collected meanwhile
             _forget_cached(reader.packs.path(pack))
             end = ends.get(pack)
             for met in reader.packs.scan(pack, 0, sound, end):
                 if isinstance(met, Gap):
                     gaps.append(met)
-                    _say(event="stretch", pack=pack, start=met.start, end=met.end, at_end=met.at_end)
+                    child.say(event="stretch", pack=pack, start=met.start, end=met.end, at_end=met.at_end)
                     pace.took(met.end - met.start)
                     size += met.end - met.start
                 else:
@@ -188,7 +185,7 @@ def _read_all(body: dict[str, Any], reader: StoreReader) -> tuple[int, int, list
                     pace.took(met.location.size)
                 if time.monotonic() - told > _TOLD_SECONDS:
                     told = time.monotonic()
-                    _say(event="progress", bytes=size, objects=objects, damaged=len(gaps))
+                    child.say(event="progress", bytes=size, objects=objects, damaged=len(gaps))
             _forget_cached(reader.packs.path(pack))
     return objects, size, gaps
 
@@ -221,7 +218,7 @@ def _objects_in(reader: StoreReader, gaps: list[Gap]) -> list[bytes]:
             bad = bad or any(gap.start <= where.offset < gap.end for gap in by_pack.get(where.pack, ()))
             if bad and not _readable(reader, name):  # what was made or moved meanwhile is no damage
                 out.append(name)
-                _say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
+                child.say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
     return out
 
 
@@ -251,7 +248,7 @@ def _needs(body: dict[str, Any], reader: StoreReader, wanted: set[bytes]) -> boo
             marker.recipe(name, level, chunks=here.chunks)
         certain = certain and not here.unreadable and not marker.holes
         for name in met:
-            _say(event="needed", id=name.hex(), set=uuid)
+            child.say(event="needed", id=name.hex(), set=uuid)
     return certain
 
 
@@ -262,11 +259,12 @@ def main() -> None:
     objects = size = 0
     if body["known"] is None:
         objects, size, gaps = _read_all(body, reader)
-        wanted = set(_objects_in(reader, gaps))
+        # Of some packs alone what they lack is seen in them; the whole index is gone through for a reason.
+        wanted = set(_objects_in(reader, gaps)) if gaps or body["packs"] is None else set()
     else:
         wanted = {bytes.fromhex(name) for name in body["known"]}
     certain = _needs(body, reader, wanted) if wanted else True
-    _say(event="end", objects=objects, bytes=size, certain=certain)
+    child.say(event="end", objects=objects, bytes=size, certain=certain)
 
 
 if __name__ == "__main__":

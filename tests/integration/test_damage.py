@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from harness import Cluster
+import apsw
+from harness import Cluster, crnode
+
+from crnode.errors import ExitCode
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -83,3 +86,23 @@ def test_collection_frees_what_no_version_needs(cluster: Cluster, tmp_path: Path
     (source / "big").write_bytes(os.urandom(1 << 20))
     cluster.sync("docs")
     assert (live / "big").read_bytes() == (source / "big").read_bytes()
+
+
+def test_rows_that_do_not_give_the_digest_are_made_again(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    db = apsw.Connection(str(catalog))
+    db.execute("UPDATE entry SET mtime_ns=mtime_ns+1 WHERE name=?", (b"f7",))
+    db.close()
+    done = crnode("scrub", "--data", str(box2.data), check=False)
+    assert done.returncode == ExitCode.DAMAGE
+    assert "not its digest" in done.stdout.replace("\n", " ")
+    assert any("set aside" in check["text"] for check in box2.call("doctor")["checks"])
+    assert list((box2.data / "sets").glob("*.db.damaged-*"))
+    (source / "new").write_bytes(b"new")
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert crnode("scrub", "--data", str(box2.data)).returncode == ExitCode.OK
+    assert not any("set aside" in check["text"] for check in box2.call("doctor")["checks"])
