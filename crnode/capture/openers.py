@@ -8,6 +8,7 @@ opened it so, and nearly all keep it open."""
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -32,8 +33,14 @@ def processes() -> list[bytes]:
     return [name for name in os.listdir(b"/proc") if name.isdigit() and name != own]
 
 
-def writers_of(process: bytes) -> Iterator[Writer | None]:
-    """What one process may write; None when it may not be looked at. One that has ended has nothing."""
+NOTHING = Writer((0, 0), None, False)
+"""Comes now and then while a process with many descriptors is looked at, so that who looks can pause."""
+_PAUSE = 200  # descriptors
+
+
+def writers_of(process: bytes, devices: set[int] | None = None) -> Iterator[Writer | None]:
+    """What one process may write (on these devices only); None when it may not be looked at. One that has
+    ended has nothing."""
     place = b"/proc/" + process
     try:
         names = os.listdir(place + b"/fd")
@@ -42,10 +49,14 @@ def writers_of(process: bytes) -> Iterator[Writer | None]:
         return
     except OSError:
         return
-    for name in names:
+    for number, name in enumerate(names, 1):
+        if number % _PAUSE == 0:
+            yield NOTHING
         try:
             info = os.stat(place + b"/fd/" + name)
-            if info.st_mode & 0o170000 != 0o100000 or not _writes(place + b"/fdinfo/" + name):
+            if not stat.S_ISREG(info.st_mode) or (devices is not None and info.st_dev not in devices):
+                continue
+            if not _writes(place + b"/fdinfo/" + name):
                 continue
             yield Writer((info.st_dev, info.st_ino), _link(place + b"/fd/" + name), False)
         except OSError:
@@ -108,6 +119,7 @@ class Round:
         self.found: dict[FileId, Writer] = {}
         self.seconds = 0.0  # that the whole round took
         self._left: list[bytes] | None = None
+        self._here: Iterator[Writer | None] = iter(())  # what is left of the process that is looked at
 
     def step(self, seconds: float) -> bool:
         """Go on for about so long; True when the round is complete."""
@@ -115,14 +127,26 @@ class Round:
         try:
             if self._left is None:
                 self._left = processes()
-            while self._left and time.monotonic() - begun < seconds:
-                for writer in writers_of(self._left.pop()):
-                    if writer is None or writer.file[0] not in self.devices:
-                        continue
-                    known = self.found.get(writer.file)
-                    if known is None or (writer.mapped and not known.mapped):
-                        self.found[writer.file] = writer
+            done = False
+            while not done and time.monotonic() - begun < seconds:
+                done = self._next()
         except OSError:
-            self._left = []  # no /proc here
+            done = True  # no /proc here
         self.seconds += time.monotonic() - begun
-        return not self._left
+        return done
+
+    def _next(self) -> bool:
+        """Look at one thing more; True when nothing is left."""
+        assert self._left is not None
+        try:
+            writer = next(self._here)
+        except StopIteration:
+            if not self._left:
+                return True
+            self._here = writers_of(self._left.pop(), self.devices)
+            return False
+        if writer is not None and writer.file[0] in self.devices:
+            known = self.found.get(writer.file)
+            if known is None or (writer.mapped and not known.mapped):
+                self.found[writer.file] = writer
+        return False

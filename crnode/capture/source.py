@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from crnode.capture.commit import EmptiedSet, Point, SourceCommit
 from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
 from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
+from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
 from crnode.capture.settle import Change, Settle
@@ -113,6 +115,7 @@ class SourceSet:
         self._emptied = False  # an image that would empty the set waits for a person
         self._after_crash = store.recovery.unclean_boot
         self.guard = RotGuard(store.load, now_ns, rot_wait)
+        self._restless = Restless(store.load)
         self._judged = asyncio.Event()  # a point was taken: whatever was suspected may be known
 
     # -- asked from outside
@@ -368,13 +371,18 @@ class SourceSet:
         horizon = self.now_ns() - POLL_WINDOW_NS
         while self._recent and (len(self._recent) > POLL_MOST or next(iter(self._recent.values())) < horizon):
             self._recent.popitem(last=False)
-        if not self._recent or self._reader is None or self._paths is None:
+        if self._reader is None or self._paths is None or self._roots is None:
             return
-        reader, paths, names = self._reader, self._paths, list(self._recent)
+        reader, paths, roots, names = self._reader, self._paths, self._roots, list(self._recent)
 
         def differing() -> list[bytes]:
-            out = []
-            for path in names:
+            now = time.monotonic()
+            self._restless.step(roots, reader, now)
+            paths.mapped = self._restless.mapped
+            out = self._restless.changed(roots, reader, self._view, now)
+            for path in out:  # somebody who may write it did: no damage, whoever has it open by now
+                self.guard.written(path)
+            for path in {*names, *self._restless.open}:
                 try:
                     if fingerprint_of(paths.stat(path)) != reader.fingerprint(path):
                         out.append(path)
