@@ -41,7 +41,7 @@ async def checks(agent: Agent) -> list[Check]:
 
 def _space(agent: Agent) -> Check:
     try:
-        agent.store.check_room()
+        agent.store.room.check_last()
     except CrnodeError as error:
         return _check("room", False, error.what + " " + error.why, error.hint)
     return _check("room", True, "The object store has room.")

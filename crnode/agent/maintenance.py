@@ -310,7 +310,7 @@ class Maintenance:
 
     async def _minute(self) -> None:
         try:
-            self.agent.store.check_room()
+            self.agent.store.room.check_last()
         except CrnodeError:
             await self.relieve()
             return

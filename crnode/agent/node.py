@@ -90,7 +90,9 @@ class Agent:
 
     async def run(self, ready: Callable[[], None] | None = None) -> int:
         """Run until stopped by a signal or a failed disk. Returns the exit code."""
-        self.store = await asyncio.to_thread(ObjectStore, self.data / "store")
+        self.store = await asyncio.to_thread(
+            ObjectStore, self.data / "store", quota=self.node.quota or 0, catalogs=self.data / "sets"
+        )
         self._tell_recovery()
         self.sets: Sets
         self.writer = Writer(self._loop, self._keep_house, self._store_failed)

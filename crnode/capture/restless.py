@@ -2,9 +2,9 @@
 than their events make us (rule 54). Runs in the capture thread.
 
 A look through /proc happens at most each ten seconds, in steps of at most 20 ms, one a second. Measured on 2
-shared cores: 3 ms for 76 processes with 700 descriptors, 110 ms for 423 with 7,000 of which 6,000 are files of
-the set's device. A larger machine spreads it over as many seconds as it needs, and capture is never held up;
-a child process would cost more than the look itself.
+shared cores: 3 ms for 76 processes with 700 descriptors, 110 ms for 423 with 7,000 of which 6,000 are files
+of the set's device. A larger machine spreads it over as many seconds as it needs, and capture is never held
+up; a child process would cost more than the look itself.
 
 What is held open is looked at by stat each second, as recently changed files are. That is not enough for what
 is mapped: the kernel moves a file's times at the first write to a clean page only, so while pages are dirty

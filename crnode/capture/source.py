@@ -194,6 +194,7 @@ class SourceSet:
                 try:
                     await self._session()
                 except CrnodeError as error:
+                    await self._give_up_spool()
                     self._set_state("full" if error.exit_code == ExitCode.FULL else "waiting", str(error))
                     await asyncio.sleep(FULL_RETRY_SECONDS)
                 except OSError as error:
@@ -204,6 +205,17 @@ class SourceSet:
         finally:
             self._close_session()
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _give_up_spool(self) -> None:
+        """Over the node's own quota the spool is what goes first (rule 40)."""
+        if self.spool and self.store.room.over_quota():
+            self.spool = False
+            await self.writer.submit(self.commit.give_up_spool)
+            self.journal(
+                "full",
+                f"Set {self.spec.name}: the node's quota is used up, so bytes that no target has yet are"
+                " given up; their image is abandoned and the newest state is captured again.",
+            )
 
     def _set_state(self, state: str, detail: str = "") -> None:
         if (state, detail) != (self.state, self.detail) and state not in ("ok", "scanning", "capturing"):

@@ -21,6 +21,7 @@ OPEN = 1 << 62
 CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
 NO_IMAGE = bytes(32)
 STAGING, COMPLETE = 0, 1
+SPOOL_GIVEN_UP = "spool-given-up"  # meta key of a source: nothing of its chunks has to be kept (rule 40)
 MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
 
 
