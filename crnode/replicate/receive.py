@@ -24,6 +24,7 @@ from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LiveTree, Policy, Report
 from crnode.replicate.place import Place
+from crnode.replicate.quota import Staged
 from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import Image, Live, Reader
@@ -56,6 +57,7 @@ T = TypeVar("T")
 SYNC_SECONDS = 1.0  # after a move the live tree is made durable within this time
 RECONCILE_SECONDS = 3600.0
 RETRY_SECONDS = 5.0
+ENTRY_BYTES = 128  # what an entry takes in a catalog besides its path and extras, about
 
 SESSION_MESSAGES = (SetOpen, ImageBegin, Entries, Objects, Offer, ImageCommit, Compare, List)
 
@@ -67,6 +69,7 @@ class _Slot:
     incoming: Incoming | None = None
     refusal: Refusal | None = None
     header: ImageBegin | None = None
+    staged: Staged = field(default_factory=Staged)
 
 
 @dataclass
@@ -231,7 +234,9 @@ class TargetSet:
 
     def _put(self, slot: _Slot, message: Objects, payload: memoryview) -> None:
         def work() -> None:
-            self.status.received_bytes += self.commit.put(message.records, payload, slot.incoming)
+            self.status.received_bytes += self.commit.put(
+                message.records, payload, slot.incoming, slot.staged
+            )
 
         self._guard(slot, work)
 
@@ -239,6 +244,8 @@ class TargetSet:
         def work() -> None:
             if slot.incoming is None:
                 raise RemoteProtocolError("entries came without an image")
+            size = sum(ENTRY_BYTES + len(e.path) + len(e.extra) for e in message.changed)
+            self.commit.grant(slot.staged, size + sum(map(len, message.removed)), slot.incoming)
             self.commit.add(slot.incoming, message.changed, message.removed)
 
         self._guard(slot, work)
@@ -257,6 +264,7 @@ class TargetSet:
         try:
             missing = await self.writer.submit(self._finish, slot, message.id)
         except Refusal as refusal:
+            slot.staged.over()
             self.status.state, self.status.reason = (
                 ("full" if refusal.code == "full" else "refused"),
                 refusal.text,
@@ -273,6 +281,7 @@ class TargetSet:
             return
         await peer.send(Ack(message.id))
         slot.incoming = None
+        slot.staged.over()
         self.status.state, self.status.reason = "in sync", ""
         self._wake.set()
 

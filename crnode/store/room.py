@@ -61,6 +61,12 @@ class Room:
         """Free bytes below which no new image is taken."""
         return floor_of(free_bytes(self.directory)[1])
 
+    def free(self) -> int:
+        """Bytes that may be written before the floor is reached, or the quota."""
+        free, total = free_bytes(self.directory)
+        free -= floor_of(total)
+        return max(min(free, self.quota - self.used()) if self.quota else free, 0)
+
     def used(self) -> int:
         """Bytes of packs and catalogs; what a source spools is in the packs."""
         if self._catalogs is not None and (
