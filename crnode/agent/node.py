@@ -21,6 +21,7 @@ from crnode import __version__
 from crnode.agent.calls import Calls
 from crnode.agent.heal import Healer
 from crnode.agent.idle import Idle
+from crnode.agent.learn import newer_document
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
@@ -122,6 +123,7 @@ class Agent:
                 host, port, server_context(self.data), self._hello, self._on_peer, lambda: self.document
             )
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
+            await self._learn()
             await self._follow(self.document)
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
@@ -226,15 +228,31 @@ class Agent:
 
     async def offered(self, sender: str, body: bytes) -> None:
         """Another node sent a document: take it if it is news from the master (rules 85, 88)."""
+        document = await self._taken(sender, body)
+        if document is not None:
+            await self._follow(document)
+
+    async def _taken(self, sender: str, body: bytes) -> ClusterDocument | None:
+        """The document that was sent, durable now; None when it is no news, or refused."""
         try:
             document = accept(self.document, parse_document(body, f"the document from {sender}"), sender)
         except CrnodeError as error:
             self.journal.add("refused", str(error))
-            return
+            return None
         if document.version == self.document.version:
-            return
+            return None
         await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
-        await self._follow(document)
+        return document
+
+    async def _learn(self) -> None:
+        """Before any set is opened: a source that was away must not capture under an old document."""
+        if self._is_master():
+            return
+        body = await newer_document(self.document, self._dial)
+        document = await self._taken(self.document.master.name, body) if body is not None else None
+        if document is not None:
+            self.document = document
+            self.journal.add("cluster", "The cluster was changed while this node was away.")
 
     async def _follow(self, document: ClusterDocument) -> None:
         async with self._turn:
