@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crnode.platform.files import atomic_write
 from crnode.store.catalog import Catalog
@@ -50,12 +51,13 @@ class Audit:
     # -- catalogs
 
     def due_catalog(self, now_ns: int, period_ns: int = PERIOD_NS) -> str | None:
-        """The set whose catalog was not looked at for the longest time, if that is a period."""
+        """The set whose catalog was not looked at for the longest time, if that is a period. Blocking."""
         catalogs = list(self.agent.sets.catalogs)
         for uuid in [u for u in self.verified.catalogs if u not in catalogs]:
             del self.verified.catalogs[uuid]
-        for uuid in catalogs:
-            self.verified.catalogs.setdefault(uuid, now_ns)  # a new one was written this moment
+        if new := [u for u in catalogs if u not in self.verified.catalogs]:
+            self.verified.catalogs |= dict.fromkeys(new, now_ns)  # they were written this moment
+            self.verified.write()  # or a node that restarts often would never come to look
         due = sorted((self.verified.catalogs[uuid], uuid) for uuid in catalogs)
         return due[0][1] if due and not 0 <= now_ns - due[0][0] < period_ns else None
 
@@ -72,21 +74,17 @@ class Audit:
         key = f"catalog {name}"
         self.verified.catalogs[uuid] = now_ns
         await asyncio.to_thread(self.verified.write)
-        damaged, wrong = "", []
         try:
-            async with Child("crnode.store.audit", {"catalog": str(catalog.path), "set": uuid}) as process:
-                while (line := await process.line()) is not None:
-                    if line["event"] == "damaged":
-                        damaged = line["why"]
-                    elif line["event"] == "image":
-                        wrong.append(line)
+            damaged, wrong = await self._look(catalog, uuid)
+            spoiled = [one for one in wrong if one["newest"]]
+            if damaged or spoiled:  # what is done then is not small: let it be said twice
+                damaged, wrong = await self._look(catalog, uuid)
+                spoiled = [one for one in wrong if one["newest"]]
         except ChildFailed as error:
             agent.problems[key] = f"Its catalog could not be checked: {error}."
             agent.journal.add("damage", f"The catalog of set {name} could not be checked: {error}.", name)
             return [str(error)]
         agent.problems.pop(key, None)
-        newest = await agent.writer.submit(catalog.newest)
-        spoiled = [one for one in wrong if newest is not None and one["ordinal"] >= newest.ordinal]
         if damaged or spoiled:
             why = damaged or f"image {spoiled[0]['sequence']}: {spoiled[0]['why']}"
             agent.problems[key] = f"Its catalog was damaged ({why}), was set aside and made again."
@@ -102,6 +100,19 @@ class Audit:
         if out:
             agent.problems[key] = f"{len(out)} versions are not whole: {'; '.join(out[:3])}."
         return out
+
+    @staticmethod
+    async def _look(catalog: Catalog, uuid: str) -> tuple[str, list[dict[str, Any]]]:
+        """(why SQLite cannot use it, images whose rows are not what their digest says)"""
+        damaged = ""
+        wrong: list[dict[str, Any]] = []
+        async with Child("crnode.store.audit", {"catalog": str(catalog.path), "set": uuid}) as process:
+            while (line := await process.line()) is not None:
+                if line["event"] == "damaged":
+                    damaged = line["why"]
+                elif line["event"] == "image":
+                    wrong.append(line)
+        return damaged, wrong
 
     # -- packs
 
@@ -127,6 +138,11 @@ class Audit:
                 break
         return out
 
+    def read(self, numbers: Iterable[int], now_ns: int) -> None:
+        """These packs were read."""
+        for number in numbers:
+            self.verified.packs[str(number)] = now_ns
+
     async def packs(self, numbers: list[int], pace: int, now_ns: int) -> int:
         """Read these packs again and heal what is damaged in them; returns how many objects were. Raises
         child.ChildFailed."""
@@ -138,8 +154,7 @@ class Audit:
         healed = (
             await maintenance.heal(found.damaged, found.certain, lambda _: None) if found.damaged else {}
         )
-        for number in numbers:
-            self.verified.packs[str(number)] = now_ns
+        self.read(numbers, now_ns)
         await asyncio.to_thread(self.verified.write)
         left = len(found.damaged) - len(healed)
         if found.damaged:

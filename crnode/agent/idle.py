@@ -63,7 +63,7 @@ class Idle:
             return ""
         looks = self.agent.calls.maintenance.audit
         period = audit.PERIOD_NS if idle else 2 * audit.PERIOD_NS
-        uuid = looks.due_catalog(now, period)
+        uuid = await asyncio.to_thread(looks.due_catalog, now, period)
         if uuid is not None:
             await looks.catalog(uuid, now)
             return f"catalog {uuid}"

@@ -195,6 +195,7 @@ class Maintenance:
             begun = time.monotonic()
             found = await scrub(agent.store, agent.writer, self.catalogs(), progress, bytes_per_second=pace)
             healed = await self.heal(found.damaged, found.certain, progress) if found.damaged else {}
+            self.audit.read(agent.store.packs.numbers(), time.time_ns())
             files = await self._files(only, pace, progress)
             catalogs: list[str] = []
             for uuid in [u for u in list(agent.sets.catalogs) if only in (None, u)]:

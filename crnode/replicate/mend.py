@@ -11,6 +11,7 @@ from crnode.capture.commit import SourceCommit
 from crnode.capture.rot import ranges
 from crnode.capture.source import SourceSet
 
+CERTAIN_SECONDS = 30.0  # beyond the wait between two looks
 HOLDER_SECONDS = 10.0  # between questions to holders that do not answer
 
 
@@ -36,7 +37,11 @@ async def mend(
         )
         return True
     source.look_at(path)
-    if not await source.certain(path):
+    try:
+        async with asyncio.timeout(source.guard.suspicions.wait_ns / 1e9 + CERTAIN_SECONDS):
+            if not await source.certain(path):
+                return False
+    except TimeoutError:  # capture stands still, for a reason that the status says
         return False
     before = source.newest
     await source.publish(commit.leave_out, path, target)

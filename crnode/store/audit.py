@@ -63,8 +63,8 @@ def states(reader: Reader, images: list[Image]) -> list[tuple[int, int, LtHash]]
     return out
 
 
-def audit(reader: Reader, set_uuid: bytes) -> tuple[list[tuple[Image, str]], int]:
-    """(images whose rows are not what their digest says, with what is wrong; how many were checked)."""
+def audit(reader: Reader, set_uuid: bytes) -> tuple[list[tuple[Image, str]], list[Image]]:
+    """(images whose rows are not what their digest says, with what is wrong; all that were checked)."""
     images = reader.images()
     found = states(reader, images) if images else []
     still = {image.ordinal: image for image in reader.images()}
@@ -82,7 +82,7 @@ def audit(reader: Reader, set_uuid: bytes) -> tuple[list[tuple[Image, str]], int
         digest = image_digest(set_uuid, totals.entries, totals.bytes, totals.lthash)
         if digest != newest.digest:
             wrong.append((newest, "the state that the next image would be made from is not its digest"))
-    return wrong, len(images)
+    return wrong, images
 
 
 def main() -> None:
@@ -100,8 +100,9 @@ def main() -> None:
         return
     for image, why in wrong:
         assert image.id is not None
-        child.say(event="image", id=image.id.hex(), sequence=image.sequence, ordinal=image.ordinal, why=why)
-    child.say(event="end", checked=checked)
+        last = image.ordinal >= checked[-1].ordinal  # what came since goes on from the same rows
+        child.say(event="image", id=image.id.hex(), sequence=image.sequence, newest=last, why=why)
+    child.say(event="end", checked=len(checked))
 
 
 if __name__ == "__main__":

@@ -81,8 +81,11 @@ class Room:
             self._catalog_bytes = size
         return self._packs() + self._catalog_bytes
 
-    def over_quota(self, coming: int = 0) -> bool:
-        """Whether the node's own quota stands against `coming` more bytes."""
+    def over_quota(self) -> bool:
+        """Whether the node's own quota stands against what was refused last."""
+        return self._exceeds(self._refused)
+
+    def _exceeds(self, coming: int) -> bool:
         return bool(self.quota) and self.used() + coming > self.quota
 
     def check(self, coming: int = 0) -> None:
@@ -107,7 +110,7 @@ class Room:
                 "Free some space or remove a set; what was acknowledged is safe and work goes on by itself.",
                 ExitCode.FULL,
             )
-        if self.over_quota(coming):
+        if self._exceeds(coming):
             raise CrnodeError(
                 "The quota of this node is used up: it is full.",
                 f"Its packs and catalogs have {self.used() >> 20} MiB of the {self.quota >> 20} MiB that"

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import apsw
-from store_samples import SET, commit, digest_of, file, flip, random_chunks, small_store, with_writer
+import pytest
+from store_samples import SET, blank, commit, digest_of, file, flip, random_chunks, small_store, with_writer
 
 from crnode.agent.audit import BAD, PERIOD_NS, Audit
+from crnode.agent.idle import Idle
 from crnode.agent.maintenance import Maintenance
+from crnode.store import audit as module
 from crnode.store.audit import audit, states
 from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane
@@ -57,7 +60,7 @@ def test_states_of_all_images_come_out_of_one_pass(tmp_path: Path) -> None:
         entries = list(catalog.walk(image.ordinal))
         assert (count, size) == (len(entries), sum(e.size for e in entries))
         assert image.digest == digest_of(entries) and isinstance(state, LtHash)
-    assert audit(catalog, SET) == ([], 5)
+    assert audit(catalog, SET) == ([], images)
 
 
 def test_images_whose_rows_changed_are_named_and_no_others(tmp_path: Path) -> None:
@@ -116,7 +119,9 @@ def test_a_bad_version_is_marked_and_a_bad_newest_one_is_made_again(tmp_path: Pa
     async def work(writer: Writer) -> None:
         agent = agent_of(tmp_path, store, catalog, writer, {})
         looks: Audit = agent.calls.maintenance.audit
-        assert looks.due_catalog(5) is None  # it was written this moment
+        assert looks.due_catalog(4) is None  # it was written this moment
+        assert Audit(agent).due_catalog(4 + PERIOD_NS) == UUID  # which a restart remembers
+        looks.verified.catalogs[UUID] = 5
         assert looks.due_catalog(5 + PERIOD_NS) == UUID
         assert await looks.catalog(UUID, 5 + PERIOD_NS) == []
         assert looks.due_catalog(6 + PERIOD_NS) is None
@@ -131,6 +136,31 @@ def test_a_bad_version_is_marked_and_a_bad_newest_one_is_made_again(tmp_path: Pa
         await looks.catalog(UUID, 8)
         ((uuid, why),) = agent.rebuilt
         assert uuid == UUID and "image 4" in why
+
+    with_writer(work)
+
+
+def test_a_node_looks_at_one_thing_a_minute(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store", 20_000)
+    catalog = Catalog(tmp_path / "sets" / f"{UUID}.db", SET)
+    store.put(random_chunks(60, 1000), Lane.BULK, cache=False)
+    store.sync()
+
+    async def work(writer: Writer) -> None:
+        agent = agent_of(tmp_path, store, catalog, writer, {})
+        idle, looks = Idle(agent), agent.calls.maintenance.audit
+        assert await idle.step(idle=True) == ""  # all is new
+        looks.verified.catalogs[UUID] -= PERIOD_NS
+        for number in store.packs.numbers():
+            looks.verified.packs[str(number)] = looks.verified.catalogs[UUID]
+        assert await idle.step(idle=False) == ""  # a week is no reason for a node that is busy, two are
+        with agent.calls.maintenance._turn("A scrub"):
+            assert await idle.step(idle=True) == ""
+        assert await idle.step(idle=True) == f"catalog {UUID}"
+        assert await idle.step(idle=True) == "packs 1, 2, 3, 4"
+        assert await idle.step(idle=True) == ""
+        looks.verified.catalogs[UUID] -= 2 * PERIOD_NS
+        assert await idle.step(idle=False) == f"catalog {UUID}"
 
     with_writer(work)
 
@@ -173,3 +203,31 @@ def test_packs_are_read_in_turn_and_healed(tmp_path: Path) -> None:
         assert set(kept["packs"]) >= {"1", "2"}
 
     with_writer(work)
+
+
+def test_commits_and_pruning_meanwhile_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAGE", 2)
+    catalog = Catalog(tmp_path / "one.db", SET)
+    history(catalog, 6)
+    reader = catalog.reader()
+    real = reader.rows
+    pages = 0
+
+    def rows(after: Any, limit: int) -> Any:
+        nonlocal pages
+        pages += 1
+        history(catalog, 1)
+        with catalog.transaction():
+            catalog.begin(blank(catalog.next_ordinal()))
+            catalog.change(catalog.next_ordinal() - 1, catalog.totals(), [file(b"s", (bytes(32), 0), 9)])
+            catalog.undo(catalog.next_ordinal() - 1)
+            keep = {i.ordinal for i in catalog.images()[::2]}
+            catalog.prune(keep, 3)
+        return real(after, limit)
+
+    monkeypatch.setattr(reader, "rows", rows)
+    wrong, checked = audit(reader, SET)
+    assert wrong == []
+    assert len(checked) == 6
+    assert pages > 5
+    reader.close()

@@ -36,7 +36,8 @@ def test_a_sound_source_is_compared_whole_and_once_a_week(tmp_path: Path, memory
 
     async def work(here: Capturing) -> None:
         agent = SimpleNamespace(
-            sets=SimpleNamespace(sources={"1": SimpleNamespace(source=here.source, spec=here.source.spec)})
+            sets=SimpleNamespace(sources={"1": SimpleNamespace(source=here.source, spec=here.source.spec)}),
+            calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True)),
         )
         idle = Idle(agent)  # type: ignore[arg-type]
         assert await idle.step(idle=False) == "deep web"  # due since 1970: even a busy node does it

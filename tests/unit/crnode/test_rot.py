@@ -13,7 +13,7 @@ from rot_samples import Capturing, Rotting, capturing, memory
 from crnode.capture import source as source_module
 from crnode.capture.openers import has_writer
 from crnode.capture.rot import YOUNG_NS, Look, Stretch, Suspicions, Verdict, judge, ranges
-from crnode.store.reader import Fingerprint
+from crnode.store.reader import SPOOL_GIVEN_UP, Fingerprint
 
 __all__ = ["memory"]
 WAIT = 60 * 10**9
@@ -149,3 +149,27 @@ def test_a_write_with_an_event_or_a_writer_is_a_change(tmp_path: Path, memory: P
         capturing(tmp_path, memory, 60.0, work)
     finally:
         rotting.close()
+
+
+def test_a_spooling_source_over_its_quota_gives_the_spool_up(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "FULL_RETRY_SECONDS", 0.05)
+    (memory / "a").write_bytes(os.urandom(100_000))
+
+    async def work(here: Capturing) -> None:
+        here.source.spool = True
+        (memory / "b").write_bytes(os.urandom(100_000))
+        await here.source.scan_now()
+        assert here.store.packs.used > 100_000  # b is in the spool
+        here.store.room.quota = here.store.room.used() + 1000
+        (memory / "c").write_bytes(os.urandom(100_000))
+        async with asyncio.timeout(10):
+            while here.source.spool:
+                await asyncio.sleep(0.02)
+        await here.source.scan_now()  # without a spool there is room for the image itself
+        assert here.content(b"c") is not None
+        assert here.catalog.meta(SPOOL_GIVEN_UP) is not None
+        assert any(kind == "full" and "quota" in text for kind, text in here.events)
+
+    capturing(tmp_path, memory, 60.0, work)
