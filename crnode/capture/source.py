@@ -290,8 +290,10 @@ class SourceSet:
             self._wake.clear()
             if not self._scan_wanted and self._due_in() > 0:
                 wait = min(self._due_in(), min(next_poll, self._next_reconcile) - self._loop.time())
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as it is woken.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(wait, 0))
+                    async with asyncio.timeout(max(wait, 0)):
+                        await self._wake.wait()
 
     def _due_in(self) -> float:
         due = self._settle.due()
@@ -418,7 +420,8 @@ class SourceSet:
 
         self._watcher.cookie(seen)
         try:
-            await asyncio.wait_for(met, COOKIE_SECONDS)
+            async with asyncio.timeout(COOKIE_SECONDS):
+                await met
         except TimeoutError:
             self._events_lost("the watcher fell behind")
 

@@ -517,7 +517,8 @@ class Push:
         self._news.clear()
         self.source.look_at(path)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._news.wait()
         reason = dict(await self.source.writer.submit(self.source.catalog.lost, 100_000)).get(path)
         if reason is not None and not await self._heal_path(path):
             self._journal(

@@ -311,7 +311,8 @@ class TargetSet:
                 if self._sync_due is not None:
                     wait = min(wait, self._sync_due - self._loop.time())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(wait, 0))
+                    async with asyncio.timeout(max(wait, 0)):
+                        await self._wake.wait()
                 self._wake.clear()
                 try:
                     await self._move()

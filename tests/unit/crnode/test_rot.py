@@ -14,6 +14,7 @@ from crnode.capture import source as source_module
 from crnode.capture.openers import has_writer
 from crnode.capture.rot import YOUNG_NS, Look, Stretch, Suspicions, Verdict, judge, ranges
 from crnode.store.reader import SPOOL_GIVEN_UP, Fingerprint
+from crnode.store.writer import Writer
 
 __all__ = ["memory"]
 WAIT = 60 * 10**9
@@ -173,3 +174,28 @@ def test_a_spooling_source_over_its_quota_gives_the_spool_up(
         assert any(kind == "full" and "quota" in text for kind, text in here.events)
 
     capturing(tmp_path, memory, 60.0, work)
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_source_stops_also_in_the_moment_it_is_woken(tmp_path: Path, memory: Path, steps: int) -> None:
+    (memory / "a").write_bytes(b"x")
+
+    async def work(here: Capturing) -> None:
+        task = asyncio.create_task(here.source.run())
+        await asyncio.sleep(0.3)  # until it waits
+        here.source.look_at(b"a")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def main() -> None:
+        writer = Writer(asyncio.get_running_loop(), lambda: None, lambda _: None)
+        here = Capturing(tmp_path, memory, writer, 60.0)
+        await work(here)
+        await writer.close()
+        here.catalog.close()
+        here.store.close()
+
+    asyncio.run(main())
