@@ -309,6 +309,15 @@ class LtHash:
         for data in removed:
             self.remove(data)
 
+    def merge(self, other: LtHash) -> None:
+        """Take in all that `other` is the hash of (and take out what it took out)."""
+        other._fold()
+        self._added += other._added
+        self._added_even += other._added_even
+        self._room -= 1
+        if not self._room:
+            self._fold()
+
     def _fold(self) -> None:
         even = _minus(self._added_even, self._removed_even)
         odd = _minus((self._added - self._added_even) >> 16, (self._removed - self._removed_even) >> 16)

@@ -34,13 +34,14 @@ async def checks(agent: Agent) -> list[Check]:
     out += _clocks(agent)
     out += await asyncio.to_thread(_catalogs, agent)
     out += _sets(agent)
+    out += [_check(name, False, text) for name, text in agent.problems.items()]
     out.append(_certificate(agent))
     return out
 
 
 def _space(agent: Agent) -> Check:
     try:
-        agent.store.check_room()
+        agent.store.room.check_last()
     except CrnodeError as error:
         return _check("room", False, error.what + " " + error.why, error.hint)
     return _check("room", True, "The object store has room.")

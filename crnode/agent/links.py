@@ -156,7 +156,8 @@ class Link:
     async def wait_up(self, seconds: float) -> bool:
         """Wait for the link to come up."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._up.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._up.wait()
         return self._peer is not None
 
     def _connected(self) -> Peer:

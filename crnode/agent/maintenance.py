@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from crnode.agent import deep
+from crnode.agent.audit import Audit
 from crnode.agent.inventory import Report, Stocktaker
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
@@ -58,6 +60,7 @@ class Maintenance:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.audit = Audit(agent)
         self.inventory = Stocktaker(agent, self)
         self._busy = ""
         self._relieved = -RELIEF_SECONDS
@@ -82,6 +85,11 @@ class Maintenance:
             ) from error
         finally:
             self._busy = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a collection or a scrub is running."""
+        return bool(self._busy)
 
     def catalogs(self) -> list[CatalogRef]:
         """Every catalog in the data directory, running or not: what any of them reaches is live."""
@@ -191,7 +199,12 @@ class Maintenance:
             begun = time.monotonic()
             found = await scrub(agent.store, agent.writer, progress, bytes_per_second=pace)
             report = await self.inventory.run(progress)
-            garbage = await self._forget_garbage(report)
+            garbage = await self.forget_garbage(report)
+            self.audit.read(agent.store.packs.numbers(), time.time_ns())
+            files = await self._files(only, pace, progress)
+            catalogs: list[str] = []
+            for uuid in [u for u in list(agent.sets.catalogs) if only in (None, u)]:
+                catalogs += await self.audit.catalog(uuid, time.time_ns())
         packs = {one.id: one.pack for one in found.damaged}
         rows: list[Args] = []
         for name, origin in report.healed.items():
@@ -210,7 +223,7 @@ class Maintenance:
         return {
             "objects": found.objects, "bytes": found.bytes, "damaged": rows, "looked_up": report.ids,
             "lacking": report.left_count, "seconds": time.monotonic() - begun,
-            "stretches": len(found.stretches),
+            "stretches": len(found.stretches), "files": files, "catalogs": catalogs,
         }  # fmt: skip
 
     def _unhealed(self, one: Lacking, pack: int | None) -> Args:
@@ -225,7 +238,20 @@ class Maintenance:
             "newest": one.died == OPEN,
         }
 
-    async def _forget_garbage(self, report: Report) -> list[bytes]:
+    async def _files(self, only: str | None, pace: int, progress: Progress) -> Args:
+        """The deep pass over the files of the sets whose source this node is (rule 57)."""
+        out: Args = {"checked": 0, "bytes": 0, "changed": 0, "differing": []}
+        for uuid, running in list(self.agent.sets.sources.items()):
+            if running.source.newest is None or (only is not None and uuid != only):
+                continue
+            found = await deep.compare(running.source, pace=pace, anew=True, progress=progress)
+            out["checked"] += found.files
+            out["bytes"] += found.size
+            out["changed"] += found.changed
+            out["differing"] += deep.rows(running.spec.name, found)
+        return out
+
+    async def forget_garbage(self, report: Report) -> list[bytes]:
         """Damaged objects that nothing needs: they leave the index, and collection takes their packs."""
         agent = self.agent
         if not report.certain:
@@ -291,7 +317,7 @@ class Maintenance:
 
     async def _minute(self) -> None:
         try:
-            self.agent.store.check_room()
+            self.agent.store.room.check_last()
         except CrnodeError:
             await self.relieve()
             return

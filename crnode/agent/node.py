@@ -20,6 +20,8 @@ import uvloop
 from crnode import __version__
 from crnode.agent.calls import Calls
 from crnode.agent.heal import Healer
+from crnode.agent.idle import Idle
+from crnode.agent.learn import newer_document
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
@@ -69,6 +71,7 @@ class Agent:
         self.data = data
         self.node = node
         self.document = document
+        self.problems: dict[str, str] = {}  # what a check at idle found, until a later one finds it gone
         self.listen_at = listen_at
         self.started_ns = time.time_ns()
         self.journal = Journal(data / "journal.jsonl", node.name, time.time_ns)
@@ -89,7 +92,9 @@ class Agent:
 
     async def run(self, ready: Callable[[], None] | None = None) -> int:
         """Run until stopped by a signal or a failed disk. Returns the exit code."""
-        self.store = await asyncio.to_thread(ObjectStore, self.data / "store")
+        self.store = await asyncio.to_thread(
+            ObjectStore, self.data / "store", quota=self.node.quota or 0, catalogs=self.data / "sets"
+        )
         self._tell_recovery()
         self.sets: Sets
         self.writer = Writer(self._loop, self._keep_house, self._store_failed)
@@ -120,12 +125,14 @@ class Agent:
                 host, port, server_context(self.data), self._hello, self._on_peer, lambda: self.document
             )
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
+            await self._learn()
             await self._follow(self.document)
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
-            housekeeping = asyncio.create_task(self.calls.maintenance.run(), name="maintenance")
-            housekeeping.add_done_callback(self._task_ended)
-            self._background.append(housekeeping)
+            for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):
+                task = asyncio.create_task(work, name=name)
+                task.add_done_callback(self._task_ended)
+                self._background.append(task)
             if ready is not None:
                 ready()
             gc.freeze()  # what is there now lives as long as the process: no collection need look at it again
@@ -231,15 +238,31 @@ class Agent:
 
     async def offered(self, sender: str, body: bytes) -> None:
         """Another node sent a document: take it if it is news from the master (rules 85, 88)."""
+        document = await self._taken(sender, body)
+        if document is not None:
+            await self._follow(document)
+
+    async def _taken(self, sender: str, body: bytes) -> ClusterDocument | None:
+        """The document that was sent, durable now; None when it is no news, or refused."""
         try:
             document = accept(self.document, parse_document(body, f"the document from {sender}"), sender)
         except CrnodeError as error:
             self.journal.add("refused", str(error))
-            return
+            return None
         if document.version == self.document.version:
-            return
+            return None
         await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
-        await self._follow(document)
+        return document
+
+    async def _learn(self) -> None:
+        """Before any set is opened: a source that was away must not capture under an old document."""
+        if self._is_master():
+            return
+        body = await newer_document(self.document, self._dial)
+        document = await self._taken(self.document.master.name, body) if body is not None else None
+        if document is not None:
+            self.document = document
+            self.journal.add("cluster", "The cluster was changed while this node was away.")
 
     async def _follow(self, document: ClusterDocument) -> None:
         async with self._turn:
@@ -258,6 +281,11 @@ class Agent:
                     self.links[name] = link
                     self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
             await self.sets.apply(document)
+
+    async def rebuild_catalog(self, uuid: str, why: str) -> None:
+        """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
+        await self.sets.start_over(uuid, why)
+        await self._follow(self.document)
 
     def _is_master(self) -> bool:
         return self.document.master.name == self.node.name

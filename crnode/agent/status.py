@@ -55,6 +55,7 @@ async def local(agent: Agent) -> Out:
         "sources": sources,
         "targets": targets,
         "refused": dict(agent.sets.refused),
+        "damage": [f"{agent.node.name}: {name}: {text}" for name, text in agent.problems.items()],
     }
 
 
@@ -148,6 +149,7 @@ async def cluster(agent: Agent) -> Out:
         for uuid, reason in view["refused"].items():
             spec = document.set_by_uuid(uuid)
             warnings.append(f"Set {spec.name if spec else uuid} does not run on {view['node']}: {reason}")
+        warnings += view.get("damage", [])
     return {
         "cluster": {"name": document.name, "id": document.id, "version": list(document.version)},
         "node": agent.node.name,

@@ -17,7 +17,16 @@ from crnode.capture.job import Batch
 from crnode.capture.read import Fresh
 from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
-from crnode.store.reader import CLEAN, DIVERGED, NO_IMAGE, ROLLING, STAGING, Image, Totals
+from crnode.store.reader import (
+    CLEAN,
+    DIVERGED,
+    NO_IMAGE,
+    ROLLING,
+    SPOOL_GIVEN_UP,
+    STAGING,
+    Image,
+    Totals,
+)
 from crnode.store.store import CHUNK, RECIPE, ObjectStore
 from crproto import delta
 from crproto.entries import Entry
@@ -68,6 +77,7 @@ class SourceCommit:
         self.store = store
         self.incarnation = catalog.meta("incarnation") or incarnation
         self.rolled_back = False
+        self.spool_given_up = catalog.meta(SPOOL_GIVEN_UP) is not None
         self.epoch = epoch
         self.roots = roots
         self.now_ns = now_ns
@@ -195,7 +205,9 @@ class SourceCommit:
         # A renamed file names content that only a row about to be pruned named before.
         self.store.mark_live([e.content for e in batch.changed.values() if e.content is not None])
         records = [Record(name, RECIPE, delta.RAW, len(data), data) for name, data in fresh.recipes.items()]
-        if spool:
+        if spool and fresh.chunks:
+            self.store.check_room(sum(map(len, fresh.chunks.values())))
+            self._keep_spool()
             records += [
                 Record(name, CHUNK, delta.RAW, len(data), data) for name, data in fresh.chunks.items()
             ]
@@ -205,9 +217,24 @@ class SourceCommit:
 
     def spool(self, chunks: dict[bytes, bytes]) -> None:
         """Keep new bytes until targets have them; a collection drops them afterwards."""
+        self._keep_spool()
         self.store.check_room(sum(map(len, chunks.values())))
         records = [Record(name, CHUNK, delta.RAW, len(data), data) for name, data in chunks.items()]
         self.store.put(records, Lane.BULK, cache=False)
+
+    def give_up_spool(self) -> None:
+        """The node's quota is used up: what is spooled and not acknowledged counts as garbage from here on,
+        and the next collection takes it. Images that need it are abandoned by their pushes, and the newest is
+        captured again; what other sets here have received is not touched (rule 40)."""
+        with self.catalog.transaction():
+            self.catalog.set_meta(SPOOL_GIVEN_UP, b"1")
+        self.spool_given_up = True
+
+    def _keep_spool(self) -> None:
+        if self.spool_given_up:
+            with self.catalog.transaction():
+                self.catalog.set_meta(SPOOL_GIVEN_UP, None)
+            self.spool_given_up = False
 
     def _side_rows(self, batch: Batch) -> None:
         catalog = self.catalog

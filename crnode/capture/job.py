@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from crnode.capture.guard import RotGuard
 from crnode.capture.read import Fresh, Gone, PathReader, Taken, Torn, Unreadable
 from crnode.capture.roots import Selection
 from crnode.capture.scan import dirty_paths
@@ -55,6 +56,7 @@ class Job:
         selection: which paths belong to the set.
         watcher: gets a watch on each directory that is scanned, before it is listed; None when watches ran
         out.
+        guard: asked about files that have other bytes under an unchanged fingerprint.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Job:
         view: int,
         selection: Selection,
         watcher: Watcher | None,
+        guard: RotGuard | None = None,
     ) -> None:
         self.reader = reader
+        self.guard = guard
         self.catalog = catalog
         self.view = view
         self.selection = selection
@@ -128,6 +132,7 @@ class Job:
             batch.lost[path] = why_not
             return []
         old = self._old(path)
+        event = self.guard.take_event(path) if self.guard is not None else False
         try:
             info = self.reader.stat(path)
             is_dir = stat.S_ISDIR(info.st_mode)
@@ -146,7 +151,23 @@ class Job:
         except Torn:
             batch.lost[path] = "it changed each time it was read; it is tried again"
             return []
+        if old is not None and self._keeps_old(path, old, taken, event):
+            return []
         return self._taken(path, old, taken)
+
+    def _keeps_old(self, path: bytes, old: Entry, taken: Taken, event: bool) -> bool:
+        """Whether what was read looks like damage of the disk, so that the old entry stays (rule 58)."""
+        entry = taken.entry
+        if self.guard is None or old.kind != FILE or entry.kind != FILE:
+            return False
+        recorded = self.batch.prints.get(path) or self.catalog.fingerprint(path)
+        if (entry.content, entry.level) == (old.content, old.level) or recorded != taken.fingerprint:
+            self.guard.suspicions.clear(path)
+            return False
+        reason = self.guard.keeps(self.reader.roots, path, old, taken.fingerprint, event)
+        if reason:
+            self.batch.lost[path] = reason
+        return reason is not None
 
     def _taken(self, path: bytes, old: Entry | None, taken: Taken) -> list[bytes]:
         batch = self.batch

@@ -129,6 +129,7 @@ class PathReader:
         self.budget = budget
         self.spill: Spill | None = None
         self.earlier = Fresh()
+        self.mapped: set[bytes] = set()  # files whose bytes may change while their times do not: read twice
         self._parent: tuple[bytes, int] | None = None
         self._parent_info: os.stat_result | None = None
 
@@ -233,7 +234,7 @@ class PathReader:
                 raise _Swapped
             extra = read_extra(fd, before, link)
             trial = Fresh(held=fresh.held)
-            young = self.now_ns() - before.st_ctime_ns < YOUNG_NS
+            young = self.now_ns() - before.st_ctime_ns < YOUNG_NS or path in self.mapped
             if before.st_size == 0:
                 named: tuple[bytes | None, int] = (None, 0)
             elif before.st_size <= SMALL and not _sparse(before):

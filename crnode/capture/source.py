@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crnode.capture import scan
 from crnode.capture.commit import EmptiedSet, Point, SourceCommit
+from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
 from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
+from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, Selection, labels
+from crnode.capture.rot import Stretch, Verdict
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
@@ -65,6 +69,7 @@ class SourceSet:
         now_ns: Callable[[], int],
         on_point: Callable[[Point], None],
         journal: Callable[[str, str], None],
+        rot_wait: float = WAIT_SECONDS,
     ) -> None:
         self.spec = spec
         self.catalog = catalog
@@ -109,6 +114,9 @@ class SourceSet:
         self._fuzzy: set[bytes] = set()
         self._emptied = False  # an image that would empty the set waits for a person
         self._after_crash = store.recovery.unclean_boot
+        self.guard = RotGuard(store.load, now_ns, rot_wait)
+        self._restless = Restless(store.load)
+        self._judged = asyncio.Event()  # a point was taken: whatever was suspected may be known
 
     # -- asked from outside
 
@@ -132,6 +140,21 @@ class SourceSet:
         """Somebody found that `path` is not what its entry says: capture it again."""
         self._settle.note(path, Change.DONE, self._now())
         self._wake.set()
+
+    async def examine(self, path: bytes) -> tuple[Stretch, ...] | None:
+        """The stretches of `path` that are damaged or suspected to be (rule 58); None when there is nothing
+        of the kind and :meth:`look_at` is what helps."""
+        roots, reader = self._roots, self._reader
+        if roots is None or reader is None:
+            return None
+        return await self._in_thread(lambda: self.guard.examine(roots, reader, self._view, path))
+
+    async def certain(self, path: bytes) -> bool:
+        """Wait until it is known whether a suspected file is damaged or was changed; True for damage."""
+        while self.guard.suspicions.verdict(path) is Verdict.WAIT:
+            self._judged.clear()
+            await self._judged.wait()
+        return self.guard.suspicions.verdict(path) is Verdict.DAMAGE
 
     async def begin_incarnation(self) -> Image | None:
         """This source was set back (rule 43): go on under a new identity; returns its first image."""
@@ -171,6 +194,7 @@ class SourceSet:
                 try:
                     await self._session()
                 except CrnodeError as error:
+                    await self._give_up_spool()
                     self._set_state("full" if error.exit_code == ExitCode.FULL else "waiting", str(error))
                     await asyncio.sleep(FULL_RETRY_SECONDS)
                 except OSError as error:
@@ -181,6 +205,17 @@ class SourceSet:
         finally:
             self._close_session()
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _give_up_spool(self) -> None:
+        """Over the node's own quota the spool is what goes first (rule 40)."""
+        if self.spool and self.store.room.over_quota():
+            self.spool = False
+            await self.writer.submit(self.commit.give_up_spool)
+            self.journal(
+                "full",
+                f"Set {self.spec.name}: the node's quota is used up, so bytes that no target has yet are"
+                " given up; their image is abandoned and the newest state is captured again.",
+            )
 
     def _set_state(self, state: str, detail: str = "") -> None:
         if (state, detail) != (self.state, self.detail) and state not in ("ok", "scanning", "capturing"):
@@ -255,8 +290,10 @@ class SourceSet:
             self._wake.clear()
             if not self._scan_wanted and self._due_in() > 0:
                 wait = min(self._due_in(), min(next_poll, self._next_reconcile) - self._loop.time())
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as it is woken.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(wait, 0))
+                    async with asyncio.timeout(max(wait, 0)):
+                        await self._wake.wait()
 
     def _due_in(self) -> float:
         due = self._settle.due()
@@ -333,6 +370,8 @@ class SourceSet:
                 self._wake.set()
 
     def _changed(self, path: bytes, change: Change) -> None:
+        if change is Change.WRITTEN:
+            self.guard.written(path)
         self._settle.note(path, change, self._now())
 
     def _events_lost(self, reason: str) -> None:
@@ -341,16 +380,23 @@ class SourceSet:
 
     async def _poll(self) -> None:
         """Look at recently changed files by stat: writes through mmap make no event (rule 54)."""
+        for path in self.guard.due():
+            self._settle.note(path, Change.DONE, self._now())
         horizon = self.now_ns() - POLL_WINDOW_NS
         while self._recent and (len(self._recent) > POLL_MOST or next(iter(self._recent.values())) < horizon):
             self._recent.popitem(last=False)
-        if not self._recent or self._reader is None or self._paths is None:
+        if self._reader is None or self._paths is None or self._roots is None:
             return
-        reader, paths, names = self._reader, self._paths, list(self._recent)
+        reader, paths, roots, names = self._reader, self._paths, self._roots, list(self._recent)
 
         def differing() -> list[bytes]:
-            out = []
-            for path in names:
+            now = time.monotonic()
+            self._restless.step(roots, reader, now)
+            paths.mapped = self._restless.mapped
+            out = self._restless.changed(roots, reader, self._view, now)
+            for path in out:  # somebody who may write it did: no damage, whoever has it open by now
+                self.guard.written(path)
+            for path in {*names, *self._restless.open}:
                 try:
                     if fingerprint_of(paths.stat(path)) != reader.fingerprint(path):
                         out.append(path)
@@ -374,7 +420,8 @@ class SourceSet:
 
         self._watcher.cookie(seen)
         try:
-            await asyncio.wait_for(met, COOKIE_SECONDS)
+            async with asyncio.timeout(COOKIE_SECONDS):
+                await met
         except TimeoutError:
             self._events_lost("the watcher fell behind")
 
@@ -467,7 +514,7 @@ class SourceSet:
         assert paths is not None
         assert reader is not None
         paths.spill = self._spill if self.spool else None
-        job = Job(paths, reader, self._view, self._selection, self._watcher)
+        job = Job(paths, reader, self._view, self._selection, self._watcher, self.guard)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
         flags = CLEAN
         try:
@@ -489,6 +536,9 @@ class SourceSet:
         finally:
             paths.close()
         await self._finish(job.flush(), flags)
+        self._judged.set()
+        for text in self.guard.tell():
+            self.journal("damage", f"Set {self.spec.name}: {text}")
         if job.limit is not None:
             self._no_watches(job.limit)
             self._want_scan("watches ran out")

@@ -11,6 +11,10 @@ from crnode.cli.common import Data, Json, ask, data_dir
 from crnode.cli.output import moment, print_json, print_warning, progress, show
 from crnode.errors import CrnodeError, ExitCode
 
+Quota = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most that the node's store may take, like 50GiB (default: no bound)."),
+]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -34,15 +38,20 @@ def init(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where the other nodes call it (default: found out)."),
     ] = None,
+    quota: Quota = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Make a new cluster; this node becomes its master."""
     from crnode.cluster.create import choose_places, create_cluster
+    from crnode.cluster.sizes import parse_quota, set_quota
 
     place = data_dir(data)
     places = choose_places(listen, advertise)
+    most = parse_quota(quota) if quota is not None else None
     document = create_cluster(place, name, cluster or name, places, time.time_ns())
+    if most is not None:
+        set_quota(place, most)
     start = f"crnode --role master --data {place}"
     if as_json:
         warnings = [places.warning] if places.warning else []
@@ -110,15 +119,20 @@ def join(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where the other nodes call it (default: found out)."),
     ] = None,
+    quota: Quota = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Join a cluster with a token. Run it on the new machine; running it again after a failure is safe."""
+    from crnode.cluster.sizes import parse_quota, set_quota
     from crnode.net.join import join_cluster
 
     place = data_dir(data)
+    most = parse_quota(quota) if quota is not None else None
     with progress("Joining", as_json) as report:
         joined = join_cluster(place, token, listen, advertise, report)
+    if most is not None:
+        set_quota(place, most)
     node = joined.node
     start = f"crnode --role {node.role.value} --data {place}"
     if as_json:

@@ -48,6 +48,7 @@ def scrub(
     with progress("Scrubbing", as_json) as report:
         answer = ask(data, "scrub", {"set": name} if name else {}, report, timeout_s=None)
     damaged: list[dict[str, Any]] = answer["damaged"]
+    files: dict[str, Any] = answer["files"]
     if as_json:
         print_json(answer)
     else:
@@ -56,8 +57,15 @@ def scrub(
         show(f"{number(answer['objects'])} objects, {size(answer['bytes'])}, were read in {took}.")
         show(f"{number(answer['looked_up'])} objects that versions need were looked up.")
         show(table("Damaged or lacking", ("object", "healed from", "where"), rows, "Nothing is damaged."))
+        if files["checked"] or files["differing"]:
+            show(f"{number(files['checked'])} files of sources, {size(files['bytes'])}, were compared.")
+            rows = [(item["set"], item["path"], item["bytes"]) for item in files["differing"]]
+            show(table("Files that differ", ("set", "path", "bytes"), rows, "All are what was captured."))
+        if answer["catalogs"]:
+            texts = [(text,) for text in answer["catalogs"]]
+            show(table("Versions that are not whole", ("what is wrong",), texts, ""))
     lost = answer["lacking"] or any(not item["healed_from"] for item in damaged)
-    return int(ExitCode.DAMAGE if lost else ExitCode.OK)
+    return int(ExitCode.DAMAGE if lost or files["differing"] or answer["catalogs"] else ExitCode.OK)
 
 
 def _where(item: dict[str, Any]) -> str | None:

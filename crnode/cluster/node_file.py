@@ -30,6 +30,9 @@ CA_KEY_FILE = "ca/ca.key"
 TOKENS_FILE = "tokens.json"
 CONTROL_SOCKET = "control.sock"
 
+MINIMUM_QUOTA = 64 << 20
+"""Bytes below which a quota leaves no room to work."""
+
 FORMAT_LEVEL = 1
 """The newest on-disk format that this program writes."""
 
@@ -53,6 +56,7 @@ class NodeFile(BaseModel):
     advertise: str  # host:port that the others call
     destinations: tuple[str, ...] = ()  # where live trees may lie; empty: anywhere but in the system's places
     hash_seed: Annotated[int, Field(ge=0, lt=2**64)]  # secret seed of the block hashes
+    quota: Annotated[int, Field(ge=MINIMUM_QUOTA)] | None = None  # bytes of packs and catalogs (rule 40)
     format_level: Annotated[int, Field(ge=1)] = FORMAT_LEVEL
 
     def write(self, data: Path) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
+from crnode.replicate.quota import Staged
 from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import FUZZY, NO_IMAGE, ROLLING, STAGING, Image, Live, Totals
@@ -58,6 +59,7 @@ class Incoming:
     totals: Totals | None = None
     verify_all: bool = False  # resumed: what was checked before is checked again
     bytes: int = 0
+    grown: int = 0  # bytes that the set has more than in the newest image here, as the header says
 
     @property
     def lane(self) -> Lane:
@@ -96,14 +98,17 @@ class TargetCommit:
         records: Sequence[tuple[bytes, int, int, int, int, bytes]],
         payload: memoryview,
         incoming: Incoming | None,
+        staged: Staged,
     ) -> int:
         """Verify and append what an Objects frame carries; returns the bytes appended.
 
         Raises RemoteProtocolError when bytes are not what their id names, CrnodeError (FULL) when there is
-        no room.
+        no room, Refusal when the session's own bound is reached.
         A patch whose base is not here is left out: the image will name it as missing and it comes whole.
         """
-        self.store.check_room(len(payload))
+        coming = sum(raw if codec == delta.PATCH else stored for _, _, codec, raw, stored, _ in records)
+        self.store.check_room(coming)
+        self.grant(staged, coming, incoming)
         out: list[Record] = []
         at = 0
         for name, kind, codec, raw, stored, base_id in records:
@@ -131,6 +136,13 @@ class TargetCommit:
             lane = Lane.BULK
         return self.store.put(out, lane)
 
+    def grant(self, staged: Staged, coming: int, incoming: Incoming | None) -> None:
+        """Count what is about to be staged, before it is. Raises Refusal (full)."""
+        free = self.store.room.free()
+        why = staged.take(coming, free, incoming.grown if incoming is not None else 0)
+        if why:
+            raise Refusal("full", why, retry=True)
+
     def need(self, ids: list[bytes]) -> bytes:
         """The bitmap of those of `ids` that are to be sent, lowest bit first; what is held stays held."""
         missing = set(self.store.missing(ids))
@@ -147,7 +159,9 @@ class TargetCommit:
         """Check an image's header against what is here. Raises Refusal."""
         self._check_header(header)
         staging = self.catalog.staging()
+        newest = self.catalog.newest()
         incoming = Incoming(header)
+        incoming.grown = max(header.total_bytes - (newest.bytes if newest is not None else 0), 0)
         if staging is not None:
             if header.resumed and staging.id == header.id:
                 incoming.ordinal = staging.ordinal

@@ -34,6 +34,7 @@ from crnode.replicate.difference import (
     objects_of,
 )
 from crnode.replicate.lag import Lag, Throttle
+from crnode.replicate.mend import mend
 from crnode.replicate.send import Sender
 from crnode.store.reader import Image, Reader
 from crproto.errors import LocalProtocolError
@@ -501,8 +502,10 @@ class Push:
     async def _abandon(self, abandoned: Abandoned) -> None:
         """The source's bytes are not those of the image: wait for a newer one. A file that cannot be read any
         more must not hold up all the others for ever: another holder gives its bytes, or it is left out."""
-        self._abandoned += 1
         path: bytes = abandoned.args[0]
+        if await mend(self.source, self.commit, path, self.target, self._heal, self._journal):
+            return
+        self._abandoned += 1
         self._journal(
             "push",
             f"Set {self.set_name} to {self.target}: a file changed while it was sent; a newer image follows.",
@@ -515,7 +518,8 @@ class Push:
         self._news.clear()
         self.source.look_at(path)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), 1.0)
+            async with asyncio.timeout(1.0):
+                await self._news.wait()
         reason = dict(await self.source.writer.submit(self.source.catalog.lost, 100_000)).get(path)
         if reason is not None and not await self._heal_path(path):
             self._journal(

@@ -27,6 +27,7 @@ from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
 from crnode.replicate.place import Place, Prepared, file_system
+from crnode.replicate.quota import Staged
 from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import Image, Live, Reader
@@ -60,6 +61,7 @@ SYNC_SECONDS = 1.0  # after a move the live tree is made durable within this tim
 RECONCILE_SECONDS = 3600.0
 RETRY_SECONDS = 5.0
 LOOK_SECONDS = 10.0  # the destination itself is looked at this often: is it still there, and ours?
+ENTRY_BYTES = 128  # what an entry takes in a catalog besides its path and extras, about
 
 SESSION_MESSAGES = (SetOpen, ImageBegin, Entries, Objects, Offer, ImageCommit, Compare, List)
 
@@ -71,6 +73,7 @@ class _Slot:
     incoming: Incoming | None = None
     refusal: Refusal | None = None
     header: ImageBegin | None = None
+    staged: Staged = field(default_factory=Staged)
 
 
 @dataclass
@@ -258,7 +261,9 @@ class TargetSet:
 
     def _put(self, slot: _Slot, message: Objects, payload: memoryview) -> None:
         def work() -> None:
-            self.status.received_bytes += self.commit.put(message.records, payload, slot.incoming)
+            self.status.received_bytes += self.commit.put(
+                message.records, payload, slot.incoming, slot.staged
+            )
 
         self._guard(slot, work)
 
@@ -266,6 +271,8 @@ class TargetSet:
         def work() -> None:
             if slot.incoming is None:
                 raise RemoteProtocolError("entries came without an image")
+            size = sum(ENTRY_BYTES + len(e.path) + len(e.extra) for e in message.changed)
+            self.commit.grant(slot.staged, size + sum(map(len, message.removed)), slot.incoming)
             self.commit.add(slot.incoming, message.changed, message.removed)
 
         self._guard(slot, work)
@@ -284,6 +291,7 @@ class TargetSet:
         try:
             missing = await self.writer.submit(self._finish, slot, message.id)
         except Refusal as refusal:
+            slot.staged.over()
             self.status.state, self.status.reason = (
                 ("full" if refusal.code == "full" else "refused"),
                 refusal.text,
@@ -300,6 +308,7 @@ class TargetSet:
             return
         await peer.send(Ack(message.id))
         slot.incoming = None
+        slot.staged.over()
         self.status.state, self.status.reason = "in sync", ""
         self._wake.set()
 
@@ -329,7 +338,8 @@ class TargetSet:
                 if self._sync_due is not None:
                     wait = min(wait, self._sync_due - self._loop.time())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), max(wait, 0))
+                    async with asyncio.timeout(max(wait, 0)):
+                        await self._wake.wait()
                 self._wake.clear()
                 try:
                     await self._look_at_place()

@@ -113,6 +113,11 @@ def send(header: dict[str, Any], blob: bytes | bytearray = b"") -> None:
     out.flush()
 
 
+def say(**body: Any) -> None:
+    """Send the agent a line (a child writes either lines or frames)."""
+    print(json.dumps(body), flush=True)  # noqa: T201 - its output is the answer
+
+
 def receive() -> dict[str, Any]:
     """Wait for the agent's next line; ends the process when the agent is gone."""
     text = sys.stdin.buffer.readline()

@@ -10,7 +10,6 @@ not held nothing is known: heal it, then take it again."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,10 +124,6 @@ def forget_garbage(store: ObjectStore, ids: Iterable[bytes]) -> list[bytes]:
 # -- the child
 
 
-def _say(**body: Any) -> None:
-    print(json.dumps(body))  # noqa: T201 - its output is the answer
-
-
 class Walker:
     """Follows rows of one catalog to their objects. `bad` says whether an id cannot be had; each lacking id
     is told once, with the row at which it was met, and again if a row of the newest image needs it too."""
@@ -225,7 +220,7 @@ def _one_set(
         return name in bad or store.index.get(name) is None
 
     def tell(name: bytes, kind: int, row: Row) -> None:
-        _say(
+        child.say(
             event="lacking", set=uuid, id=name.hex(), kind=kind,
             path=row[0].hex(), born=row[1], died=row[2],
         )  # fmt: skip
@@ -244,11 +239,13 @@ def _one_set(
             manifests = Walker(store.get, lacks, lambda *_: None, chunks=True)
             for name, level in {(m[:32], m[32]) for i in reader.images() if (m := i.manifest) is not None}:
                 if not manifests.row((b"", 0, 0, name, level)):
-                    _say(event="lacking", set=uuid, id=name.hex(), kind=MANIFEST, path=None, born=0, died=0)
+                    child.say(
+                        event="lacking", set=uuid, id=name.hex(), kind=MANIFEST, path=None, born=0, died=0
+                    )
             ids, certain = walker.ids + manifests.ids, walker.certain and manifests.certain
     except apsw.Error as error:
         unreadable = f"{type(error).__name__}: {error}"
-    _say(event="set", set=uuid, rows=rows, spans=merged(spans), unreadable=unreadable)
+    child.say(event="set", set=uuid, rows=rows, spans=merged(spans), unreadable=unreadable)
     return ids, certain
 
 
@@ -264,7 +261,7 @@ def main() -> None:
         here, all_followed = _one_set(uuid, path, source, targets, store, bad)
         ids += here
         certain = certain and all_followed
-    _say(event="end", ids=ids, certain=certain)
+    child.say(event="end", ids=ids, certain=certain)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from crnode.store.reader import Image, Reader, open_reader
+from crnode.store.reader import SPOOL_GIVEN_UP, Image, Reader, open_reader
 from crnode.store.store import Damaged, Missing
 from crproto import codec
 from crproto.content import ITEM, parse_recipe, walk
@@ -156,6 +156,8 @@ def roots(path: str, *, source: bool, targets: Iterable[str], plain: Callable[[b
 
 def spools(reader: Reader, targets: Iterable[str]) -> bool:
     """Whether a source's store may hold chunks that its rows need: while a target waits for an image."""
+    if reader.meta(SPOOL_GIVEN_UP) is not None:
+        return any(map(_kept, reader.images()))
     newest = reader.newest()
     if newest is None or reader.staging() is not None:
         return True

@@ -201,6 +201,7 @@ class Packs:
         self._lock = threading.Lock()
         numbers = self.numbers()
         self._next = (max(numbers) + 1) if numbers else 1
+        self.used = self.total()  # the same as a running total, for who asks often
 
     # -- names
 
@@ -255,6 +256,7 @@ class Packs:
                 if offset >= self.pack_size:
                     break
             self._write(fd, end, offset - end, parts)
+            self.used += offset - end
             self._open[lane] = (pack, fd, offset)
             self._unsynced.add(lane)
             if offset >= self.pack_size:
@@ -335,6 +337,7 @@ class Packs:
         """Cut a torn append off. Only for the tail of a pack that is not open."""
         fd = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
         try:
+            self.used -= os.fstat(fd).st_size - end
             os.ftruncate(fd, end)
             os.fdatasync(fd)
         finally:
@@ -351,7 +354,10 @@ class Packs:
 
     def remove(self, pack: int) -> None:
         """Unlink a pack whose records nobody needs; readers that hold it open finish undisturbed."""
-        self.path(pack).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            size = self.size(pack)
+            self.path(pack).unlink()
+            self.used -= size
         with self._lock:
             self._readers.pop(pack, None)
 

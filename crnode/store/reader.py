@@ -22,6 +22,7 @@ CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
 NO_IMAGE = bytes(32)
 STAGING, COMPLETE = 0, 1
 UNTESTED, GOOD, SUSPECT, BAD = 0, 1, 2, 3  # verdicts
+SPOOL_GIVEN_UP = "spool-given-up"  # meta key of a source: nothing of its chunks has to be kept (rule 40)
 MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
 
 
@@ -395,18 +396,20 @@ class Reader:
         )
         return [((r[0], r[1], r[2]), (join(r[3], r[1]), r[2], r[4], r[5], r[6])) for r in rows]
 
-    def walk(self, ordinal: int, page: int = 1000) -> Iterator[Entry]:
-        """All entries of image `ordinal` by (directory, name): an order that every node shares. Short reads,
-        so that neither memory nor the WAL is held up by a large image; the image must not be pruned
-        meanwhile."""
-        path = b""
+    def walk(
+        self, ordinal: int, page: int = 1000, after: tuple[bytes, bytes] | None = None
+    ) -> Iterator[Entry]:
+        """All entries of image `ordinal` by (directory, name), or those behind `after`: an order that every
+        node shares. Short reads, so that neither memory nor the WAL is held up by a large image; the image
+        must not be pruned meanwhile."""
+        path, first = (after[0], after[1] + b"\0") if after is not None else (b"", b"")
         while True:
             found = self._db.execute(
                 "SELECT id,path FROM dir WHERE path>=? ORDER BY path LIMIT ?", (path, page)
             )
             dirs = list(_rows(found))
             for number, directory in dirs:
-                name = b""
+                name = first if after is not None and directory == after[0] else b""
                 while True:
                     found = self._db.execute(
                         f"SELECT e.name,{ENTRY} FROM entry e {NAMES} WHERE e.dir=? AND e.name>=?"
@@ -422,6 +425,17 @@ class Reader:
             if len(dirs) < page:
                 return
             path = dirs[-1][1] + b"\0"
+
+    def rows(
+        self, after: tuple[int, bytes, int] | None = None, limit: int = 1000
+    ) -> list[tuple[tuple[int, bytes, int], int, int, Entry]]:
+        """Every row of every image, a page at a time: the key to go on after, born, died, the entry."""
+        found = self._db.execute(
+            f"SELECT e.dir,e.name,e.born,e.died,d.path,{ENTRY} FROM entry e {NAMES} JOIN dir d ON d.id=e.dir"
+            " WHERE (e.dir,e.name,e.born)>(?,?,?) ORDER BY e.dir,e.name,e.born LIMIT ?",
+            (*(after or (-1, b"", 0)), limit),
+        )
+        return [((r[0], r[1], r[2]), r[2], r[3], entry_of(join(r[4], r[1]), r[5:])) for r in _rows(found)]
 
     def files(self, ordinal: int) -> Iterator[Entry]:
         """All entries with content in image `ordinal`, in storage order."""

@@ -9,10 +9,9 @@ inventory (inventory.py) says who needs them and has them fetched from other hol
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,9 +53,10 @@ async def scrub(
     progress: Progress = lambda _: None,
     *,
     bytes_per_second: int = 0,
+    packs: Sequence[int] | None = None,
 ) -> Findings:
-    """Read everything; what is damaged is in `store.damaged` afterwards. Raises CrnodeError, StoreFailed,
-    child.ChildFailed."""
+    """Read everything, or only these packs; what is damaged is in `store.damaged` afterwards. Raises
+    CrnodeError, StoreFailed, child.ChildFailed."""
     begun = time.monotonic()
     out = Findings()
 
@@ -69,6 +69,7 @@ async def scrub(
         "store": str(store.directory),
         "bytes_per_second": bytes_per_second,
         "ends": await writer.submit(start),
+        "packs": packs,
     }
     found: dict[bytes, tuple[int, int]] = {}
     async with child.Child("crnode.store.scrub", request) as process:
@@ -101,11 +102,7 @@ async def scrub(
 # -- the child
 
 
-def _say(**body: Any) -> None:
-    print(json.dumps(body), flush=True)  # noqa: T201 - its output is the answer
-
-
-class _Pace:
+class Pace:
     """Sleeps so that no more than so many bytes a second are read; 0 is no bound."""
 
     def __init__(self, bytes_per_second: int) -> None:
@@ -124,19 +121,19 @@ class _Pace:
 
 
 def _read_all(body: dict[str, Any], reader: StoreReader) -> tuple[int, int, list[Gap]]:
-    pace = _Pace(body["bytes_per_second"])
+    pace = Pace(body["bytes_per_second"])
     ends = {int(pack): end for pack, end in body["ends"].items()}
     objects = size = 0
     gaps: list[Gap] = []
     told = time.monotonic()
-    for pack in reader.packs.numbers():
+    for pack in reader.packs.numbers() if body["packs"] is None else body["packs"]:
         with contextlib.suppress(FileNotFoundError):  # collected meanwhile
             _forget_cached(reader.packs.path(pack))
             end = ends.get(pack)
             for met in reader.packs.scan(pack, 0, sound, end):
                 if isinstance(met, Gap):
                     gaps.append(met)
-                    _say(event="stretch", pack=pack, start=met.start, end=met.end, at_end=met.at_end)
+                    child.say(event="stretch", pack=pack, start=met.start, end=met.end, at_end=met.at_end)
                     pace.took(met.end - met.start)
                     size += met.end - met.start
                 else:
@@ -145,7 +142,7 @@ def _read_all(body: dict[str, Any], reader: StoreReader) -> tuple[int, int, list
                     pace.took(met.location.size)
                 if time.monotonic() - told > _TOLD_SECONDS:
                     told = time.monotonic()
-                    _say(event="progress", bytes=size, objects=objects, damaged=len(gaps))
+                    child.say(event="progress", bytes=size, objects=objects, damaged=len(gaps))
             _forget_cached(reader.packs.path(pack))
     return objects, size, gaps
 
@@ -176,7 +173,7 @@ def _tell_objects_in(reader: StoreReader, gaps: list[Gap]) -> None:
             bad = where.offset + where.size > sizes.get(where.pack, 0)
             bad = bad or any(gap.start <= where.offset < gap.end for gap in by_pack.get(where.pack, ()))
             if bad and not _readable(reader, name):  # what was made or moved meanwhile is no damage
-                _say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
+                child.say(event="object", id=name.hex(), pack=where.pack, offset=where.offset)
 
 
 def _readable(reader: StoreReader, name: bytes) -> bool:
@@ -194,8 +191,9 @@ def main() -> None:
     body = child.request()
     reader = StoreReader(Path(body["store"]))
     objects, size, gaps = _read_all(body, reader)
-    _tell_objects_in(reader, gaps)
-    _say(event="end", objects=objects, bytes=size)
+    if gaps or body["packs"] is None:  # of some packs alone, what they lack is seen in them
+        _tell_objects_in(reader, gaps)
+    child.say(event="end", objects=objects, bytes=size)
 
 
 if __name__ == "__main__":

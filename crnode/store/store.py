@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import secrets
 import shutil
 import struct
@@ -38,6 +37,7 @@ from crnode.store.packs import (
     full_error,
     is_full,
 )
+from crnode.store.room import BALLAST_BYTES, Room
 from crproto import delta
 from crproto.content import parse_recipe
 from crproto.errors import RemoteProtocolError
@@ -52,10 +52,6 @@ REHASH_AFTER_POWER_LOSS = (
     1 << 30
 )  # bytes of the newest records that are read again after an unclean boot (rule 32)
 CACHE_BYTES = 48 << 20  # objects just put: apply and a second target read them without touching a pack
-BALLAST_BYTES = 256 << 20
-BALLAST_SHARE = 0.01  # of the file system, whichever is smaller
-FLOOR_BYTES = 2 << 30
-FLOOR_SHARE = 0.05  # of the file system, whichever is smaller: below it no new images are taken (rule 34)
 
 
 @contextlib.contextmanager
@@ -114,13 +110,17 @@ class ObjectStore:
         pack_size: int = PACK_SIZE,
         clock: Callable[[], float] = time.monotonic,
         ballast: int = BALLAST_BYTES,
+        quota: int = 0,
+        catalogs: Path | None = None,
     ) -> None:
         self.directory = directory
         self._clock = clock
-        self._ballast_bytes = ballast
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.recovery = Recovery()
         self.packs = Packs(directory / "packs", pack_size)
+        self.room = Room(
+            directory, lambda: self.packs.used, clock, quota=quota, catalogs=catalogs, ballast=ballast
+        )
         self.index = self._open_index()
         self.cache = RecentBytes(CACHE_BYTES)
         self.id = self._read_id()
@@ -394,49 +394,23 @@ class ObjectStore:
         self._ends[where.pack] = max(self._ends.get(where.pack, 0), where.offset + where.size)
         self._appended_since_commit += where.size
 
-    # -- room
+    # -- room (see room.py)
 
     def floor(self) -> int:
         """Free bytes below which no new image is taken."""
-        return min(FLOOR_BYTES, int(free_bytes(self.directory)[1] * FLOOR_SHARE))
+        return self.room.floor()
 
     def check_room(self, coming: int = 0) -> None:
-        """Raises CrnodeError (FULL) when `coming` more bytes would leave less than the floor."""
-        free, _ = free_bytes(self.directory)
-        floor = self.floor()
-        if free - coming < floor:
-            raise CrnodeError(
-                f"The file system of {self.directory} is nearly full.",
-                f"{free >> 20} MiB are free and {floor >> 20} MiB must stay free.",
-                "Free some space or remove a set; what was acknowledged is safe and work goes on by itself.",
-                ExitCode.FULL,
-            )
-
-    def _ballast_size(self) -> int:
-        return min(self._ballast_bytes, int(free_bytes(self.directory)[1] * BALLAST_SHARE))
+        """Raises CrnodeError (FULL) when there is no room for `coming` more bytes."""
+        self.room.check(coming)
 
     def hold_ballast(self) -> None:
         """Reserve a file that can be given up so that pruning has room on a full disk."""
-        place = self.directory / "ballast"
-        size = self._ballast_size()
-        if place.exists() or size == 0 or free_bytes(self.directory)[0] < self.floor() + 2 * size:
-            return
-        with contextlib.suppress(OSError):
-            fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, size)
-            except OSError:
-                place.unlink(missing_ok=True)
-            finally:
-                os.close(fd)
+        self.room.hold_ballast()
 
     def drop_ballast(self) -> bool:
         """Give the reserve up for a collection on a full disk; True when there was one."""
-        try:
-            (self.directory / "ballast").unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        return self.room.drop_ballast()
 
     # -- writing (writer thread)
 

@@ -140,7 +140,9 @@ class Cluster:
         node.start()
         return node
 
-    def join(self, name: str, role: str = "replica", data: Path | None = None) -> Node:
+    def join(
+        self, name: str, role: str = "replica", data: Path | None = None, quota: str | None = None
+    ) -> Node:
         token = self.master.call("invite", {"name": name, "role": role, "ttl_s": 600})["token"]
         port = free_port()
         data = data or self.directory / name
@@ -153,6 +155,7 @@ class Cluster:
             f"127.0.0.1:{port}",
             "--data",
             str(data),
+            *(("--quota", quota) if quota else ()),
         )
         node = self.nodes[name] = Node(name, role, data, port)
         node.start()

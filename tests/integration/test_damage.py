@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import apsw
 import pytest
 from harness import Cluster, crnode, wait_for
 
@@ -191,3 +192,23 @@ def test_a_source_that_lost_its_store_makes_its_recipes_again(cluster: Cluster, 
     wait_for(lambda: cluster.master.call("scrub")["lacking"] == 0)
     with pytest.raises(CrnodeError):
         cluster.master.call("restore", {"set": "docs", "to": str(source)})
+
+
+def test_rows_that_do_not_give_the_digest_are_made_again(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    db = apsw.Connection(str(catalog))
+    db.execute("UPDATE entry SET mtime_ns=mtime_ns+1 WHERE name=?", (b"f7",))
+    db.close()
+    done = crnode("scrub", "--data", str(box2.data), check=False)
+    assert done.returncode == ExitCode.DAMAGE
+    assert "not its digest" in done.stdout.replace("\n", " ")
+    assert any("set aside" in check["text"] for check in box2.call("doctor")["checks"])
+    assert list((box2.data / "sets").glob("*.db.damaged-*"))
+    (source / "new").write_bytes(b"new")
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert crnode("scrub", "--data", str(box2.data)).returncode == ExitCode.OK
+    assert not any("set aside" in check["text"] for check in box2.call("doctor")["checks"])

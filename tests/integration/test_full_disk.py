@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from harness import Cluster, rsync_difference, wait_for
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+from crnode.cluster.sizes import set_quota
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 file system of 96 MiB in a file."""
+    """An ext4 file system of 96 MiB in a file: below 9.6 MiB of free space no new image is taken."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
     image, place = tmp_path / "disk.img", tmp_path / "disk"
     image.touch()
     os.truncate(image, 96 << 20)
@@ -50,7 +52,7 @@ def test_target_fills_up_and_is_freed(cluster: Cluster, tmp_path: Path, small_di
     filler = small_disk / "filler"
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     with open(filler, "wb") as file:
-        file.write(os.urandom(free - (12 << 20)))
+        file.write(os.urandom(free - (16 << 20)))
         file.flush()
         os.fsync(file.fileno())
     for number in range(10):
@@ -73,3 +75,25 @@ def test_target_fills_up_and_is_freed(cluster: Cluster, tmp_path: Path, small_di
     wait_for(caught_up, 90, 0.5)
     out = cluster.sync("docs")
     assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+
+
+def test_a_node_keeps_to_its_own_quota(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    box2 = cluster.join("box2", quota="64MiB")
+    source, live = tmp_path / "source", tmp_path / "live"
+    source.mkdir()
+    (source / "first").write_bytes(os.urandom(1 << 20))
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"])
+    cluster.sync("docs")
+    for number in range(4):
+        (source / f"more{number}").write_bytes(os.urandom(20 << 20))
+    wait_for(lambda: "quota" in cluster.master.call("status")["sets"][0]["targets"][0]["reason"], 40)
+    assert "quota" in next(c["text"] for c in box2.call("doctor")["checks"] if c["name"] == "room")
+    packs = sum(path.stat().st_size for path in (box2.data / "store" / "packs").iterdir())
+    assert packs <= 64 << 20
+    assert (live / "first").read_bytes() == (source / "first").read_bytes()
+    box2.stop()
+    set_quota(box2.data, 200 << 20)
+    box2.start()
+    cluster.sync("docs")
+    assert rsync_difference(source, live) == ""

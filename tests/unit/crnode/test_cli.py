@@ -113,7 +113,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "restore": {"files": 2, "bytes": 10, "seconds": 0.1, "digest_ok": True, "to": "/tmp/x"},
     "events": {"events": [{"time_ns": 1, "kind": "join", "text": "box2 joined", "node": "box2"}]},
     "doctor": {"checks": [{"name": "disk", "ok": True, "text": "fine", "hint": ""}]},
-    "scrub": {"objects": 4, "bytes": 100, "damaged": [], "seconds": 0.1},
+    "scrub": {
+        "objects": 4, "bytes": 100, "damaged": [], "seconds": 0.1, "looked_up": 7, "lacking": 0,
+        "catalogs": [], "files": {"checked": 0, "bytes": 0, "changed": 0, "differing": []},
+    },  # fmt: skip
     "gc": {"packs": 1, "removed_bytes": 1, "copied_bytes": 2, "kept_bytes": 3, "seconds": 0.1},
     "sync": {
         "set": "web",

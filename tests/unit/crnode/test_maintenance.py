@@ -69,7 +69,7 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
     target = SimpleNamespace(lacks=lambda text, newest: said.append((text, newest)))
     return SimpleNamespace(
         data=place, store=store, writer=writer, document=document, node=SimpleNamespace(name="shop1"),
-        healer=_Healer(store, holder), events=events,
+        healer=_Healer(store, holder), events=events, problems={},
         journal=SimpleNamespace(add=lambda kind, text, name=None: events.append((kind, text))),
         sets=SimpleNamespace(
             catalogs={UUID: catalog}, sources={},

@@ -52,7 +52,7 @@ class Box:
         self.journal = SimpleNamespace(add=lambda kind, text, *_: self.events.append(text))
         self.sets: Any = Sets(
             self.data, self.node, self.store, writer, dial=None, heal=None, journal=self.journal.add,
-            now_ns=time.time_ns, crashed=lambda e: None,
+            now_ns=time.time_ns, crashed=lambda e: None, doubted=lambda: None,
         )  # type: ignore[arg-type]  # fmt: skip
         if holder == "box1":
             self.sets.catalogs[UUID] = self.catalog

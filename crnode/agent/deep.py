@@ -1,0 +1,116 @@
+"""The agent's side of the deep pass (see capture/deep.py): a stretch of it when the node is idle, all of it
+in a scrub. What differs goes to capture, which tells damage from a change."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from crnode.capture import deep
+from crnode.capture.rot import Stretch, ranges
+from crnode.capture.source import SourceSet
+from crnode.store.child import Child
+
+PERIOD_NS = 7 * 86_400 * 10**9  # between the beginnings of two passes over a set
+SAVE_SECONDS = 10.0
+META = "deep"
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Compared:
+    """What a pass, or a part of one, found."""
+
+    files: int = 0
+    size: int = 0  # bytes compared
+    changed: int = 0  # files that capture had not seen yet
+    unread: int = 0  # files whose recipe could not be read
+    differing: list[tuple[bytes, str]] = field(default_factory=list)  # path, which bytes
+    ended: bool = False
+
+
+@dataclass
+class State:
+    """Where the passes over a set are; kept in its catalog, so that a restart goes on."""
+
+    begun_ns: int = 0
+    place: deep.Place | None = None
+    running: bool = False
+
+    def due(self, now_ns: int) -> bool:
+        """Whether there is something to do."""
+        return self.running or not 0 <= now_ns - self.begun_ns < PERIOD_NS
+
+
+async def state_of(source: SourceSet) -> State:
+    """The state that the catalog has; of a new set the first pass is due a period after it was made."""
+    value = await source.writer.submit(source.catalog.meta, META)
+    return State(**json.loads(value)) if value is not None else State(source.spec.created_at_ns)
+
+
+async def compare(
+    source: SourceSet,
+    *,
+    pace: int = 0,
+    seconds: float = 0.0,
+    anew: bool = False,
+    progress: Progress = lambda _: None,
+) -> Compared:
+    """Go on with the pass over a set for about `seconds` (0: to its end), or begin one `anew`.
+
+    Raises child.ChildFailed, CrnodeError when there is no room to note how far it came."""
+    state = await state_of(source)
+    if anew or not state.running:
+        state = State(source.now_ns(), None, True)
+    out = Compared()
+    store = source.store
+    await source.writer.submit(store.flush_index)  # the child sees the committed index alone
+    request = deep.request_for(
+        list(source.spec.paths), source.catalog.path, store.directory, state.place, pace, seconds
+    )
+    saved = time.monotonic()
+    async with Child("crnode.capture.deep", request) as process:
+        while (line := await process.line()) is not None:
+            match line["event"]:
+                case "changed":
+                    out.changed += 1
+                    source.look_at(bytes.fromhex(line["path"]))
+                case "differs":
+                    await _differs(source, bytes.fromhex(line["path"]), line["stretches"], out)
+                case "at" | "end":
+                    out.files, out.size, out.unread = line["files"], line["bytes"], line["unread"]
+                    state.place = line["place"]
+                    out.ended = line["event"] == "end" and state.place is None
+                    text = f"{out.files} files compared, {out.size >> 20} MiB"
+                    progress({"text": f"{source.spec.name}: {text}"})
+            if time.monotonic() - saved > SAVE_SECONDS:
+                saved = time.monotonic()
+                await _save(source, state)
+    state.running = not out.ended
+    await _save(source, state)
+    return out
+
+
+async def _save(source: SourceSet, state: State) -> None:
+    await source.writer.submit(source.commit.save_meta, META, json.dumps(vars(state)).encode())
+
+
+async def _differs(source: SourceSet, path: bytes, stretches: list[list[int]], out: Compared) -> None:
+    if await source.examine(path):
+        out.differing.append((path, ranges(Stretch(start, end, b"") for start, end in stretches)))
+        return
+    out.changed += 1
+    source.look_at(path)
+
+
+def rows(name: str, found: Compared) -> list[dict[str, str]]:
+    """What differs, for the answer of a scrub."""
+    return [
+        {"set": name, "path": os.fsdecode(path).encode("utf-8", "replace").decode(), "bytes": text}
+        for path, text in found.differing
+    ]

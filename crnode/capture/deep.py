@@ -1,0 +1,175 @@
+"""The deep pass: every file of a source is read again and compared by BLAKE3 with what was captured of it.
+
+What capture compares by is a fast hash (rule 57) and the times of a file; what both miss is found here,
+weekly: contents made to have one xxh3, and rot (rule 58). A child process reads, at a set pace, and prints
+JSON lines; it goes through the newest image in the order of (directory, name) and can stop and go on
+anywhere, also in the middle of a large file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from crnode.capture.read import fingerprint_of
+from crnode.capture.roots import OpenRoots, labels
+from crnode.capture.rot import Stretch
+from crnode.capture.verify import compared, open_file
+from crnode.store import child
+from crnode.store.reader import Fingerprint, open_reader
+from crnode.store.scrub import Pace
+from crnode.store.store import Damaged, Missing, StoreReader
+from crproto.entries import FILE, Entry
+from crproto.errors import RemoteProtocolError
+from crproto.paths import split
+
+PAGE = 200  # entries of the newest image looked at before it is asked for anew
+TOLD_SECONDS = 0.5
+STRETCHES_MOST = 100  # told of one file
+
+Place = dict[str, Any]
+"""Where a pass is: {"dir", "name"} of the last file, hex, and {"offset", "content"} while it is inside it."""
+
+
+def request_for(
+    paths: list[str], catalog: Path, store: Path, place: Place | None, pace: int, seconds: float
+) -> dict[str, Any]:
+    """The request of the child: from `place` on, at most `pace` bytes a second (0: no bound), for about
+    `seconds` (0: to the end)."""
+    return {
+        "paths": paths, "catalog": str(catalog), "store": str(store), "place": place,
+        "pace": pace, "seconds": seconds,
+    }  # fmt: skip
+
+
+class _Pass:
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.roots = OpenRoots(labels(body["paths"]))
+        self.catalog = open_reader(Path(body["catalog"]))
+        self.store = StoreReader(Path(body["store"]))
+        self.pace = Pace(body["pace"])
+        self.until = time.monotonic() + body["seconds"] if body["seconds"] else float("inf")
+        self.files = self.bytes = self.unread = 0
+        self.place: Place | None = body["place"]
+        self._told = time.monotonic()
+
+    def run(self) -> bool:
+        """True when the pass came to its end, False when its time was over."""
+        for entry in self._entries():
+            if entry.kind != FILE or entry.content is None:
+                self._at(entry)
+                continue
+            start = self._start(entry)
+            if not self._file(entry, start):
+                return False
+            self._at(entry)
+            if time.monotonic() >= self.until:
+                return False
+        return True
+
+    def _entries(self) -> Iterator[Entry]:
+        """The entries of whatever image is the newest, a page at a time: none has to be kept for this."""
+        place = self.place
+        after: tuple[bytes, bytes] | None = None
+        if place is not None and "content" in place:  # it stands inside a file: that one once more
+            inside = bytes.fromhex(place["dir"]), bytes.fromhex(place["name"])
+            entry = self._newest_entry(b"/".join(part for part in inside if part))
+            if entry is not None:
+                yield entry
+            after = inside
+        elif place is not None:
+            after = bytes.fromhex(place["dir"]), bytes.fromhex(place["name"])
+        while (newest := self.catalog.newest()) is not None:
+            page = list(islice(self.catalog.walk(newest.ordinal, PAGE, after), PAGE))
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = split(page[-1].path)
+
+    def _newest_entry(self, path: bytes) -> Entry | None:
+        newest = self.catalog.newest()
+        return self.catalog.entry(path, newest.ordinal) if newest is not None else None
+
+    def _start(self, entry: Entry) -> int:
+        place = self.place
+        assert entry.content is not None
+        if place is None or place.get("content") != entry.content.hex():
+            return 0
+        head, name = split(entry.path)
+        return int(place["offset"]) if (place["dir"], place["name"]) == (head.hex(), name.hex()) else 0
+
+    def _at(self, entry: Entry, offset: int | None = None) -> None:
+        head, name = split(entry.path)
+        self.place = {"dir": head.hex(), "name": name.hex()}
+        if offset is not None and entry.content is not None:
+            self.place |= {"offset": offset, "content": entry.content.hex()}
+        now = time.monotonic()
+        if now - self._told >= TOLD_SECONDS:
+            self._told = now
+            child.say(event="at", place=self.place, files=self.files, bytes=self.bytes, unread=self.unread)
+
+    def _file(self, entry: Entry, start: int) -> bool:
+        """Compare one file; False when the time was over inside it."""
+        recorded = self.catalog.fingerprint(entry.path)
+        try:
+            fd = open_file(self.roots, entry.path)
+        except (OSError, KeyError):
+            child.say(event="changed", path=entry.path.hex())
+            return True
+        try:
+            return self._compare(fd, entry, recorded, start)
+        finally:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # leave the cache to others
+            os.close(fd)
+
+    def _compare(self, fd: int, entry: Entry, recorded: Fingerprint | None, start: int) -> bool:
+        if fingerprint_of(os.fstat(fd)) != recorded:
+            self._changed(entry, recorded)
+            return True
+        bad: list[Stretch] = []
+        whole = True
+        try:
+            for one, same in compared(fd, entry, self.store.get, start):
+                if not same and len(bad) < STRETCHES_MOST:
+                    bad.append(one)
+                size = one.end - one.start
+                self.bytes += size
+                self.pace.took(size)
+                self._at(entry, one.end)
+                if time.monotonic() >= self.until and one.end < entry.size:
+                    whole = False
+                    break
+        except (Missing, Damaged, RemoteProtocolError):
+            self.unread += 1  # a recipe captured this moment, or one that a scrub heals
+            return True
+        except OSError:
+            child.say(event="changed", path=entry.path.hex())
+            return True
+        self.files += whole
+        if bad and fingerprint_of(os.fstat(fd)) == recorded == self.catalog.fingerprint(entry.path):
+            pairs = [(one.start, one.end) for one in bad]
+            child.say(event="differs", path=entry.path.hex(), stretches=pairs)
+        elif bad:
+            self._changed(entry, recorded)
+        return whole
+
+    def _changed(self, entry: Entry, recorded: Fingerprint | None) -> None:
+        if self.catalog.fingerprint(entry.path) == recorded:  # else it was captured this moment
+            child.say(event="changed", path=entry.path.hex())
+
+
+def main() -> None:
+    """Compare from the place that was asked for until the time is over or the set is through."""
+    work = _Pass(child.request())
+    whole = work.run()
+    child.say(
+        event="end", place=None if whole else work.place, files=work.files, bytes=work.bytes,
+        unread=work.unread,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A peer that stages more than it may: refused with a reason, the disk is not filled, and what it left is
+garbage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness import Cluster, wait_for
+from test_full_disk import small_disk
+from test_lying_peer import Liar, answer, file, lie
+
+from crnode.net.peer import Peer
+from crproto import delta
+from crproto.ids import chunk_id
+from crproto.messages import Ack, Entries, ImageCommit, Objects, Refused, SetState
+from crproto.shapes import Message
+
+__all__ = ["small_disk"]
+
+
+def test_a_session_stages_a_quarter_of_the_free_space_at_most(
+    cluster: Cluster, tmp_path: Path, small_disk: Path
+) -> None:
+    cluster.init()
+    box2 = cluster.join("box2", data=small_disk / "data")
+    node = cluster.join("liar", "repli-master")
+    (tmp_path / "source").mkdir()
+    uuid = cluster.add_set("stolen", "liar", tmp_path / "source", [f"box2:{tmp_path}/live"], privileged=False)
+    wait_for(lambda: all(n.call("set.list")["sets"] for n in (box2, node)))
+    node.kill()
+    liar = Liar(node, uuid)
+    packs = box2.data / "store" / "packs"
+    entry = file(b"a")
+    free = os.statvfs(small_disk)
+
+    async def greedy(peer: Peer) -> Message:
+        received = await peer.receive()
+        assert received is not None and isinstance(received.message, SetState)
+        header = liar.header([entry])  # it says that the set has two kilobytes
+        await peer.send(header)
+        for _ in range(60):
+            data = os.urandom(1 << 20)
+            record = (chunk_id(data), 0, delta.RAW, len(data), len(data), b"")
+            await peer.send(Objects((record,)), [data])
+        await peer.send(Entries((entry,), ()))
+        await peer.send(ImageCommit(header.id))
+        return await answer(peer)
+
+    said = lie(liar, greedy)
+    assert isinstance(said, Refused), said
+    assert said.code == "full"
+    assert "granted" in said.text
+    staged = sum(path.stat().st_size for path in packs.iterdir())
+    assert 1 << 20 < staged <= free.f_bavail * free.f_frsize // 4
+    report = box2.call("gc", {"plan": False}, 120)
+    assert report["removed_bytes"] >= staged - (1 << 20)
+
+    async def modest(peer: Peer) -> Message:
+        from test_lying_peer import DATA, push
+
+        return await push(peer, liar.header([entry]), [entry], {chunk_id(DATA): DATA})
+
+    assert isinstance(lie(liar, modest), Ack)
+
+
+pytestmark = pytest.mark.timeout(120)
