@@ -156,7 +156,7 @@ def _sets(agent: Agent) -> list[Check]:
             out.append(
                 _check(
                     f"set {running.spec.name} to {name}",
-                    push.state in ("in sync", "copying"),
+                    push.state in ("in sync", "behind", "copying", "waiting"),
                     f"{push.state}. {push.reason}".strip(),
                 )
             )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from crnode.capture.guard import RotGuard
-from crnode.capture.read import Fresh, Gone, PathReader, Taken, Torn, Unreadable
+from crnode.capture.read import Fresh, Gone, Own, PathReader, Taken, Torn, Unreadable
 from crnode.capture.roots import Selection
 from crnode.capture.scan import dirty_paths
 from crnode.capture.watch import Watcher, WatchLimit
@@ -108,6 +108,7 @@ class Job:
             self.view,
             self.selection.takes,
             top,
+            self.reader.own,
             self._watch if self.watcher else None,
         )
 
@@ -136,8 +137,10 @@ class Job:
         try:
             info = self.reader.stat(path)
             is_dir = stat.S_ISDIR(info.st_mode)
-            if not self.selection.takes(path, is_dir):
+            if not self.selection.takes(path, is_dir) or self.reader.inside_destination(path):
                 raise Gone
+            if is_dir and (own := self.reader.own_place(path)) is not None:
+                return self._own(path, old, own)
             base = old
             if base is None and stat.S_ISREG(info.st_mode) and self.view:
                 base = self._renamed_from(info.st_dev, info.st_ino)
@@ -154,6 +157,16 @@ class Job:
         if old is not None and self._keeps_old(path, old, taken, event):
             return []
         return self._taken(path, old, taken)
+
+    def _own(self, path: bytes, old: Entry | None, own: Own) -> list[bytes]:
+        """A directory of crnode's own is in no image; a destination of this very set is told, too."""
+        partners = self._gone(path, old)
+        if own is Own.DESTINATION:
+            self.batch.lost[path] = "it is a destination of this very set: a copy would be copied again"
+        else:
+            head, _, name = path.rpartition(b"/")
+            partners.append((head + b"/" if head else b"") + name.removeprefix(b".crnode-"))
+        return partners
 
     def _keeps_old(self, path: bytes, old: Entry, taken: Taken, event: bool) -> bool:
         """Whether what was read looks like damage of the disk, so that the old entry stays (rule 58)."""
@@ -214,6 +227,9 @@ class Job:
             batch.lost[path] = None
         if old is None:
             return []
+        if old.kind == DIRECTORY:  # what could not be taken below it is gone with it
+            below = [p for p in self._known_lost or () if p.startswith(path + b"/")]
+            batch.lost.update(dict.fromkeys(below))
         partners = self._partners(path, old)
         if old.kind == DIRECTORY:
             self._remove_below(path)
@@ -269,8 +285,10 @@ def watch_tree(reader: PathReader, watcher: Watcher, takes: Callable[[bytes, boo
             with os.scandir(fd) as listing:
                 for item in listing:
                     if item.is_dir(follow_symlinks=False):
-                        child = (path + b"/" if path else b"") + os.fsencode(item.name)
-                        if takes(child, True) and not problem(child):
+                        name = os.fsencode(item.name)
+                        child = (path + b"/" if path else b"") + name
+                        own = reader.own.workspace(fd, name) or reader.own.destination(fd, name)
+                        if takes(child, True) and not own and not problem(child):
                             stack.append(child)
         except OSError:
             continue

@@ -14,10 +14,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 from crnode.capture.attributes import group_name, read_extra, user_name
-from crnode.capture.roots import OpenRoots
+from crnode.capture.roots import OpenRoots, OwnPlaces
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
@@ -72,6 +73,13 @@ class Fresh:
             self.held += size
 
 
+class Own(Enum):
+    """What a directory is that crnode itself put into a source's tree."""
+
+    WORKSPACE = "workspace"
+    DESTINATION = "destination"
+
+
 class Gone(Exception):
     """There is nothing at this path (any more)."""
 
@@ -106,6 +114,7 @@ class PathReader:
         limit: largest logical file size in bytes that is taken.
         now_ns: wall clock, to tell young files.
         budget: how many bytes of new chunks may be kept in memory.
+        own: recognises what crnode itself put into the tree.
     """
 
     def __init__(
@@ -118,7 +127,10 @@ class PathReader:
         limit: int,
         now_ns: Callable[[], int],
         budget: int,
+        own: OwnPlaces,
     ) -> None:
+        self.own = own
+        self._destinations: set[bytes] = set()  # of this very set, met inside its own tree
         self.roots = roots
         self.load = load
         self.blocks = blocks
@@ -158,6 +170,28 @@ class PathReader:
             return os.lstat(name, dir_fd=self._open_parent(path[: len(path) - len(name)], root_fd, head))
         except OSError as error:
             raise _reason(error) from error
+
+    def own_place(self, path: bytes) -> Own | None:
+        """What of crnode's own the directory at `path` is, if anything. Raises Gone, Unreadable."""
+        root_fd, below = self.roots.resolve(path)
+        head, _, name = below.rpartition(b"/")
+        if not name:
+            return None
+        try:
+            parent = self._open_parent(path[: len(path) - len(name)], root_fd, head)
+        except OSError as error:
+            raise _reason(error) from error
+        if self.own.workspace(parent, name):
+            return Own.WORKSPACE
+        if self.own.destination(parent, name):
+            self._destinations.add(path)
+            return Own.DESTINATION
+        self._destinations.discard(path)
+        return None
+
+    def inside_destination(self, path: bytes) -> bool:
+        """Whether `path` lies in a destination of this very set that was met before."""
+        return any(path.startswith(place + b"/") for place in self._destinations)
 
     def take(self, path: bytes, old: Entry | None, fresh: Fresh) -> Taken:
         """The entry at `path` as it is now; new objects go into `fresh`.

@@ -9,6 +9,7 @@ so that an unmounted or replaced source is noticed before an empty image is made
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pathspec
 
 OWN = b".crnode"  # never part of a set (rule 67)
+_BESIDE = b".crnode-"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,42 @@ class OpenRoots:
             if (here.st_dev, here.st_ino) != (held.st_dev, held.st_ino):
                 return True
         return False
+
+
+class OwnPlaces:
+    """Recognises what crnode itself put into a source's tree: workspaces beside destinations, and the
+    destinations of the very set that is captured, as where two nodes share a machine. A copy would be copied
+    again, one level deeper each time (rule 64). `set_uuid` is '' where no set's source is looked at."""
+
+    def __init__(self, set_uuid: str) -> None:
+        self._uuid = set_uuid
+
+    def workspace(self, parent_fd: int, name: bytes) -> bool:
+        """Whether the directory `name` in `parent_fd` is the workspace of some destination."""
+        return name.startswith(_BESIDE) and self._mark(parent_fd, name + b"/set") != ""
+
+    def destination(self, parent_fd: int, name: bytes) -> bool:
+        """Whether the directory `name` in `parent_fd` is a destination of this set."""
+        beside, inside = _BESIDE + name + b"/set", name + b"/" + OWN + b"/set"
+        return bool(self._uuid) and self._uuid in (
+            self._mark(parent_fd, beside),
+            self._mark(parent_fd, inside),
+        )
+
+    @staticmethod
+    def _mark(parent_fd: int, path: bytes) -> str:
+        """The set that a mark names, '' when there is none."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent_fd)
+        except OSError:
+            return ""
+        try:
+            held = json.loads(os.read(fd, 4096))
+            return str(held["set"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        finally:
+            os.close(fd)
 
 
 class Selection:

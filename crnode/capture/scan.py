@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from crnode.capture.roots import OpenRoots, Selection, labels
+from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader, open_reader
 from crproto.entries import DIRECTORY, FILE, SYMLINK
@@ -29,6 +29,7 @@ def dirty_paths(
     ordinal: int,
     takes: Callable[[bytes, bool], bool],
     top: bytes,
+    own: OwnPlaces,
     on_directory: Callable[[bytes], None] | None = None,
 ) -> Iterator[bytes]:
     """Paths at and below `top` whose disk state differs from image `ordinal`, vanished ones included.
@@ -45,7 +46,7 @@ def dirty_paths(
     info = os.fstat(fd)
     if _differs(info, catalog.fingerprint(top)):
         yield top
-    yield from _below(fd, top, device, catalog, ordinal, takes, on_directory)
+    yield from _below(fd, top, device, catalog, ordinal, takes, own, on_directory)
 
 
 def _below(
@@ -55,6 +56,7 @@ def _below(
     catalog: Reader,
     ordinal: int,
     takes: Callable[[bytes, bool], bool],
+    own: OwnPlaces,
     on_directory: Callable[[bytes], None] | None,
 ) -> Iterator[bytes]:
     """Walks with one descriptor a level; takes ownership of `fd`."""
@@ -72,7 +74,11 @@ def _below(
                 except OSError:
                     continue  # gone again; if it was known, it is left in `known` and reported below
                 is_dir = stat.S_ISDIR(info.st_mode)
-                if not takes(child, is_dir):
+                if not takes(child, is_dir) or (is_dir and own.workspace(fd, name)):
+                    continue
+                if is_dir and own.destination(fd, name):
+                    yield child  # whoever captures it says what it is
+                    known.pop(name, None)
                     continue
                 old = known.pop(name, None)
                 if old is None or old[0] != _kind(info.st_mode) or _differs(info, old[1]):
@@ -87,7 +93,7 @@ def _below(
             except OSError:
                 yield join(path, name)
                 continue
-            yield from _below(below, join(path, name), device, catalog, ordinal, takes, on_directory)
+            yield from _below(below, join(path, name), device, catalog, ordinal, takes, own, on_directory)
     finally:
         os.close(fd)
 
@@ -110,11 +116,18 @@ def _differs(info: os.stat_result, known: Fingerprint | None) -> bool:
 
 
 def encode_request(
-    paths: list[str], include: list[str], exclude: list[str], catalog: Path, ordinal: int
+    paths: list[str], include: list[str], exclude: list[str], catalog: Path, ordinal: int, set_uuid: str
 ) -> str:
     """The argument of the scanning process."""
     return json.dumps(
-        {"paths": paths, "include": include, "exclude": exclude, "catalog": str(catalog), "ordinal": ordinal}
+        {
+            "paths": paths,
+            "include": include,
+            "exclude": exclude,
+            "catalog": str(catalog),
+            "ordinal": ordinal,
+            "set": set_uuid,
+        }
     )
 
 
@@ -125,6 +138,7 @@ def main(request: str) -> int:
     os.nice(10)
     body = json.loads(request)
     selection = Selection(body["include"], body["exclude"])
+    own = OwnPlaces(body["set"])
     try:
         roots = OpenRoots(labels(body["paths"]))
     except OSError as error:  # it went away since somebody looked: no defect, and no traceback in a log
@@ -133,7 +147,7 @@ def main(request: str) -> int:
     out = sys.stdout.buffer
     with open_reader(Path(body["catalog"])) as catalog:
         for top in roots.tops():
-            for path in dirty_paths(roots, catalog, body["ordinal"], selection.takes, top):
+            for path in dirty_paths(roots, catalog, body["ordinal"], selection.takes, top, own):
                 out.write(_LENGTH.pack(len(path)) + path)
     out.write(_LENGTH.pack(0xFFFFFFFF))
     out.flush()

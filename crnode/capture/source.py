@@ -25,7 +25,7 @@ from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
 from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.restless import Restless
-from crnode.capture.roots import OpenRoots, Selection, labels
+from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
 from crnode.capture.settle import Change, Settle
 from crnode.capture.watch import Watcher, WatchLimit
@@ -45,6 +45,7 @@ RECONCILE_SECONDS = 600.0  # stat scan at idle priority; each sixth is the promi
 POLL_SECONDS = 1.0  # recently changed files are looked at by stat this often (rule 54)
 POLL_WINDOW_NS = 3600 * 10**9
 POLL_MOST = 2000
+LOST_MOST = 100_000
 ROOT_RETRY_SECONDS = 2.0
 FULL_RETRY_SECONDS = 5.0
 EMPTIED_SECONDS = 3.0  # an emptied set is scanned this often, to see whether its files are back
@@ -260,6 +261,7 @@ class SourceSet:
             self.spec.file_size_limit,
             self.now_ns,
             HELD_BYTES // 4,
+            OwnPlaces(self.spec.uuid),
         )
         await self._look()
         await self._start_watching()
@@ -441,6 +443,8 @@ class SourceSet:
                 "source",
                 f"Set {self.spec.name}: the reconcile scan found {len(dirty)} changes without events.",
             )
+        # What could not be taken has no entry that a scan would compare: it is looked at again here.
+        dirty += [path for path, _ in await self.writer.submit(self.catalog.lost, LOST_MOST)]
         await self._point((path, False) for path in dirty)
         self._scans_done = serving
         if (
@@ -468,6 +472,7 @@ class SourceSet:
             list(self.spec.exclude),
             self.catalog.path,
             self._view,
+            self.spec.uuid,
         )
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -258,6 +258,8 @@ class Push:
     # -- one connection
 
     async def _session(self, peer: Peer) -> None:
+        if self.source.newest is None:
+            self.state, self.reason, self.reachable = "waiting", "The set is being captured.", True
         while self.source.newest is None:
             await self._wait_news(peer)
         newest = self.source.newest
@@ -279,6 +281,8 @@ class Push:
         if state.problem:
             self._down("refused", state.problem)
             self.reachable = True
+        else:
+            self.state, self.reason = "behind", ""
         if self._reader is None:
             self._reader = await self._in_thread(self.source.catalog.reader)
         held = await self._known(state)

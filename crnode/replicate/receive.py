@@ -568,7 +568,7 @@ class TargetSet:
         live = self.live
         if live is None or live.at == 0:
             return Report()
-        request = scan.encode_request([str(tree.place.destination)], [], [], self.catalog.path, live.at)
+        request = scan.encode_request([str(tree.place.destination)], [], [], self.catalog.path, live.at, "")
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

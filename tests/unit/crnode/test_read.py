@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from crnode.capture.read import Fresh, Gone, PathReader, Unreadable
-from crnode.capture.roots import OpenRoots, labels
+from crnode.capture.roots import OpenRoots, OwnPlaces, labels
 from crnode.store.store import Missing
 from crproto import content
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
@@ -40,6 +40,7 @@ class Source:
             1 << 40,
             lambda: time.time_ns() + LATER,
             64 << 20,
+            OwnPlaces("00" * 16),
         )
 
     def _load(self, name: bytes) -> bytes:
