@@ -23,6 +23,7 @@ from crnode.agent.heal import Healer
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
+from crnode.cluster.create import bad_address
 from crnode.cluster.document import (
     ClusterDocument,
     Node,
@@ -309,6 +310,11 @@ class Agent:
 def run(data: Path, role: str, listen: str | None = None) -> int:
     """Run the agent in the foreground until SIGTERM or SIGINT; returns the exit code. CrnodeError says why
     not."""
+    if listen is not None:
+        try:
+            split_address(listen)
+        except ValueError as error:
+            raise bad_address(error) from error
     check_data_dir(data)
     with DataLock(data):
         node = read_node_file(data)

@@ -11,6 +11,7 @@ Every violation is a ValueError with one sentence: what is wrong, why that matte
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -42,7 +43,8 @@ TOMBSTONE_KEEP_NS = 30 * 86_400 * 1_000_000_000
 
 _HEX16 = r"^[0-9a-f]{32}$"
 _HEX32 = r"^[0-9a-f]{64}$"
-_HOST = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 T = TypeVar("T")
 _WILDCARDS = frozenset({"0.0.0.0", "::", "0", "*"})
 
@@ -56,7 +58,8 @@ def split_address(text: str) -> tuple[str, int]:
     """'host:port' or '[v6]:port' -> (host, port 0..65535); a missing port means 7400. ValueError with a
     sentence.
     """
-    host, colon, number = text.strip().rpartition(":")
+    text = text.strip()
+    host, colon, number = text.rpartition(":")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -66,19 +69,34 @@ def split_address(text: str) -> tuple[str, int]:
         number = rest[1:]
         colon = rest[:1]
     elif not colon:
-        host, number = text.strip(), ""
+        host, number = text, ""
     elif ":" in host:
         raise ValueError(
             f"The address '{text}' has several colons; write an IPv6 address in brackets: [{text}]:7400."
         )
-    if not host or not (_HOST.match(host) or (":" in host and re.fullmatch(r"[0-9A-Fa-f:.%A-Za-z]+", host))):
+    if not _names_a_host(host, bracketed=text.startswith("[")):
         raise ValueError(
             f"The address '{text}' names no host; write a name or an IP address and a port: "
             "192.168.1.10:7400."
         )
-    if colon and not (number.isascii() and number.isdigit() and int(number) <= 65535):
-        raise ValueError(f"The address '{text}' has no port number of 0 to 65535; write it as {host}:7400.")
+    if colon and not (re.fullmatch(r"[0-9]{1,5}", number) and int(number) <= 65535):
+        raise ValueError(
+            f"The address '{text}' has no port number of 0 to 65535; write it as "
+            f"{join_address(host, DEFAULT_PORT)}."
+        )
     return host, int(number) if number else DEFAULT_PORT
+
+
+def _names_a_host(host: str, *, bracketed: bool) -> bool:
+    """Whether `host` can be looked up at all: an IP address as it is written, or a name of DNS labels."""
+    try:
+        if bracketed:
+            return bool(ipaddress.IPv6Address(host))
+        if host not in _WILDCARDS and re.fullmatch(r"[0-9.]+", host):
+            return bool(ipaddress.IPv4Address(host))
+    except ValueError:
+        return False
+    return len(host) <= 253 and _HOST.fullmatch(host) is not None
 
 
 def join_address(host: str, port: int) -> str:

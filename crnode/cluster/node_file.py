@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from crnode.cluster.document import Hex16, Name, Role, sentence
+from crnode.cluster.document import Hex16, Name, Role, sentence, split_address
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, machine_id
 
@@ -38,6 +38,11 @@ _UNFINISHED = frozenset({LOCK_FILE, KEY_FILE, CERTIFICATE_FILE, DOCUMENT_FILE, T
 """
 
 
+def _address(text: str) -> str:
+    split_address(text)  # ValueError with a sentence
+    return text
+
+
 class NodeFile(BaseModel):
     """The node's own identity and settings. Never sent anywhere."""
 
@@ -49,8 +54,8 @@ class NodeFile(BaseModel):
     cluster: Hex16
     incarnation: Hex16
     machine_id: str  # where this directory was made; elsewhere it is a copy (rule 90)
-    listen: str  # host:port to bind
-    advertise: str  # host:port that the others call
+    listen: Annotated[str, AfterValidator(_address)]  # host:port to bind
+    advertise: Annotated[str, AfterValidator(_address)]  # host:port that the others call
     destinations: tuple[str, ...] = ()  # where live trees may lie; empty: anywhere but in the system's places
     hash_seed: Annotated[int, Field(ge=0, lt=2**64)]  # secret seed of the block hashes
     format_level: Annotated[int, Field(ge=1)] = FORMAT_LEVEL

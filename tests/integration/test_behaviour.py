@@ -288,3 +288,23 @@ def test_a_removed_node_is_turned_away(cluster: Cluster, tmp_path: Path) -> None
     wait_for(
         lambda: any("removed" in str(n["problems"]) for n in cluster.nodes["box2"].call("node.list")["nodes"])
     )
+
+
+def test_an_agent_that_cannot_listen_says_why_and_ends(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.init()
+    node.stop()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for place, code, words in (
+            (f"127.0.0.1:{port}", ExitCode.FAILED, "Another program listens there."),
+            ("203.0.113.7:7400", ExitCode.FAILED, "This machine does not have that address."),
+            ("no-such-machine.invalid:7400", ExitCode.FAILED, "No machine of that name is known here."),
+            ("127.0.0.1:99999", ExitCode.USAGE, "no port number of 0 to 65535"),
+            ("[::1:7400", ExitCode.USAGE, "[address]:port"),
+        ):
+            done = crnode("--role", "master", "--listen", place, "--data", str(node.data), check=False)
+            assert (done.returncode, done.stdout) == (code, ""), done.stderr
+            assert words in done.stderr and done.stderr.count("\n") == 1 and "defect" not in done.stderr
+    node.start()  # and nothing of it stays
