@@ -12,8 +12,11 @@ from typer.exceptions import TyperException
 
 from crnode.cli import cluster, sets, setup, status, upkeep, versions
 from crnode.cli.common import Data, choose_data, data_dir
-from crnode.cli.output import print_error
+from crnode.cli.output import open_streams, print_error, stop_writing
 from crnode.errors import CrnodeError, ExitCode
+
+INTERRUPTED, READER_GONE = 130, 141
+"""What a shell reports of a program that ended by Ctrl-C, or by a reader of its pipe that went away."""
 
 app = typer.Typer(
     name="crnode",
@@ -82,23 +85,47 @@ def agent(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code and never raises."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return READER_GONE
+    except SystemExit as error:  # rich ends the process when its reader goes away (`crnode --help | head`)
+        if isinstance(error.__context__, BrokenPipeError):
+            return READER_GONE
+        raise
+    except OSError:
+        return int(ExitCode.FAILED)  # neither the result nor the error can be written
+    finally:
+        stop_writing()
+
+
+def _run(words: list[str]) -> int:
+    """One command line; what cannot be written is raised, everything else is told."""
     as_json = "--json" in words
     command = typer.main.get_command(app)
     try:
         choose_data(None)
-        code = command.main(args=words, prog_name="crnode", standalone_mode=False)
+        # Not command.main(): it makes 1 of a broken pipe, and prints on its own.
+        with command.make_context("crnode", words) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return int(code or 0)
     except CrnodeError as error:
         failure = error
     except TyperException as error:
         failure = _usage(error)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our pipe went away (`| head`); python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except OSError as error:
         name = f" '{error.filename}'" if error.filename else ""
         failure = CrnodeError(
