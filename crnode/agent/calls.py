@@ -359,7 +359,8 @@ class Calls:
     # -- the rest
 
     async def _events(self, args: Args, progress: Progress) -> Args:
-        events = self.agent.journal.latest(int(args.get("limit") or 50))
+        limit = args.get("limit")
+        events = self.agent.journal.latest(50 if limit is None else int(limit))
         if not args.get("follow"):
             return {"events": events}
         for event in events:

@@ -20,7 +20,7 @@ INTERRUPTED, READER_GONE = 130, 141
 
 app = typer.Typer(
     name="crnode",
-    help="Continuous replication, versions and takeover for a handful of machines.",
+    help="Continuous replication and versions for a handful of machines.",
     epilog="Example: crnode init --name shop1",
     add_completion=False,
     rich_markup_mode="rich",
@@ -39,7 +39,9 @@ def agent(
     role: Annotated[
         str | None,
         typer.Option(
-            "--role", metavar="ROLE", help="Run the agent: master, repli-master, replica or secondary."
+            "--role",
+            metavar="ROLE",
+            help="Run the agent, as what this node is: master, repli-master, replica or secondary.",
         ),
     ] = None,
     data: Data = None,
@@ -51,9 +53,9 @@ def agent(
     ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> int:
-    """Continuous replication, versions and takeover for a handful of machines.
+    """Continuous replication and versions for a handful of machines.
 
-    With --role it runs the agent of this node in the foreground.
+    With --role it runs the agent of this node in the foreground: crnode --role master
     """
     choose_data(data)
     if version:
@@ -62,17 +64,29 @@ def agent(
         print(f"crnode {__version__}")
         raise typer.Exit(0)
     if context.invoked_subcommand is not None:
-        if role is not None:
+        if role is not None or listen is not None:
+            option = "--role" if role is not None else "--listen"
             raise CrnodeError(
-                f"'--role' runs the agent and does not go with '{context.invoked_subcommand}'.",
+                f"'{option}' is for running the agent and does not go with '{context.invoked_subcommand}'.",
                 "",
                 "Leave one of them out.",
                 ExitCode.USAGE,
             )
         return 0
     if role is None:
-        print(context.get_help())
-        raise typer.Exit(0 if len(sys.argv) <= 1 else int(ExitCode.USAGE))
+        if data is None and listen is None:
+            print(context.get_help())
+            raise typer.Exit(0)
+        from crnode.net.control import role_of
+
+        place = data_dir(data)
+        here = role_of(place)
+        raise CrnodeError(
+            "'--role' is missing: it runs the agent.",
+            f"This node is the {here}." if here else "Which role this node has is not to be read here.",
+            f"Run: crnode --role {here or 'ROLE'} --data {place}; or name a command, see crnode --help",
+            ExitCode.USAGE,
+        )
     if role not in ("master", "repli-master", "replica", "secondary"):
         raise CrnodeError(
             f"'{role}' is no role.", "", "Choose master, repli-master, replica or secondary.", ExitCode.USAGE
@@ -150,5 +164,7 @@ def _usage(error: TyperException) -> CrnodeError:
     path = context.command_path if context is not None else "crnode"
     code = ExitCode.USAGE if error.exit_code == ExitCode.USAGE else ExitCode.FAILED
     what = error.format_message().replace("\n", " ").strip()
+    if not what:  # a group without a command: its help was printed
+        what = f"'{path}' needs a command."
     what = what if what.endswith((".", "?", "!")) else f"{what}."
     return CrnodeError(what, "", f"See: {path} --help", code)

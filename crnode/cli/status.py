@@ -145,7 +145,7 @@ def _behind(target: dict[str, Any]) -> str | None:
 
 
 def events(
-    limit: Annotated[int, typer.Option(min=0, help="How many past events.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="How many past events, at most the last 1000.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
     data: Data = None,
     as_json: Json = False,
@@ -182,5 +182,5 @@ def events(
         return
     for event in answer["events"]:
         one(event)
-    if not answer["events"]:
+    if not answer["events"] and limit:
         show("Nothing has happened yet.")

@@ -229,7 +229,7 @@ class Target(_Value):
     mode: Mode = Mode.MIRROR
     paused: bool = False
     throttle_bytes_s: Annotated[int, Field(ge=1024)] | None = None  # None: as fast as the line allows
-    adopt: bool = False  # the destination may hold files already; they are kept as a version first (rule 64)
+    adopt: bool = False  # the destination may hold files already; they are moved aside first (rule 64)
 
 
 class ReplicationSet(_Value):

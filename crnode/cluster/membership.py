@@ -164,7 +164,12 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
     try:
         wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
         if not wanted:
-            raise _refuse(what, "It names no target.", "Say where it goes: --to NODE or --to NODE:DIRECTORY.")
+            raise CrnodeError(
+                what,
+                "It names no target.",
+                "Say where it goes, with --to or --archive-to: NODE or NODE:DIRECTORY.",
+                ExitCode.USAGE,
+            )
         for text, mode in wanted:
             target = parse_target(text, mode, spec.adopt)
             if target.node in targets:

@@ -180,6 +180,25 @@ def test_an_archive_keeps_what_was_deleted(cluster: Cluster, tmp_path: Path) -> 
     assert (kept / "b").read_bytes() == b"second"
 
 
+def test_a_set_with_an_archive_alone(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(b"first")
+    at = ("--data", str(cluster.master.data))
+    keep = f"box2:{tmp_path}/keep"
+    crnode("set", "add", "docs", "--source", "shop1", "--path", str(source), "--archive-to", keep, *at)
+    crnode("sync", "docs", *at)
+    (source / "b").write_bytes(b"second")
+    (source / "a").unlink()
+    crnode("sync", "docs", *at)
+    assert (tmp_path / "keep" / "a").read_bytes() == b"first"
+    none = crnode("set", "add", "x", "--source", "shop1", "--path", str(source), *at, check=False)
+    assert none.returncode == ExitCode.USAGE and "--archive-to" in none.stderr
+    assert cluster.master.call("events", {"limit": 0})["events"] == []
+
+
 def test_restores_of_old_and_new_versions_on_every_node(cluster: Cluster, tmp_path: Path) -> None:
     source, _ = pair(cluster, tmp_path)
     cluster.join("box3")  # has no part in the set

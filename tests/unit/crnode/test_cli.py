@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -251,6 +253,25 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
         },
         "box2, box3:/d",
     ),
+    (
+        ["set", "add", "old", "--source", "shop1", "--path", "/a", "--archive-to", "box3"],
+        "set.add",
+        {
+            "name": "old",
+            "source": "shop1",
+            "paths": ["/a"],
+            "to": [],
+            "archive_to": ["box3"],
+            "mode": "mirror",
+            "template": "files",
+            "include": [],
+            "exclude": [],
+            "page_files": [],
+            "privileged": False,
+            "adopt": False,
+        },
+        "goes to box3",
+    ),
     (["set", "rebase", "web"], "set.rebase", {"name": "web"}, "counts as it is now"),
     (["set", "remove", "web"], "set.remove", {"name": "web", "now": False}, "30 days"),
     (
@@ -393,6 +414,49 @@ def test_wrong_words_are_exit_2_and_one_line(
         main([*words, "--json"])
         assert json.loads(capsys.readouterr().err)["error"]["exit_code"] == ExitCode.USAGE
     assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_role_is_named_with_the_one_that_the_node_has(tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        done = crnode(*words)
+        assert (done.returncode, done.stdout) == (ExitCode.USAGE, "") and done.stderr.count("\n") == 1
+        return done.stderr
+
+    data = str(tmp_path / "data")
+    assert "--role" in said("--data", data)
+    crnode("init", "--name", "shop1", "--listen", "127.0.0.1:7400", "--data", data)
+    assert f"crnode --role master --data {data}" in said("--data", data)
+    assert "--role" in said("--listen", "127.0.0.1:7400", "--data", data)
+    (tmp_path / "data" / "node.json").write_text('{"role": ["king"]}')
+    assert f"crnode --role ROLE --data {data}" in said("--data", data)
+    assert "--listen" in said("--listen", "127.0.0.1:7400", "status")
+    assert "needs a command" in crnode("set").stderr
+    assert crnode().returncode == 0
+
+
+def test_no_colours_unless_it_is_a_terminal_that_wants_them(agent: Agent) -> None:
+    def colours(*words: str, **environment: str) -> bool:
+        master, terminal = pty.openpty()
+        env = {**os.environ, "TERM": "xterm-256color", **environment}
+        with subprocess.Popen(
+            [sys.executable, "-m", "crnode", *words], stdout=terminal, stderr=terminal, env=env
+        ) as shown:
+            os.close(terminal)
+            out = b""
+            with contextlib.suppress(OSError):  # the end of a terminal
+                while part := os.read(master, 65536):
+                    out += part
+            os.close(master)
+            assert shown.wait(10) in (0, 2)
+        assert out
+        return re.search(rb"\x1b\[[0-9;]*3[0-7]m", out) is not None  # bold is no colour
+
+    for words in (("status",), ("status", "--wings"), ("set", "--help")):
+        assert colours(*words)
+        assert not colours(*words, NO_COLOR="1")
+        assert not colours(*words, TERM="dumb")
+        piped = crnode(*words)
+        assert "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_init_then_no_agent_then_init_again(tmp_path: Path) -> None:

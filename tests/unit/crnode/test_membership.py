@@ -77,6 +77,14 @@ def test_set_targets_are_read_from_node_and_destination(document: ClusterDocumen
     assert item.uuid == "11" * 16 and item.exclude == ("*.tmp",)
 
 
+def test_archives_alone_are_targets_enough_and_none_is_not(document: ClusterDocument) -> None:
+    item = with_set(document, to=[], archive_to=["box3"]).set_named("web")
+    assert item is not None and item.targets["box3"].mode is Mode.ARCHIVE and len(item.targets) == 1
+    with pytest.raises(CrnodeError, match="no target") as caught:
+        with_set(document, to=[])
+    assert caught.value.exit_code is ExitCode.USAGE and "--archive-to" in caught.value.hint
+
+
 def test_one_set_may_have_mirrors_and_archives(document: ClusterDocument) -> None:
     item = with_set(document, to=["box2"], archive_to=["box3:/keep"]).set_named("web")
     assert item is not None
