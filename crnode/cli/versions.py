@@ -84,8 +84,9 @@ def versions(
         )
         for item in answer["versions"]
     ]
+    empty = "There are no versions yet." if path is None else "No version that is kept has it."
     columns = ("version", "time", "entries", "size", "quality", "verdict", "name", "kept because", "node")
-    show(table(f"Versions of {name}", columns, rows, "There are no versions yet."))
+    show(table(f"Versions of {name}", columns, rows, empty))
 
 
 def _versions(data: Any, name: str, path: str | None, as_json: bool) -> dict[str, Any]:

@@ -335,6 +335,24 @@ class ClusterDocument(_Value):
         """The set of that name, or None."""
         return next((item for item in self.sets if item.name == name), None)
 
+    def need_node(self, name: str) -> Node:
+        """The node of that name; CrnodeError(USAGE) naming the known ones when there is none."""
+        if (found := self.node(name)) is None:
+            names = ", ".join(node.name for node in self.nodes)
+            raise CrnodeError(
+                f"There is no node '{name}'.", f"Nodes: {names}.", "See: crnode node list", ExitCode.USAGE
+            )
+        return found
+
+    def need_set(self, name: str) -> ReplicationSet:
+        """The set of that name; CrnodeError(USAGE) naming the known ones when there is none."""
+        if (found := self.set_named(name)) is None:
+            names = ", ".join(item.name for item in self.sets) or "there are none"
+            raise CrnodeError(
+                f"There is no set '{name}'.", f"Sets: {names}.", "See: crnode set list", ExitCode.USAGE
+            )
+        return found
+
     def set_by_uuid(self, uuid: str) -> ReplicationSet | None:
         """The set of that uuid (hex), or None."""
         return next((item for item in self.sets if item.uuid == uuid), None)
