@@ -380,7 +380,9 @@ def parse_document(body: bytes, where: str = "the cluster document") -> ClusterD
     """Read :meth:`ClusterDocument.to_bytes` back. Raises CrnodeError(FAILED) naming `where` it came from."""
     if len(body) > MAX_DOCUMENT_BYTES:
         raise CrnodeError(
-            f"{where} cannot be used.", f"It has {len(body)} bytes; at most {MAX_DOCUMENT_BYTES} are read."
+            f"{where} cannot be used.",
+            f"It has {len(body)} bytes; at most {MAX_DOCUMENT_BYTES} are read.",
+            "Copy it again from another node of the cluster, or restore it from a backup.",
         )
     try:
         return ClusterDocument.model_validate_json(body)
@@ -388,7 +390,7 @@ def parse_document(body: bytes, where: str = "the cluster document") -> ClusterD
         raise CrnodeError(
             f"{where} cannot be used.",
             sentence(error),
-            "Copy it again from the master, or restore it from a backup.",
+            "Copy it again from another node of the cluster, or restore it from a backup.",
         ) from error
 
 

@@ -7,9 +7,11 @@ of the master (rules 85 and 88). `now` is wall clock time in nanoseconds since 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import pathspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crnode.cluster.document import (
@@ -171,12 +173,32 @@ def parse_target(text: str, mode: Mode, adopt: bool) -> Target:
     return Target(node=node, destination=destination if colon else None, mode=mode, adopt=adopt)
 
 
+def _check_patterns(what: str, spec: SetSpec) -> None:
+    """CrnodeError(USAGE) for a pattern that capture could not read: the set would never run."""
+    for option, patterns in (
+        ("--include", spec.include),
+        ("--exclude", spec.exclude),
+        ("--page-files", spec.page_files),
+    ):
+        for pattern in patterns:
+            try:
+                pathspec.GitIgnoreSpec.from_lines([pattern])
+            except (ValueError, re.error) as error:
+                raise CrnodeError(
+                    what,
+                    f"The pattern '{pattern}' of {option} cannot be read: {error}.",
+                    "Write it like a line of .gitignore: '*.tmp', '/cache/', '!keep.tmp'.",
+                    ExitCode.USAGE,
+                ) from error
+
+
 def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> ClusterDocument:
     """Protect something new. `uuid` is 32 hex digits never used before; the name may be one of old."""
     what = f"The set '{spec.name}' was not added."
     targets: dict[str, Target] = {}
     if spec.template != "files":  # a word that did nothing would be taken for protection
         raise _refuse(what, f"The template '{spec.template}' is not known.", "Only 'files' exists so far.")
+    _check_patterns(what, spec)
     try:
         wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
         if not wanted:

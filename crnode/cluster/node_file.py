@@ -16,7 +16,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from crnode.cluster.document import Hex16, Name, Role, sentence, split_address
+from crnode.cluster.document import (
+    ClusterDocument,
+    Hex16,
+    Name,
+    Role,
+    parse_document,
+    sentence,
+    split_address,
+)
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, machine_id
 
@@ -101,6 +109,22 @@ def read_node_file(data: Path) -> NodeFile:
             ExitCode.REFUSED,
         )
     return node
+
+
+def read_document(data: Path) -> ClusterDocument:
+    """DATA/cluster.json. CrnodeError when it is missing, cannot be read, or is no cluster document."""
+    path = data / DOCUMENT_FILE
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise CrnodeError(
+            f"'{path}' cannot be read.",
+            _because(error),
+            "Copy it again from another node of the cluster, or restore it from a backup."
+            if isinstance(error, FileNotFoundError)
+            else "Run crnode as the owner of it.",
+        ) from error
+    return parse_document(body, f"'{path}'")
 
 
 def check_data_dir(data: Path) -> None:

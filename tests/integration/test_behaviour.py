@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import Cluster, crnode, json, rsync_difference, wait_for
 
+from crnode.cluster.identity import create_key
 from crnode.errors import CrnodeError, ExitCode
 
 
@@ -372,3 +373,51 @@ def test_an_agent_that_cannot_listen_says_why_and_ends(cluster: Cluster, tmp_pat
             assert (done.returncode, done.stdout) == (code, ""), done.stderr
             assert words in done.stderr and done.stderr.count("\n") == 1 and "defect" not in done.stderr
     node.start()  # and nothing of it stays
+
+
+def test_broken_files_of_a_node_are_named_with_what_to_do(cluster: Cluster) -> None:
+    node = cluster.init()
+    node.stop()
+    document = json.loads((node.data / "cluster.json").read_bytes())
+    me = json.loads((node.data / "node.json").read_bytes())
+    foreign = (Path(__file__).read_bytes(), b"", None)
+    other = create_key()  # a whole key, but not that of the certificate
+    broken: list[tuple[str, bytes | None, str]] = [
+        *(("cluster.json", body, "cannot be") for body in (None, b"", b"{", b"[1]", b"{}", b"\xff")),
+        ("cluster.json", json.dumps({**document, "id": "0" * 32}).encode(), "do not belong together"),
+        *(("node.json", body, "node.json") for body in (None, b"", b"{", b"[]", b"{}")),
+        ("node.json", json.dumps({**me, "hash_seed": "1"}).encode(), "hash_seed"),
+        ("node.json", json.dumps({**me, "listen": "127.0.0.1:99999"}).encode(), "0 to 65535"),
+        *(("node.pem", body, "node.pem") for body in foreign),
+        *(("node.key", body, "node.key") for body in (*foreign, other)),
+        *(("ca/ca.pem", body, "ca.pem") for body in foreign),
+        *(("ca/ca.key", body, "ca.key") for body in (foreign[0], b"", other)),
+        ("tokens.json", b"{", "tokens.json"),
+    ]
+    for name, body, words in broken:
+        path = node.data / name
+        whole = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        if body is not None:
+            path.write_bytes(body)
+        done = crnode("--role", "master", "--data", str(node.data), check=False, timeout=30)
+        assert done.returncode in (ExitCode.FAILED, ExitCode.REFUSED), (name, body, done.stderr)
+        assert words in done.stderr and done.stderr.count("\n") == 1, (name, body, done.stderr)
+        assert str(node.data) in done.stderr, done.stderr
+        for noise in ("Traceback", "defect", "PosixPath", "The system refused"):
+            assert noise not in done.stderr, (name, body, done.stderr)
+        path.unlink(missing_ok=True)
+        if whole is not None:
+            path.write_bytes(whole)
+    for name in ("cluster.json", "node.pem", "node.key", "ca/ca.key", "tokens.json"):  # a read that fails
+        path = node.data / name
+        if path.exists():
+            path.rename(path.with_name("away"))
+        path.mkdir()
+        done = crnode("--role", "master", "--data", str(node.data), check=False, timeout=30)
+        assert done.returncode == ExitCode.FAILED and f"'{path}'" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and "The system refused" not in done.stderr
+        path.rmdir()
+        if path.with_name("away").exists():
+            path.with_name("away").rename(path)
+    node.start()

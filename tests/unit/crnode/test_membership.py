@@ -77,6 +77,15 @@ def test_set_targets_are_read_from_node_and_destination(document: ClusterDocumen
     assert item.uuid == "11" * 16 and item.exclude == ("*.tmp",)
 
 
+@pytest.mark.parametrize("pattern", ["!", "a\\", "[z-a]", "[a-\\]"])
+@pytest.mark.parametrize("field", ["include", "exclude", "page_files"])
+def test_patterns_that_cannot_be_read_are_named(document: ClusterDocument, field: str, pattern: str) -> None:
+    with pytest.raises(CrnodeError) as caught:
+        with_set(document, **{field: ["*.tmp", pattern]})
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert f"'{pattern}'" in caught.value.why and f"--{field.replace('_', '-')}" in caught.value.why
+
+
 def test_archives_alone_are_targets_enough_and_none_is_not(document: ClusterDocument) -> None:
     item = with_set(document, to=[], archive_to=["box3"]).set_named("web")
     assert item is not None and item.targets["box3"].mode is Mode.ARCHIVE and len(item.targets) == 1
