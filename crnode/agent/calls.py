@@ -17,8 +17,10 @@ from crnode.cluster.document import ReplicationSet, Role
 from crnode.cluster.membership import SetSpec, add_set, remove_node, remove_set
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
+from crnode.store.catalog import Catalog
 from crnode.store.reader import FUZZY, ROLLING, Image
 from crnode.versions.retention import Candidate, retain
+from crproto.entries import Entry
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -76,11 +78,7 @@ class Calls:
     # -- helpers
 
     def _set(self, name: str) -> ReplicationSet:
-        spec = self.agent.document.set_named(name)
-        if spec is None:
-            names = ", ".join(s.name for s in self.agent.document.sets) or "there are none"
-            raise CrnodeError(f"There is no set '{name}'.", f"Sets: {names}.", "", ExitCode.USAGE)
-        return spec
+        return self.agent.document.need_set(name)
 
     def _master_only(self, what: str) -> None:
         master = self.agent.document.master.name
@@ -295,17 +293,25 @@ class Calls:
 
     async def _versions(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["set"]))
-        here = [await self._peer_versions(self.agent.node.name, {"set": spec.name, "path": args.get("path")})]
-        for name in (spec.source, *spec.targets):
-            if name != self.agent.node.name:
-                with contextlib.suppress(CrnodeError):
-                    here.append(
-                        await self._forward(
-                            name, "versions", {"set": spec.name, "path": args.get("path")}, 10
-                        )
-                    )
-        rows = [row for answer in here for row in answer["versions"]]
+        path = str(args.get("path") or "").strip("/") or None
+        question = {"set": spec.name, "path": path}
+        answers: list[Args] = []
+        silent: dict[str, str] = {}
+
+        async def ask(name: str) -> None:
+            try:
+                if name == self.agent.node.name:
+                    answers.append(await self._peer_versions(name, question))
+                else:
+                    answers.append(await self._forward(name, "versions", question, 10))
+            except CrnodeError as error:
+                silent[name] = str(error)
+
+        await asyncio.gather(*(ask(name) for name in spec.targets))  # only targets keep versions
+        rows = [row for answer in answers for row in answer["versions"]]
         rows.sort(key=lambda r: (r["number"], r["node"]))
+        if not rows:
+            _check_known(spec.name, path, answers, silent)
         return {"versions": rows}
 
     async def _peer_versions(self, sender: str, args: Args) -> Args:
@@ -328,15 +334,24 @@ class Calls:
             if path is None:
                 return [_version(i, why.get(i.ordinal, "being pruned"), self.agent.node.name) for i in images]
             rows = []
-            for born, _, entry in catalog.history(str(path).encode("utf-8", "surrogateescape").strip(b"/")):
-                at = next((i for i in images if i.ordinal >= born), None)
+            for born, died, entry in lives(catalog):
+                at = next((i for i in images if born <= i.ordinal < died), None)
                 if at is not None:
                     rows.append(
                         {**_version(at, why.get(at.ordinal, ""), self.agent.node.name), "size": entry.size}
                     )
             return rows
 
-        return {"versions": await self.agent.writer.submit(look)}
+        def lives(catalog: Catalog) -> list[tuple[int, int, Entry]]:
+            return catalog.history(str(path).encode("utf-8", "surrogateescape").strip(b"/"))
+
+        def answer() -> Args:
+            out: Args = {"versions": look()}
+            if path is not None:  # a path that was deleted is known, one that never was is not
+                out |= {"any": catalog.newest() is not None, "known": bool(lives(catalog))}
+            return out
+
+        return await self.agent.writer.submit(answer)
 
     # -- restore
 
@@ -345,11 +360,8 @@ class Calls:
         node = str(args.get("node") or self.agent.node.name)
         if node == self.agent.node.name:
             return await self.restore.run(spec, args, progress)
+        self.agent.document.need_node(node)
         self._master_only("A restore on another node")
-        if self.agent.document.node(node) is None:
-            raise CrnodeError(
-                f"The cluster has no node '{node}'.", "", "See crnode node list.", ExitCode.USAGE
-            )
         for holder in (spec.source, *spec.targets):
             if holder == self.agent.node.name:
                 self.agent.server.grant(node, spec.uuid)
@@ -361,9 +373,7 @@ class Calls:
     async def _peer_restore(self, sender: str, args: Args) -> Args:
         if sender != self.agent.document.master.name:
             raise CrnodeError("Only the master orders a restore on another node.", "", "", ExitCode.REFUSED)
-        return await self.restore.run(
-            self._set(str(args["set"])), args, lambda _: None, ordered_by=sender
-        )
+        return await self.restore.run(self._set(str(args["set"])), args, lambda _: None, ordered_by=sender)
 
     async def _peer_grant(self, sender: str, args: Args) -> Args:
         if sender != self.agent.document.master.name:
@@ -374,7 +384,8 @@ class Calls:
     # -- the rest
 
     async def _events(self, args: Args, progress: Progress) -> Args:
-        events = self.agent.journal.latest(int(args.get("limit") or 50))
+        limit = args.get("limit")
+        events = self.agent.journal.latest(50 if limit is None else int(limit))
         if not args.get("follow"):
             return {"events": events}
         for event in events:
@@ -385,6 +396,27 @@ class Calls:
 
     async def _doctor(self, args: Args, progress: Progress) -> Args:
         return {"checks": await doctor.checks(self.agent)}
+
+
+def _check_known(name: str, path: str | None, answers: list[Args], silent: dict[str, str]) -> None:
+    """No node named a version: CrnodeError unless that is the truth, and the path one that was there once."""
+    if any(answer.get("known") for answer in answers):
+        return
+    if silent:
+        raise CrnodeError(
+            f"No version of {name} can be reached"
+            + (f" that has anything at '{path}'." if path is not None else "."),
+            " ".join(f"{node}: {why}" for node, why in sorted(silent.items())),
+            "",
+            ExitCode.UNREACHABLE,
+        )
+    if any(answer.get("any") for answer in answers):
+        raise CrnodeError(
+            f"No version of {name} has anything at '{path}'.",
+            "It never was there, or all versions that had it were thinned out.",
+            f"Name it as it stands below the set's own folder; what there is: crnode versions {name}",
+            ExitCode.USAGE,
+        )
 
 
 def _version(image: Image, why: str, node: str) -> Args:

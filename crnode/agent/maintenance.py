@@ -187,12 +187,7 @@ class Maintenance:
         """Read everything, heal what is damaged. `set`: report what it needs; `bytes_per_second`: pace."""
         only: str | None = None
         if args.get("set"):
-            spec = self.agent.document.set_named(str(args["set"]))
-            if spec is None:
-                raise CrnodeError(
-                    f"There is no set '{args['set']}'.", "", "See crnode set list.", ExitCode.USAGE
-                )
-            only = spec.uuid
+            only = self.agent.document.need_set(str(args["set"])).uuid
         with self._turn("A scrub"):
             agent = self.agent
             pace = int(args.get("bytes_per_second") or 0)

@@ -25,6 +25,7 @@ from crnode.agent.learn import newer_document
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
+from crnode.cluster.create import bad_address
 from crnode.cluster.document import (
     ClusterDocument,
     Node,
@@ -39,9 +40,11 @@ from crnode.cluster.node_file import (
     CA_KEY_FILE,
     CONTROL_SOCKET,
     DOCUMENT_FILE,
+    NODE_FILE,
     DataLock,
     NodeFile,
     check_data_dir,
+    read_document,
     read_node_file,
 )
 from crnode.errors import CrnodeError, ExitCode
@@ -92,6 +95,8 @@ class Agent:
 
     async def run(self, ready: Callable[[], None] | None = None) -> int:
         """Run until stopped by a signal or a failed disk. Returns the exit code."""
+        self.desk = self._make_desk()  # first: a CA that cannot be read ends the agent before anything runs
+        self._server_tls = server_context(self.data)
         self.store = await asyncio.to_thread(
             ObjectStore, self.data / "store", quota=self.node.quota or 0, catalogs=self.data / "sets"
         )
@@ -114,7 +119,6 @@ class Agent:
         self.server = Server(self)
         self.calls = Calls(self)
         self.server.methods = self.calls.peer_methods()
-        self.desk = self._make_desk()
         listener: Listener | None = None
         control: ControlServer | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,7 +126,7 @@ class Agent:
         try:
             host, port = split_address(self.listen_at)
             listener = await listen(
-                host, port, server_context(self.data), self._hello, self._on_peer, lambda: self.document
+                host, port, self._server_tls, self._hello, self._on_peer, lambda: self.document
             )
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
             await self._learn()
@@ -347,10 +351,22 @@ class Agent:
 def run(data: Path, role: str, listen: str | None = None) -> int:
     """Run the agent in the foreground until SIGTERM or SIGINT; returns the exit code. CrnodeError says why
     not."""
+    if listen is not None:
+        try:
+            split_address(listen)
+        except ValueError as error:
+            raise bad_address(error) from error
     check_data_dir(data)
     with DataLock(data):
         node = read_node_file(data)
-        document = parse_document((data / DOCUMENT_FILE).read_bytes(), str(data / DOCUMENT_FILE))
+        document = read_document(data)
+        if document.id != node.cluster:
+            raise CrnodeError(
+                f"'{data / DOCUMENT_FILE}' and '{data / NODE_FILE}' do not belong together.",
+                f"One is of cluster {document.id[:8]} ({document.name}), the other of {node.cluster[:8]}.",
+                "Restore both from one backup, or join anew with an empty data directory.",
+                ExitCode.REFUSED,
+            )
         here = document.node(node.name)
         if here is None:
             raise CrnodeError(

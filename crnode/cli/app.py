@@ -12,12 +12,15 @@ from typer.exceptions import TyperException
 
 from crnode.cli import cluster, sets, setup, status, upkeep, versions
 from crnode.cli.common import Data, choose_data, data_dir
-from crnode.cli.output import print_error
+from crnode.cli.output import open_streams, print_error, stop_writing
 from crnode.errors import CrnodeError, ExitCode
+
+INTERRUPTED, READER_GONE = 130, 141
+"""What a shell reports of a program that ended by Ctrl-C, or by a reader of its pipe that went away."""
 
 app = typer.Typer(
     name="crnode",
-    help="Continuous replication, versions and takeover for a handful of machines.",
+    help="Continuous replication and versions for a handful of machines.",
     epilog="Example: crnode init --name shop1",
     add_completion=False,
     rich_markup_mode="rich",
@@ -36,7 +39,9 @@ def agent(
     role: Annotated[
         str | None,
         typer.Option(
-            "--role", metavar="ROLE", help="Run the agent: master, repli-master, replica or secondary."
+            "--role",
+            metavar="ROLE",
+            help="Run the agent, as what this node is: master, repli-master, replica or secondary.",
         ),
     ] = None,
     data: Data = None,
@@ -48,9 +53,9 @@ def agent(
     ] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> int:
-    """Continuous replication, versions and takeover for a handful of machines.
+    """Continuous replication and versions for a handful of machines.
 
-    With --role it runs the agent of this node in the foreground.
+    With --role it runs the agent of this node in the foreground: crnode --role master
     """
     choose_data(data)
     if version:
@@ -59,17 +64,29 @@ def agent(
         print(f"crnode {__version__}")
         raise typer.Exit(0)
     if context.invoked_subcommand is not None:
-        if role is not None:
+        if role is not None or listen is not None:
+            option = "--role" if role is not None else "--listen"
             raise CrnodeError(
-                f"'--role' runs the agent and does not go with '{context.invoked_subcommand}'.",
+                f"'{option}' is for running the agent and does not go with '{context.invoked_subcommand}'.",
                 "",
                 "Leave one of them out.",
                 ExitCode.USAGE,
             )
         return 0
     if role is None:
-        print(context.get_help())
-        raise typer.Exit(0 if len(sys.argv) <= 1 else int(ExitCode.USAGE))
+        if data is None and listen is None:
+            print(context.get_help())
+            raise typer.Exit(0)
+        from crnode.net.control import role_of
+
+        place = data_dir(data)
+        here = role_of(place)
+        raise CrnodeError(
+            "'--role' is missing: it runs the agent.",
+            f"This node is the {here}." if here else "Which role this node has is not to be read here.",
+            f"Run: crnode --role {here or 'ROLE'} --data {place}; or name a command, see crnode --help",
+            ExitCode.USAGE,
+        )
     if role not in ("master", "repli-master", "replica", "secondary"):
         raise CrnodeError(
             f"'{role}' is no role.", "", "Choose master, repli-master, replica or secondary.", ExitCode.USAGE
@@ -82,23 +99,47 @@ def agent(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; returns its exit code and never raises."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return READER_GONE
+    except SystemExit as error:  # rich ends the process when its reader goes away (`crnode --help | head`)
+        if isinstance(error.__context__, BrokenPipeError):
+            return READER_GONE
+        raise
+    except OSError:
+        return int(ExitCode.FAILED)  # neither the result nor the error can be written
+    finally:
+        stop_writing()
+
+
+def _run(words: list[str]) -> int:
+    """One command line; what cannot be written is raised, everything else is told."""
     as_json = "--json" in words
     command = typer.main.get_command(app)
     try:
         choose_data(None)
-        code = command.main(args=words, prog_name="crnode", standalone_mode=False)
+        # Not command.main(): it makes 1 of a broken pipe, and prints on its own.
+        with command.make_context("crnode", words) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return int(code or 0)
     except CrnodeError as error:
         failure = error
     except TyperException as error:
         failure = _usage(error)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our pipe went away (`| head`); python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        raise
     except OSError as error:
         name = f" '{error.filename}'" if error.filename else ""
         failure = CrnodeError(
@@ -123,5 +164,7 @@ def _usage(error: TyperException) -> CrnodeError:
     path = context.command_path if context is not None else "crnode"
     code = ExitCode.USAGE if error.exit_code == ExitCode.USAGE else ExitCode.FAILED
     what = error.format_message().replace("\n", " ").strip()
+    if not what:  # a group without a command: its help was printed
+        what = f"'{path}' needs a command."
     what = what if what.endswith((".", "?", "!")) else f"{what}."
     return CrnodeError(what, "", f"See: {path} --help", code)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import print_json, show, table
+from crnode.cli.output import print_json, progress, show, table
 
 app = typer.Typer(
     help="The nodes of the cluster.",
@@ -33,13 +33,16 @@ def remove(
     name: Annotated[str, typer.Argument(help="The node.")],
     lose: Annotated[
         bool,
-        typer.Option("--lose", help="Also when it holds the only copy of something, which is then given up."),
+        typer.Option("--lose", help="Also when it alone holds something, which is then given up."),
     ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Put a node out of the cluster: nobody talks to it from then on. Its disk is not touched."""
-    answer = ask(data, "node.remove", {"name": name, "lose": lose})
+    """Put a node out of the cluster: nobody talks to it from then on. Its disk is not touched. Run it on the
+    master.
+    """
+    with progress(f"Removing {name}", as_json) as report:
+        answer = ask(data, "node.remove", {"name": name, "lose": lose}, report)
     if as_json:
         print_json(answer)
     else:

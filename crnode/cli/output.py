@@ -6,35 +6,93 @@ Results go to standard output, errors and progress to standard error. rich is im
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
+import select
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from crnode.errors import CrnodeError
 
 Row = Sequence[object]
+
+MOMENT_S = 0.5
+"""A call that takes longer shows that it is under way."""
 
 _GOOD = frozenset({"up", "self", "in sync", "clean", "good", "ok", "yes"})
 _BAD = frozenset({"down", "refused", "full", "bad", "failed", "damaged", "offline", "no"})
 _FAIR = frozenset({"behind", "copying", "paused", "rolling", "fuzzy", "suspect", "unsure"})
 
 
+def open_streams() -> None:
+    """Make standard output and error fit to print on: there, and able to take any text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def stop_writing() -> None:
+    """At the end: what can still be written is; python would complain of the rest when it flushes at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # one without a file below it has nothing to complain of
+                nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+
+
+def end_with_reader() -> None:
+    """From now on this process ends (141) as soon as nobody reads its standard output any more.
+
+    For output that goes on: it may be long until the next line would find that out, and a shell waits for
+    the whole pipeline (`crnode events --follow | head -1`).
+    """
+    try:
+        fd = sys.stdout.fileno()
+    except OSError:
+        return
+    watched = select.poll()
+    watched.register(fd, 0)  # POLLERR is told without being asked for
+
+    def wait() -> None:
+        if any(what & select.POLLERR for _, what in watched.poll()):
+            os._exit(141)  # the main thread waits for the agent; there is nothing to put in order
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def print_json(body: object) -> None:
     """One JSON document on standard output, indented, for people's eyes and programs alike."""
-    print(json.dumps(body, indent=2, ensure_ascii=False, default=str))
+    print(_json(body, sys.stdout, indent=2))
 
 
 def print_json_line(body: object) -> None:
     """One JSON document on one line, at once: for output that goes on."""
-    print(json.dumps(body, ensure_ascii=False, default=str), flush=True)
+    print(_json(body, sys.stdout), flush=True)
+
+
+def _json(body: object, stream: TextIO, indent: int | None = None) -> str:
+    text = json.dumps(body, indent=indent, ensure_ascii=False, default=str)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:  # a file name that is no UTF-8, or another locale: JSON has escapes for it
+        return json.dumps(body, indent=indent, default=str)
+    return text
 
 
 def print_error(error: CrnodeError, as_json: bool) -> None:
     """What happened, why and what to do, on standard error."""
     if as_json:
-        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), file=sys.stderr)
+        print(_json({"error": error.as_dict()}, sys.stderr), file=sys.stderr)
         return
     text = printable(str(error))
     if sys.stderr.isatty():
@@ -53,12 +111,28 @@ def print_warning(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: names of files and nodes come from elsewhere and must not steer a
-    terminal.
+    """`text` on one line, with escapes for what cannot be seen: 'a\\nb', '\\x1b[31m', '\\xff'.
+
+    Names of files and nodes come from elsewhere: none may steer a terminal, or look like a line of ours.
     """
-    return "".join(
-        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode gives it
+        code -= 0xDC00
+    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
+        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
     )
+
+
+class _Lines(str):
+    """Text whose line breaks are ours: everything else that is shown is one line."""
+
+    __slots__ = ()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Row], empty: str = "") -> Any:
@@ -81,7 +155,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Row], empty: str = 
 
 
 def show(*things: Any) -> None:
-    """Print texts and tables in order."""
+    """Print texts and tables in order; a text is one line, however many it has."""
+    things = tuple(_line(thing) for thing in things)
     if not sys.stdout.isatty():
         for thing in things:
             print(thing)
@@ -93,8 +168,12 @@ def show(*things: Any) -> None:
         console.print(thing, markup=False)
 
 
+def _line(thing: Any) -> Any:
+    return printable(thing) if isinstance(thing, str) and not isinstance(thing, _Lines) else thing
+
+
 def _cell(value: object) -> str:
-    return "-" if value is None else printable(str(value)).replace("\n", " ")
+    return "-" if value is None else printable(str(value))
 
 
 def _style(cell: str) -> str:
@@ -107,25 +186,69 @@ def _style(cell: str) -> str:
 
 def _plain(columns: Sequence[str], cells: Sequence[Sequence[str]], empty: str) -> str:
     if not cells:
-        return empty
+        return _Lines(empty)
     lines = [[column.upper() for column in columns], *cells]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+    return _Lines(
+        "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
     )
 
 
 @contextlib.contextmanager
 def progress(label: str, as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function to report progress to: a moving line on a terminal, nothing when piped or with --json."""
+    """A function to report progress to: a moving line on a terminal, once it takes longer than a moment;
+    nothing when piped or with --json.
+    """
     if as_json or not sys.stderr.isatty():
         yield lambda body: None
         return
-    from rich.console import Console
+    waiting = _Waiting(printable(label))
+    try:
+        yield waiting.report
+    finally:
+        waiting.end()
 
-    with Console(stderr=True).status(label) as line:
-        yield lambda body: line.update(f"{label}  {_progress_text(body)}")
+
+class _Waiting:
+    """A moving line on standard error that appears after MOMENT_S."""
+
+    def __init__(self, label: str) -> None:
+        self._label = self._text = label
+        self._status: Any = None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._timer = threading.Timer(MOMENT_S, self._appear)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _appear(self) -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        with self._lock:
+            if not self._ended:
+                self._status = Console(stderr=True).status(Text(self._text))
+                self._status.start()
+
+    def report(self, body: dict[str, Any]) -> None:
+        """Say how far it is."""
+        from rich.text import Text
+
+        with self._lock:
+            self._text = f"{self._label}  {_progress_text(body)}"
+            if self._status is not None:
+                self._status.update(Text(self._text))
+
+    def end(self) -> None:
+        """Take the line away."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            if self._status is not None:
+                self._status.stop()
 
 
 def _progress_text(body: dict[str, Any]) -> str:

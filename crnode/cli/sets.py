@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import print_json, print_warning, show, table
+from crnode.cli.output import print_json, print_warning, progress, show, table
 from crnode.errors import CrnodeError, ExitCode
 
 app = typer.Typer(
@@ -23,21 +23,35 @@ app = typer.Typer(
 def add(
     name: Annotated[str, typer.Argument(help="What the set is called.")],
     source: Annotated[str, typer.Option(help="The node that has the files.")],
-    path: Annotated[list[str], typer.Option(help="A folder or file to protect; may be repeated.")],
-    to: Annotated[list[str], typer.Option(metavar="NODE[:DIR]", help="A node to copy to; may be repeated.")],
+    path: Annotated[
+        list[str],
+        typer.Option(metavar="DIR", help="A folder to protect, with everything in it; may be repeated."),
+    ],
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE[:DIR]",
+            help="A node to copy to; may be repeated. DIR: new or empty (see --adopt); without it the copy "
+            "lies in the data directory there.",
+        ),
+    ] = None,
     archive_to: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NODE[:DIR]",
-            help="A node to copy to that keeps everything, whatever --mode says; repeatable.",
+            help="A node to copy to that keeps every path it ever received, whatever --mode says; may be "
+            "repeated.",
         ),
     ] = None,
-    template: Annotated[str, typer.Option(help="How the application is treated.")] = "files",
+    template: Annotated[
+        str, typer.Option(help="How the application is treated; only 'files' exists so far.")
+    ] = "files",
     mode: Annotated[
-        str, typer.Option(help="mirror (deletions follow) or archive (keeps everything).")
+        str,
+        typer.Option(help="For --to: mirror (deletions follow) or archive (keeps every path)."),
     ] = "mirror",
     include: Annotated[
-        list[str] | None, typer.Option(help="Only what matches; like .gitignore; repeatable.")
+        list[str] | None, typer.Option(help="Only files that match; like .gitignore; repeatable.")
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Not what matches; like .gitignore; repeatable.")
@@ -50,22 +64,25 @@ def add(
         bool,
         typer.Option(
             "--privileged",
-            help="Let set-id bits, security attributes and files of root through to the targets.",
+            help="Let set-id bits, security attributes and owners that are root through to the targets.",
         ),
     ] = False,
     adopt: Annotated[
         bool,
-        typer.Option("--adopt", help="The destination may hold files; they are kept as a version first."),
+        typer.Option(
+            "--adopt",
+            help="A destination may hold files: they are first moved aside, to .crnode-NAME/aside beside it.",
+        ),
     ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Protect folders: copy them to other nodes, and every change from then on."""
+    """Protect folders: copy them to other nodes, and every change from then on. Run it on the master."""
     args: dict[str, Any] = {
         "name": name,
         "source": source,
         "paths": path,
-        "to": to,
+        "to": to or [],
         "mode": mode,
         "template": template,
         "include": include or [],
@@ -76,11 +93,12 @@ def add(
     }
     if archive_to:
         args["archive_to"] = archive_to
-    answer = ask(data, "set.add", args)
+    with progress(f"Adding {name}", as_json) as report:
+        answer = ask(data, "set.add", args, report)
     if as_json:
         print_json(answer)
     else:
-        places = ", ".join([*to, *(archive_to or [])])
+        places = ", ".join([*(to or []), *(archive_to or [])])
         show(f"The set '{name}' was added: {', '.join(path)} of '{source}' goes to {places}.")
         if problem := answer.get("problem"):
             print_warning(f"It does not run yet: {problem}")
@@ -140,10 +158,14 @@ def remove(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Stop replicating a set. The source keeps its files; the versions stay for 30 days."""
+    """Stop replicating a set. Run it on the master.
+
+    Files stay at the source and at the targets; the versions stay for 30 days.
+    """
     if now:
         _confirm(name, confirm)
-    answer = ask(data, "set.remove", {"name": name, "now": now})
+    with progress(f"Removing {name}", as_json) as report:
+        answer = ask(data, "set.remove", {"name": name, "now": now}, report)
     if as_json:
         print_json(answer)
     else:
@@ -155,12 +177,13 @@ def remove(
 def rebase(
     name: Annotated[str, typer.Argument(help="The set.")], data: Data = None, as_json: Json = False
 ) -> None:
-    """Say that the source is right as it is now.
+    """Say that the source is right as it is now. Run it on the source or the master.
 
     Needed when its folder was replaced, or everything in it is gone: crnode waits then, because a missing
     disk looks the same.
     """
-    answer = ask(data, "set.rebase", {"name": name})
+    with progress(f"Asking the source of {name}", as_json) as report:
+        answer = ask(data, "set.rebase", {"name": name}, report)
     if as_json:
         print_json(answer)
     else:

@@ -11,11 +11,13 @@ import typer
 from crnode.cli.common import Data, Json, ask
 from crnode.cli.output import (
     duration,
+    end_with_reader,
     moment,
     number,
     print_json,
     print_json_line,
     printable,
+    progress,
     show,
     size,
     table,
@@ -39,12 +41,14 @@ def status(
 ) -> None:
     """Show nodes, sets and how far each target is."""
     if not watch:
-        answer = ask(data, "status")
+        with progress("Asking the nodes", as_json) as report:
+            answer = ask(data, "status", on_progress=report)
         if as_json:
             print_json(answer)
         else:
             show(*_parts(answer))
         return
+    end_with_reader()
     if as_json or not sys.stdout.isatty():
         while True:
             answer = ask(data, "status")
@@ -67,7 +71,9 @@ def _live(data: Any, interval: float) -> None:
             try:
                 parts = _parts(ask(data, "status"))
                 # As Text: a name like '[red]' is a name, not a colour.
-                live.update(Group(*(Text(part) if isinstance(part, str) else part for part in parts)))
+                live.update(
+                    Group(*(Text(printable(part)) if isinstance(part, str) else part for part in parts))
+                )
             except CrnodeError as error:
                 if error.exit_code is not ExitCode.UNREACHABLE:
                     raise
@@ -119,11 +125,10 @@ def _parts(answer: dict[str, Any]) -> list[Any]:
     parts.append(table("Sets", columns, rows, "There are no sets yet: crnode set add …"))
     for item in answer.get("sets", []):
         parts.extend(
-            f"problem: {item['name']}: {printable(str(problem.get('path')))}: "
-            f"{printable(str(problem.get('reason')))}"
+            f"problem: {item['name']}: {problem.get('path')}: {problem.get('reason')}"
             for problem in item.get("problems", [])[:10]
         )
-    parts.extend(f"warning: {printable(str(warning))}" for warning in answer.get("warnings", []))
+    parts.extend(f"warning: {warning}" for warning in answer.get("warnings", []))
     return parts
 
 
@@ -140,7 +145,7 @@ def _behind(target: dict[str, Any]) -> str | None:
 
 
 def events(
-    limit: Annotated[int, typer.Option(min=0, help="How many past events.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="How many past events, at most the last 1000.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
     data: Data = None,
     as_json: Json = False,
@@ -159,6 +164,7 @@ def events(
             print(printable(text), flush=True)
 
     if follow:
+        end_with_reader()
         # Past events may come as progress too, or in the result once the agent ends the stream.
         answer = ask(
             data,
@@ -176,5 +182,5 @@ def events(
         return
     for event in answer["events"]:
         one(event)
-    if not answer["events"]:
+    if not answer["events"] and limit:
         show("Nothing has happened yet.")

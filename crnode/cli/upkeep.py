@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
 
 def doctor(data: Data = None, as_json: Json = False) -> int:
     """Check this node and its surroundings, and say what to do. Exit code 1 when something is wrong."""
-    answer = ask(data, "doctor", timeout_s=120)
+    with progress("Checking", as_json) as report:
+        answer = ask(data, "doctor", {}, report, timeout_s=120)
     checks: list[dict[str, Any]] = answer["checks"]
     if as_json:
         print_json(answer)
@@ -37,7 +38,8 @@ def doctor(data: Data = None, as_json: Json = False) -> int:
 
 def scrub(
     name: Annotated[
-        str | None, typer.Argument(metavar="[SET]", help="Only this set (default: everything).")
+        str | None,
+        typer.Argument(metavar="SET", help="Report only damage that this set needs (default: all)."),
     ] = None,
     data: Data = None,
     as_json: Json = False,

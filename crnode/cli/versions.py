@@ -57,13 +57,16 @@ def split_place(text: str) -> tuple[str, str | None]:
 def versions(
     name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
     path: Annotated[
-        str | None, typer.Argument(help="Only versions in which this file or folder changed.")
+        str | None,
+        typer.Argument(
+            help="Only versions in which this path changed: a file, or a folder itself (not what lies below)."
+        ),
     ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """List the versions of a set, or of one file in it."""
-    answer = _versions(data, name, path)
+    answer = _versions(data, name, path, as_json)
     if as_json:
         print_json(answer)
         return
@@ -81,15 +84,17 @@ def versions(
         )
         for item in answer["versions"]
     ]
+    empty = "There are no versions yet." if path is None else "No version that is kept has it."
     columns = ("version", "time", "entries", "size", "quality", "verdict", "name", "kept because", "node")
-    show(table(f"Versions of {name}", columns, rows, "There are no versions yet."))
+    show(table(f"Versions of {name}", columns, rows, empty))
 
 
-def _versions(data: Any, name: str, path: str | None) -> dict[str, Any]:
+def _versions(data: Any, name: str, path: str | None, as_json: bool) -> dict[str, Any]:
     args: dict[str, Any] = {"set": name}
     if path is not None:
         args["path"] = path
-    return ask(data, "versions", args)
+    with progress("Asking the nodes", as_json) as report:
+        return ask(data, "versions", args, report)
 
 
 def parse_time(text: str) -> int:
@@ -127,13 +132,23 @@ def restore(
         str | None, typer.Option(metavar="TIME", help="The state at that time, like '2026-11-22 10:30'.")
     ] = None,
     to: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Write it there: a folder that is new or empty.")
+        str | None,
+        typer.Option(metavar="DIR", help="Write it there, always needed: a folder that is new or empty."),
     ] = None,
-    node: Annotated[str | None, typer.Option(help="Take it from this node.")] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NODE",
+            help="Write it on that node, where --to is then a folder (default: here); at the master.",
+        ),
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a file, a folder or a whole set back from a version."""
+    """Bring a file, a folder or a whole set back from a version, to a new place.
+
+    It is taken from whatever node keeps that version.
+    """
     name, path = split_place(place)
     if version is not None and at is not None:
         raise CrnodeError(
@@ -141,7 +156,7 @@ def restore(
         )
     if at is not None:
         moment_ns = parse_time(at)
-        version = version_at(_versions(data, name, None)["versions"], moment_ns, name, at)
+        version = version_at(_versions(data, name, None, as_json)["versions"], moment_ns, name, at)
     args = {"set": name, "path": path, "version": version, "to": to, "node": node}
     with progress(f"Restoring {place}", as_json) as report:
         answer = ask(
@@ -151,7 +166,7 @@ def restore(
         raise CrnodeError(
             f"'{place}' was written to {answer.get('to')}, but it is not what the version says.",
             "The digest of what was written differs.",
-            "Run 'crnode scrub', and take it from another node with --node.",
+            "Run 'crnode scrub', then restore again, or restore another version.",
             ExitCode.DAMAGE,
         )
     if as_json:

@@ -68,7 +68,7 @@ def choose_places(listen: str, advertise: str | None, local_ip: str | None = Non
                 )
             return Places(join_address(host, port), join_address(called, called_port), "")
     except ValueError as error:
-        raise CrnodeError("The address cannot be used.", str(error), "", ExitCode.USAGE) from error
+        raise bad_address(error) from error
     called = (local_ip or own_address()) if host in _EVERYWHERE else host
     warning = ""
     if called.startswith("127.") or called in ("::1", "localhost"):
@@ -76,6 +76,16 @@ def choose_places(listen: str, advertise: str | None, local_ip: str | None = Non
             f"The other nodes are told to call {called}, which only this machine can reach; see --advertise."
         )
     return Places(join_address(host, port), join_address(called, port), warning)
+
+
+def bad_address(error: ValueError) -> CrnodeError:
+    """The sentence for a --listen or --advertise that :func:`split_address` does not take."""
+    return CrnodeError(
+        "The address cannot be used.",
+        str(error),
+        "An address is HOST:PORT, an IPv6 one [ADDRESS]:PORT.",
+        ExitCode.USAGE,
+    )
 
 
 def own_address() -> str:

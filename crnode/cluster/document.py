@@ -11,6 +11,7 @@ Every violation is a ValueError with one sentence: what is wrong, why that matte
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -42,7 +43,8 @@ TOMBSTONE_KEEP_NS = 30 * 86_400 * 1_000_000_000
 
 _HEX16 = r"^[0-9a-f]{32}$"
 _HEX32 = r"^[0-9a-f]{64}$"
-_HOST = re.compile(r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 T = TypeVar("T")
 _WILDCARDS = frozenset({"0.0.0.0", "::", "0", "*"})
 
@@ -56,7 +58,8 @@ def split_address(text: str) -> tuple[str, int]:
     """'host:port' or '[v6]:port' -> (host, port 0..65535); a missing port means 7400. ValueError with a
     sentence.
     """
-    host, colon, number = text.strip().rpartition(":")
+    text = text.strip()
+    host, colon, number = text.rpartition(":")
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -66,19 +69,34 @@ def split_address(text: str) -> tuple[str, int]:
         number = rest[1:]
         colon = rest[:1]
     elif not colon:
-        host, number = text.strip(), ""
+        host, number = text, ""
     elif ":" in host:
         raise ValueError(
             f"The address '{text}' has several colons; write an IPv6 address in brackets: [{text}]:7400."
         )
-    if not host or not (_HOST.match(host) or (":" in host and re.fullmatch(r"[0-9A-Fa-f:.%A-Za-z]+", host))):
+    if not _names_a_host(host, bracketed=text.startswith("[")):
         raise ValueError(
             f"The address '{text}' names no host; write a name or an IP address and a port: "
             "192.168.1.10:7400."
         )
-    if colon and not (number.isascii() and number.isdigit() and int(number) <= 65535):
-        raise ValueError(f"The address '{text}' has no port number of 0 to 65535; write it as {host}:7400.")
+    if colon and not (re.fullmatch(r"[0-9]{1,5}", number) and int(number) <= 65535):
+        raise ValueError(
+            f"The address '{text}' has no port number of 0 to 65535; write it as "
+            f"{join_address(host, DEFAULT_PORT)}."
+        )
     return host, int(number) if number else DEFAULT_PORT
+
+
+def _names_a_host(host: str, *, bracketed: bool) -> bool:
+    """Whether `host` can be looked up at all: an IP address as it is written, or a name of DNS labels."""
+    try:
+        if bracketed:
+            return bool(ipaddress.IPv6Address(host))
+        if host not in _WILDCARDS and re.fullmatch(r"[0-9.]+", host):
+            return bool(ipaddress.IPv4Address(host))
+    except ValueError:
+        return False
+    return len(host) <= 253 and _HOST.fullmatch(host) is not None
 
 
 def join_address(host: str, port: int) -> str:
@@ -211,7 +229,7 @@ class Target(_Value):
     mode: Mode = Mode.MIRROR
     paused: bool = False
     throttle_bytes_s: Annotated[int, Field(ge=1024)] | None = None  # None: as fast as the line allows
-    adopt: bool = False  # the destination may hold files already; they are kept as a version first (rule 64)
+    adopt: bool = False  # the destination may hold files already; they are moved aside first (rule 64)
 
 
 class ReplicationSet(_Value):
@@ -317,6 +335,24 @@ class ClusterDocument(_Value):
         """The set of that name, or None."""
         return next((item for item in self.sets if item.name == name), None)
 
+    def need_node(self, name: str) -> Node:
+        """The node of that name; CrnodeError(USAGE) naming the known ones when there is none."""
+        if (found := self.node(name)) is None:
+            names = ", ".join(node.name for node in self.nodes)
+            raise CrnodeError(
+                f"There is no node '{name}'.", f"Nodes: {names}.", "See: crnode node list", ExitCode.USAGE
+            )
+        return found
+
+    def need_set(self, name: str) -> ReplicationSet:
+        """The set of that name; CrnodeError(USAGE) naming the known ones when there is none."""
+        if (found := self.set_named(name)) is None:
+            names = ", ".join(item.name for item in self.sets) or "there are none"
+            raise CrnodeError(
+                f"There is no set '{name}'.", f"Sets: {names}.", "See: crnode set list", ExitCode.USAGE
+            )
+        return found
+
     def set_by_uuid(self, uuid: str) -> ReplicationSet | None:
         """The set of that uuid (hex), or None."""
         return next((item for item in self.sets if item.uuid == uuid), None)
@@ -344,7 +380,9 @@ def parse_document(body: bytes, where: str = "the cluster document") -> ClusterD
     """Read :meth:`ClusterDocument.to_bytes` back. Raises CrnodeError(FAILED) naming `where` it came from."""
     if len(body) > MAX_DOCUMENT_BYTES:
         raise CrnodeError(
-            f"{where} cannot be used.", f"It has {len(body)} bytes; at most {MAX_DOCUMENT_BYTES} are read."
+            f"{where} cannot be used.",
+            f"It has {len(body)} bytes; at most {MAX_DOCUMENT_BYTES} are read.",
+            "Copy it again from another node of the cluster, or restore it from a backup.",
         )
     try:
         return ClusterDocument.model_validate_json(body)
@@ -352,7 +390,7 @@ def parse_document(body: bytes, where: str = "the cluster document") -> ClusterD
         raise CrnodeError(
             f"{where} cannot be used.",
             sentence(error),
-            "Copy it again from the master, or restore it from a backup.",
+            "Copy it again from another node of the cluster, or restore it from a backup.",
         ) from error
 
 

@@ -152,12 +152,18 @@ class CertificateAuthority:
     def load(cls, certificate: Path, key: Path) -> CertificateAuthority:
         """From two PEM files. CrnodeError when a file is missing or not what it should be."""
         try:
-            return cls(certificate.read_bytes(), key.read_bytes())
+            pems = certificate.read_bytes(), key.read_bytes()
         except OSError as error:
             raise CrnodeError(
                 "The cluster's CA cannot be opened.",
                 f"The system says of '{error.filename}': {error.strerror}.",
-                "Only the master has it; run this there.",
+                "Only the master has it; restore it there from a backup, and run crnode as its owner.",
+            ) from error
+        try:
+            return cls(*pems)
+        except CrnodeError as error:
+            raise CrnodeError(
+                error.what, f"{error.why} Its files are '{certificate}' and '{key}'.", error.hint
             ) from error
 
     @property

@@ -42,6 +42,7 @@ from crnode.cluster.node_file import (
     NodeFile,
     check_data_dir,
     check_fresh,
+    read_document,
     read_node_file,
 )
 from crnode.cluster.tokens import DEFAULT_TTL_S, Token, TokenBook, TokenError, format_token, parse_token
@@ -199,10 +200,7 @@ class Joiner:
             node = read_node_file(self.data)
             if node.cluster == self.token.cluster.hex() and node.name == self.token.name:
                 check_data_dir(self.data)
-                document = parse_document(
-                    (self.data / DOCUMENT_FILE).read_bytes(), f"{self.data}/{DOCUMENT_FILE}"
-                )
-                return Joined(document, node, True, ())
+                return Joined(read_document(self.data), node, True, ())
         check_fresh(self.data)
         return None
 

@@ -7,9 +7,11 @@ of the master (rules 85 and 88). `now` is wall clock time in nanoseconds since 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import pathspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crnode.cluster.document import (
@@ -103,14 +105,11 @@ def remove_node(
     """Put `name` out of the cluster: its certificate counts no more, and it leaves every set's targets.
 
     Refused for the master and for the source of a set. Without `lose` it is refused too when a set would be
-    left with no other target, or for the sets in `only_holder_of`, of whose images the caller knows no other
-    holder (rule 90).
+    left with no other target, or with no other archive (an archive keeps deleted files that no mirror has),
+    and for the sets in `only_holder_of`, of whose images the caller knows no other holder (rule 90).
     """
-    node = document.node(name)
+    node = document.need_node(name)
     what = f"'{name}' was not removed."
-    if node is None:
-        names = ", ".join(item.name for item in document.nodes)
-        raise _refuse(what, "The cluster has no node of that name.", f"Its nodes are: {names}.")
     if node.role is Role.MASTER:
         raise _refuse(
             what,
@@ -123,16 +122,8 @@ def remove_node(
             f"It is the source of: {', '.join(sources)}.",
             f"Remove these sets first: crnode set remove {sources[0]}",
         )
-    alone = sorted(
-        {item.name for item in document.sets_to(name) if len(item.targets) == 1} | set(only_holder_of)
-    )
-    if alone and not lose:
-        raise _refuse(
-            what,
-            "It holds the only copy that exists outside the source, versions included, of: "
-            f"{', '.join(alone)}.",
-            "Add another target and wait until it is in sync, or repeat with --lose to give these copies up.",
-        )
+    if not lose and (losses := _losses(document, name, only_holder_of)):
+        raise _refuse(what, *losses)
     sets = tuple(
         item.model_copy(
             update={"targets": {key: value for key, value in item.targets.items() if key != name}}
@@ -149,10 +140,56 @@ def remove_node(
     )
 
 
+def _losses(document: ClusterDocument, name: str, only_holder_of: Sequence[str]) -> tuple[str, str] | None:
+    """(what would be lost with that target, what to do), or None when others hold all of it."""
+    alone, archives = set(only_holder_of), set()
+    for item in document.sets_to(name):
+        if len(item.targets) == 1:
+            alone.add(item.name)
+        elif [key for key, target in item.targets.items() if target.mode is Mode.ARCHIVE] == [name]:
+            archives.add(item.name)
+    archives -= alone
+    reasons, ways = [], []
+    if alone:
+        reasons.append(
+            "It holds the only copy that exists outside the source, versions included, of: "
+            f"{', '.join(sorted(alone))}."
+        )
+        ways.append("Add another target and wait until it is in sync")
+    if archives:
+        reasons.append(
+            "It is the only archive, and files that were deleted at the source are kept nowhere else, of: "
+            f"{', '.join(sorted(archives))}."
+        )
+        ways.append("Copy the deleted files that are still needed from it")
+    if not reasons:
+        return None
+    return " ".join(reasons), f"{'; '.join(ways)}; or repeat with --lose to give them up."
+
+
 def parse_target(text: str, mode: Mode, adopt: bool) -> Target:
     """'NODE' or 'NODE:/destination' -> Target. ValidationError when node or destination cannot be used."""
     node, colon, destination = text.partition(":")
     return Target(node=node, destination=destination if colon else None, mode=mode, adopt=adopt)
+
+
+def _check_patterns(what: str, spec: SetSpec) -> None:
+    """CrnodeError(USAGE) for a pattern that capture could not read: the set would never run."""
+    for option, patterns in (
+        ("--include", spec.include),
+        ("--exclude", spec.exclude),
+        ("--page-files", spec.page_files),
+    ):
+        for pattern in patterns:
+            try:
+                pathspec.GitIgnoreSpec.from_lines([pattern])
+            except (ValueError, re.error) as error:
+                raise CrnodeError(
+                    what,
+                    f"The pattern '{pattern}' of {option} cannot be read: {error}.",
+                    "Write it like a line of .gitignore: '*.tmp', '/cache/', '!keep.tmp'.",
+                    ExitCode.USAGE,
+                ) from error
 
 
 def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> ClusterDocument:
@@ -161,10 +198,16 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
     targets: dict[str, Target] = {}
     if spec.template != "files":  # a word that did nothing would be taken for protection
         raise _refuse(what, f"The template '{spec.template}' is not known.", "Only 'files' exists so far.")
+    _check_patterns(what, spec)
     try:
         wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
         if not wanted:
-            raise _refuse(what, "It names no target.", "Say where it goes: --to NODE or --to NODE:DIRECTORY.")
+            raise CrnodeError(
+                what,
+                "It names no target.",
+                "Say where it goes, with --to or --archive-to: NODE or NODE:DIRECTORY.",
+                ExitCode.USAGE,
+            )
         for text, mode in wanted:
             target = parse_target(text, mode, spec.adopt)
             if target.node in targets:
@@ -172,6 +215,8 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
                     what, f"It names the target '{target.node}' twice, and a node keeps a set once."
                 )
             targets[target.node] = target
+        for name in (spec.source, *targets):
+            document.need_node(name)
         item = ReplicationSet(
             name=spec.name,
             uuid=uuid,
@@ -194,12 +239,7 @@ def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = Fa
     """Stop replicating `name`. Its versions stay 30 days on the targets (rule 47), or go at once with
     `forget`.
     """
-    item = document.set_named(name)
-    if item is None:
-        names = ", ".join(other.name for other in document.sets) or "there are none"
-        raise _refuse(
-            f"The set '{name}' was not removed.", "There is no set of that name.", f"Sets: {names}."
-        )
+    item = document.need_set(name)
     keep_until = now if forget else now + TOMBSTONE_KEEP_NS
     stone = Tombstone(kind="set", name=name, uuid=item.uuid, at_ns=now, keep_until_ns=keep_until)
     return _edited(
@@ -261,9 +301,7 @@ def _spoken(document: ClusterDocument) -> str:
 def move_node(document: ClusterDocument, name: str, address: str) -> ClusterDocument:
     """The document with another address for `name`; the same document when that is its address already."""
     what = f"The address of '{name}' was not changed."
-    node = document.node(name)
-    if node is None:
-        raise _refuse(what, "The cluster has no node of that name.")
+    node = document.need_node(name)
     if node.address == address:
         return document
     try:

@@ -14,9 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from crnode.cluster.document import Hex16, Name, Role, sentence
+from crnode.cluster.document import (
+    ClusterDocument,
+    Hex16,
+    Name,
+    Role,
+    parse_document,
+    sentence,
+    split_address,
+)
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, machine_id
 
@@ -41,6 +49,11 @@ _UNFINISHED = frozenset({LOCK_FILE, KEY_FILE, CERTIFICATE_FILE, DOCUMENT_FILE, T
 """
 
 
+def _address(text: str) -> str:
+    split_address(text)  # ValueError with a sentence
+    return text
+
+
 class NodeFile(BaseModel):
     """The node's own identity and settings. Never sent anywhere."""
 
@@ -52,8 +65,8 @@ class NodeFile(BaseModel):
     cluster: Hex16
     incarnation: Hex16
     machine_id: str  # where this directory was made; elsewhere it is a copy (rule 90)
-    listen: str  # host:port to bind
-    advertise: str  # host:port that the others call
+    listen: Annotated[str, AfterValidator(_address)]  # host:port to bind
+    advertise: Annotated[str, AfterValidator(_address)]  # host:port that the others call
     destinations: tuple[str, ...] = ()  # where live trees may lie; empty: anywhere but in the system's places
     hash_seed: Annotated[int, Field(ge=0, lt=2**64)]  # secret seed of the block hashes
     quota: Annotated[int, Field(ge=MINIMUM_QUOTA)] | None = None  # bytes of packs and catalogs (rule 40)
@@ -100,6 +113,22 @@ def read_node_file(data: Path) -> NodeFile:
             ExitCode.REFUSED,
         )
     return node
+
+
+def read_document(data: Path) -> ClusterDocument:
+    """DATA/cluster.json. CrnodeError when it is missing, cannot be read, or is no cluster document."""
+    path = data / DOCUMENT_FILE
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        raise CrnodeError(
+            f"'{path}' cannot be read.",
+            _because(error),
+            "Copy it again from another node of the cluster, or restore it from a backup."
+            if isinstance(error, FileNotFoundError)
+            else "Run crnode as the owner of it.",
+        ) from error
+    return parse_document(body, f"'{path}'")
 
 
 def check_data_dir(data: Path) -> None:

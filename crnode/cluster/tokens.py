@@ -191,6 +191,12 @@ class TokenBook:
             self._pages = _Pages.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             self._pages = _Pages()
+        except OSError as error:
+            raise CrnodeError(
+                f"'{path}' cannot be read.",
+                f"The system says: {error.strerror or error}.",
+                "Run crnode as the owner of it.",
+            ) from error
         except ValidationError as error:
             raise CrnodeError(
                 f"'{path}' cannot be used.", sentence(error), "Delete it and invite the new machines again."

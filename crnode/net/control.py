@@ -287,22 +287,27 @@ def _read_answer(
     )
 
 
+def role_of(data: Path) -> str | None:
+    """The role that node.json gives the node of this data directory; None when it cannot be read."""
+    try:
+        role = json.loads((data / "node.json").read_bytes())["role"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return role if role in ("master", "repli-master", "replica", "secondary") else None
+
+
 def _no_agent(path: Path, error: OSError) -> CrnodeError:
     data = path.parent
-    try:
-        role = str(json.loads((data / "node.json").read_bytes())["role"])
-    except FileNotFoundError:
+    if not os.path.lexists(data / "node.json"):
         return CrnodeError(
             f"There is no node in '{data}'.",
             "It has no node.json.",
             "Give its data directory with --data, or make a node with 'crnode init' or 'crnode join TOKEN'.",
             ExitCode.UNREACHABLE,
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        role = "ROLE"
     return CrnodeError(
         "The agent of this node does not run.",
         f"Nobody answers at '{path}' ({error.strerror or error}).",
-        f"Start it: crnode --role {role} --data {data}",
+        f"Start it: crnode --role {role_of(data) or 'ROLE'} --data {data}",
         ExitCode.UNREACHABLE,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
@@ -137,7 +138,10 @@ async def listen(
         await listener._start(host, port, tls)
     except OSError as error:
         place = join_address(host, port)
-        if error.errno == errno.EADDRINUSE:
+        if isinstance(error, socket.gaierror):
+            why = "No machine of that name is known here."
+            hint = "Give an IP address of this machine with --listen, or 0.0.0.0 for all of them."
+        elif error.errno == errno.EADDRINUSE:
             why, hint = "Another program listens there.", "Stop it, or choose another port with --listen."
         elif error.errno == errno.EACCES:
             why, hint = "Ports below 1024 are for root alone.", "Choose another port with --listen."

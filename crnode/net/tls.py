@@ -43,14 +43,27 @@ def _context(protocol: int) -> ssl.SSLContext:
 
 
 def _identify(context: ssl.SSLContext, data: Path) -> None:
+    authority, certificate, key = (data / name for name in (CA_CERTIFICATE_FILE, CERTIFICATE_FILE, KEY_FILE))
+    hint = "Restore it from a backup, or remove this node and join anew."
+    for path in (authority, certificate, key):  # OpenSSL does not say which file it did not like
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise CrnodeError(
+                f"'{path}' cannot be read.", f"The system says: {error.strerror or error}.", hint
+            ) from error
     try:
-        context.load_verify_locations(cafile=data / CA_CERTIFICATE_FILE)
-        context.load_cert_chain(data / CERTIFICATE_FILE, data / KEY_FILE)
-    except (OSError, ssl.SSLError) as error:
+        context.load_verify_locations(cafile=authority)
+    except ssl.SSLError as error:
+        raise CrnodeError(f"'{authority}' cannot be used.", "It is not a PEM certificate.", hint) from error
+    try:
+        context.load_cert_chain(certificate, key, password="")  # a key with one is none of ours: never ask
+    except ssl.SSLError as error:
         raise CrnodeError(
-            f"The node's certificates in '{data}' cannot be used.",
-            f"The system says: {error.strerror or error}.",
-            "Restore them from a backup, or remove this node and join anew.",
+            f"'{certificate}' and '{key}' cannot be used.",
+            "One of them is not PEM, or they do not belong together.",
+            "Restore both from one backup, or remove this node and join anew.",
         ) from error
 
 

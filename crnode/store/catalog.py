@@ -403,3 +403,6 @@ class Catalog(Reader):
 
 class CatalogDamaged(Exception):
     """SQLite cannot use the file. `args` are the path and what it said; the set's catalog is rebuilt."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])  # journals name the file themselves

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Cluster, crnode, rsync_difference, wait_for
+from harness import Cluster, crnode, json, rsync_difference, wait_for
 
+from crnode.cluster.identity import create_key
 from crnode.errors import CrnodeError, ExitCode
 
 
@@ -55,9 +56,6 @@ def test_sets_that_cannot_be_are_refused_with_a_reason(cluster: Cluster, tmp_pat
     assert "data directory" in refused(cluster.master.data, "box2:/srv/x")
     assert "data directory" in refused(tmp_path, "box2:/srv/x")
     assert "itself" in refused(source, "shop1:/srv/x")
-    assert "no node" in refused(source, "nobody:/srv/x").lower() or "nobody" in refused(
-        source, "nobody:/srv/x"
-    )
     # only the target can know these: the set is there, and its status says why it waits
     for name, place, words in (
         ("nested", live / "inside", "overlaps"),
@@ -180,6 +178,73 @@ def test_an_archive_keeps_what_was_deleted(cluster: Cluster, tmp_path: Path) -> 
     assert (kept / "b").read_bytes() == b"second"
 
 
+def test_unknown_sets_and_nodes_are_usage_errors_that_name_the_known_ones(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pair(cluster, tmp_path)
+    to = ("--to", str(tmp_path / "x"))
+    for name, known in (("shop1", "shop1, box2"), ("box2", "shop1, box2")):
+        data = ("--data", str(cluster.nodes[name].data))
+        words: list[tuple[str, ...]] = [
+            *(("set", "show", "ghost"), ("set", "rebase", "ghost"), ("sync", "ghost"), ("versions", "ghost")),
+            *(("versions", "ghost", "a"), ("restore", "ghost", *to), ("restore", "ghost:a", *to)),
+            *(("restore", "ghost", "--at", "2026-01-01", *to), ("scrub", "ghost")),
+        ]
+        for line in [*words, ("set", "remove", "ghost")] if name == "shop1" else words:
+            done = crnode(*line, *data, check=False)
+            assert done.returncode == ExitCode.USAGE, (line, done.stderr)
+            assert done.stderr == "crnode: There is no set 'ghost'. Sets: docs. See: crnode set list\n"
+        lines: list[tuple[str, ...]] = [("restore", "docs", "--node", "ghost", *to)]
+        if name == "shop1":
+            add = ("set", "add", "new", "--path", str(tmp_path / "source"))
+            lines += [("node", "remove", "ghost"), (*add, "--source", "shop1", "--to", "ghost:/x")]
+            lines += [(*add, "--source", "ghost", "--to", "box2")]
+        for line in lines:
+            done = crnode(*line, *data, check=False)
+            assert done.returncode == ExitCode.USAGE, (line, done.stderr)
+            assert done.stderr == f"crnode: There is no node 'ghost'. Nodes: {known}. See: crnode node list\n"
+
+
+def test_versions_of_a_path_that_never_was_are_a_usage_error(cluster: Cluster, tmp_path: Path) -> None:
+    source, _ = pair(cluster, tmp_path)
+    data = ("--data", str(cluster.master.data))
+    time.sleep(1.2)  # quiet after a point is what makes it a version
+    (source / "b").write_bytes(b"second")
+    (source / "a").unlink()
+    cluster.sync("docs")
+    for at in (data, ("--data", str(cluster.nodes["box2"].data))):
+        never = crnode("versions", "docs", "never/was", *at, check=False)
+        assert never.returncode == ExitCode.USAGE and "'never/was'" in never.stderr
+        assert "no versions yet" not in never.stdout
+        gone = json.loads(crnode("versions", "docs", "a", *at, "--json").stdout)["versions"]
+        assert [v["size"] for v in gone] == [5]  # it was deleted, and comes back from the version that had it
+        crnode("restore", "docs:a", "--version", str(gone[0]["number"]), "--to", f"{at[1]}-back", *at)
+        assert len(json.loads(crnode("versions", "docs", "/", *at, "--json").stdout)["versions"]) == 2
+    cluster.nodes["box2"].kill()
+    silent = crnode("versions", "docs", "never/was", *data, check=False)
+    assert silent.returncode == ExitCode.UNREACHABLE and "box2" in silent.stderr
+    assert crnode("versions", "docs", *data, check=False).returncode == ExitCode.UNREACHABLE
+
+
+def test_a_set_with_an_archive_alone(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(b"first")
+    at = ("--data", str(cluster.master.data))
+    keep = f"box2:{tmp_path}/keep"
+    crnode("set", "add", "docs", "--source", "shop1", "--path", str(source), "--archive-to", keep, *at)
+    crnode("sync", "docs", *at)
+    (source / "b").write_bytes(b"second")
+    (source / "a").unlink()
+    crnode("sync", "docs", *at)
+    assert (tmp_path / "keep" / "a").read_bytes() == b"first"
+    none = crnode("set", "add", "x", "--source", "shop1", "--path", str(source), *at, check=False)
+    assert none.returncode == ExitCode.USAGE and "--archive-to" in none.stderr
+    assert cluster.master.call("events", {"limit": 0})["events"] == []
+
+
 def test_restores_of_old_and_new_versions_on_every_node(cluster: Cluster, tmp_path: Path) -> None:
     source, _ = pair(cluster, tmp_path)
     cluster.join("box3")  # has no part in the set
@@ -288,3 +353,71 @@ def test_a_removed_node_is_turned_away(cluster: Cluster, tmp_path: Path) -> None
     wait_for(
         lambda: any("removed" in str(n["problems"]) for n in cluster.nodes["box2"].call("node.list")["nodes"])
     )
+
+
+def test_an_agent_that_cannot_listen_says_why_and_ends(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.init()
+    node.stop()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for place, code, words in (
+            (f"127.0.0.1:{port}", ExitCode.FAILED, "Another program listens there."),
+            ("203.0.113.7:7400", ExitCode.FAILED, "This machine does not have that address."),
+            ("no-such-machine.invalid:7400", ExitCode.FAILED, "No machine of that name is known here."),
+            ("127.0.0.1:99999", ExitCode.USAGE, "no port number of 0 to 65535"),
+            ("[::1:7400", ExitCode.USAGE, "[address]:port"),
+        ):
+            done = crnode("--role", "master", "--listen", place, "--data", str(node.data), check=False)
+            assert (done.returncode, done.stdout) == (code, ""), done.stderr
+            assert words in done.stderr and done.stderr.count("\n") == 1 and "defect" not in done.stderr
+    node.start()  # and nothing of it stays
+
+
+def test_broken_files_of_a_node_are_named_with_what_to_do(cluster: Cluster) -> None:
+    node = cluster.init()
+    node.stop()
+    document = json.loads((node.data / "cluster.json").read_bytes())
+    me = json.loads((node.data / "node.json").read_bytes())
+    foreign = (Path(__file__).read_bytes(), b"", None)
+    other = create_key()  # a whole key, but not that of the certificate
+    broken: list[tuple[str, bytes | None, str]] = [
+        *(("cluster.json", body, "cannot be") for body in (None, b"", b"{", b"[1]", b"{}", b"\xff")),
+        ("cluster.json", json.dumps({**document, "id": "0" * 32}).encode(), "do not belong together"),
+        *(("node.json", body, "node.json") for body in (None, b"", b"{", b"[]", b"{}")),
+        ("node.json", json.dumps({**me, "hash_seed": "1"}).encode(), "hash_seed"),
+        ("node.json", json.dumps({**me, "listen": "127.0.0.1:99999"}).encode(), "0 to 65535"),
+        *(("node.pem", body, "node.pem") for body in foreign),
+        *(("node.key", body, "node.key") for body in (*foreign, other)),
+        *(("ca/ca.pem", body, "ca.pem") for body in foreign),
+        *(("ca/ca.key", body, "ca.key") for body in (foreign[0], b"", other)),
+        ("tokens.json", b"{", "tokens.json"),
+    ]
+    for name, body, words in broken:
+        path = node.data / name
+        whole = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        if body is not None:
+            path.write_bytes(body)
+        done = crnode("--role", "master", "--data", str(node.data), check=False, timeout=30)
+        assert done.returncode in (ExitCode.FAILED, ExitCode.REFUSED), (name, body, done.stderr)
+        assert words in done.stderr and done.stderr.count("\n") == 1, (name, body, done.stderr)
+        assert str(node.data) in done.stderr, done.stderr
+        for noise in ("Traceback", "defect", "PosixPath", "The system refused"):
+            assert noise not in done.stderr, (name, body, done.stderr)
+        path.unlink(missing_ok=True)
+        if whole is not None:
+            path.write_bytes(whole)
+    for name in ("cluster.json", "node.pem", "node.key", "ca/ca.key", "tokens.json"):  # a read that fails
+        path = node.data / name
+        if path.exists():
+            path.rename(path.with_name("away"))
+        path.mkdir()
+        done = crnode("--role", "master", "--data", str(node.data), check=False, timeout=30)
+        assert done.returncode == ExitCode.FAILED and f"'{path}'" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and "The system refused" not in done.stderr
+        path.rmdir()
+        if path.with_name("away").exists():
+            path.with_name("away").rename(path)
+    node.start()

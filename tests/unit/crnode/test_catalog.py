@@ -257,8 +257,9 @@ def test_small_things_are_kept_and_reopened(tmp_path: Path) -> None:
 
 def test_a_damaged_or_newer_catalog_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.db").write_bytes(b"no database" * 1000)
-    with pytest.raises(CatalogDamaged):
+    with pytest.raises(CatalogDamaged) as damaged:
         Catalog(tmp_path / "bad.db", SET)
+    assert "PosixPath" not in str(damaged.value) and "database" in str(damaged.value)
     catalog = Catalog(tmp_path / "newer.db", SET)
     catalog._db.execute("PRAGMA user_version=99")
     catalog.close()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -134,6 +138,7 @@ class Agent:
         self.data = data
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = dict(ANSWERS)
+        self.forever: set[str] = set()  # calls that report what they have and then never end
         self._loop = asyncio.new_event_loop()
         self._server = ControlServer(data / "control.sock", {name: self._handler(name) for name in ANSWERS})
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -145,6 +150,10 @@ class Agent:
             self.asked.append((name, args))
             report({"text": "on the way"})
             body = self.answers[name]
+            if name in self.forever:
+                for event in body["events"]:
+                    report({"event": event})
+                await asyncio.Event().wait()
             if isinstance(body, Exception):
                 raise body
             result: dict[str, Any] = body
@@ -247,6 +256,25 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
         },
         "box2, box3:/d",
     ),
+    (
+        ["set", "add", "old", "--source", "shop1", "--path", "/a", "--archive-to", "box3"],
+        "set.add",
+        {
+            "name": "old",
+            "source": "shop1",
+            "paths": ["/a"],
+            "to": [],
+            "archive_to": ["box3"],
+            "mode": "mirror",
+            "template": "files",
+            "include": [],
+            "exclude": [],
+            "page_files": [],
+            "privileged": False,
+            "adopt": False,
+        },
+        "goes to box3",
+    ),
     (["set", "rebase", "web"], "set.rebase", {"name": "web"}, "counts as it is now"),
     (["set", "remove", "web"], "set.remove", {"name": "web", "now": False}, "30 days"),
     (
@@ -304,7 +332,7 @@ def test_status_shows_problems_and_warnings(agent: Agent, capsys: pytest.Capture
     assert main(["status"]) == 0
     out = capsys.readouterr().out
     assert "warning: the clock is off" in out and "a.sock: is a socket" in out
-    assert "12,345" in out and "3 entries, 4.0 KiB" in out and "slow\N{REPLACEMENT CHARACTER}" in out
+    assert "12,345" in out and "3 entries, 4.0 KiB" in out and r"slow\x1b" in out
 
 
 def test_a_set_that_was_added_but_cannot_run_is_a_warning(
@@ -370,6 +398,10 @@ def test_errors_are_json_with_json_and_a_sentence_without(
         ["join", "crnode1-nonsense!"],
         ["init", "--name", "Shop 1"],
         ["init", "--name", "shop1", "--listen", "nowhere:0"],
+        ["init", "--name", "shop1", "--listen", "127.0.0.1:99999"],
+        ["init", "--name", "shop1", "--advertise", "[::1]:99999"],
+        ["--role", "master", "--listen", "127.0.0.1:99999"],
+        ["--role", "master", "--listen", "a..b:7400"],
         ["set", "remove", "web", "--now", "--confirm", "db"],
     ],
     ids=" ".join,
@@ -385,6 +417,49 @@ def test_wrong_words_are_exit_2_and_one_line(
         main([*words, "--json"])
         assert json.loads(capsys.readouterr().err)["error"]["exit_code"] == ExitCode.USAGE
     assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_role_is_named_with_the_one_that_the_node_has(tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        done = crnode(*words)
+        assert (done.returncode, done.stdout) == (ExitCode.USAGE, "") and done.stderr.count("\n") == 1
+        return done.stderr
+
+    data = str(tmp_path / "data")
+    assert "--role" in said("--data", data)
+    crnode("init", "--name", "shop1", "--listen", "127.0.0.1:7400", "--data", data)
+    assert f"crnode --role master --data {data}" in said("--data", data)
+    assert "--role" in said("--listen", "127.0.0.1:7400", "--data", data)
+    (tmp_path / "data" / "node.json").write_text('{"role": ["king"]}')
+    assert f"crnode --role ROLE --data {data}" in said("--data", data)
+    assert "--listen" in said("--listen", "127.0.0.1:7400", "status")
+    assert "needs a command" in crnode("set").stderr
+    assert crnode().returncode == 0
+
+
+def test_no_colours_unless_it_is_a_terminal_that_wants_them(agent: Agent) -> None:
+    def colours(*words: str, **environment: str) -> bool:
+        master, terminal = pty.openpty()
+        env = {**os.environ, "TERM": "xterm-256color", **environment}
+        with subprocess.Popen(
+            [sys.executable, "-m", "crnode", *words], stdout=terminal, stderr=terminal, env=env
+        ) as shown:
+            os.close(terminal)
+            out = b""
+            with contextlib.suppress(OSError):  # the end of a terminal
+                while part := os.read(master, 65536):
+                    out += part
+            os.close(master)
+            assert shown.wait(10) in (0, 2)
+        assert out
+        return re.search(rb"\x1b\[[0-9;]*3[0-7]m", out) is not None  # bold is no colour
+
+    for words in (("status",), ("status", "--wings"), ("set", "--help")):
+        assert colours(*words)
+        assert not colours(*words, NO_COLOR="1")
+        assert not colours(*words, TERM="dumb")
+        piped = crnode(*words)
+        assert "\x1b" not in piped.stdout + piped.stderr
 
 
 def test_init_then_no_agent_then_init_again(tmp_path: Path) -> None:
@@ -435,6 +510,130 @@ def test_ctrl_c_is_130_without_a_traceback(agent: Agent) -> None:
         assert watching.stderr.read() == ""
 
 
+def test_ctrl_c_on_a_terminal_and_while_following_is_130_too(agent: Agent) -> None:
+    agent.forever.add("events")
+    for words, seen in ((("status", "--watch"), b"Cluster shop"), (("events", "--follow"), b"box2 joined")):
+        for on_terminal in (True, False):
+            reading, writing = pty.openpty() if on_terminal else os.pipe()
+            with subprocess.Popen(
+                [sys.executable, "-m", "crnode", *words], stdout=writing, stderr=subprocess.PIPE
+            ) as going:
+                os.close(writing)
+                try:
+                    out = b""
+                    while seen not in out and select.select([reading], [], [], 10)[0]:
+                        out += os.read(reading, 65536)
+                    assert seen in out
+                    going.send_signal(signal.SIGINT)
+                    assert going.wait(10) == 130
+                finally:
+                    going.kill()
+                assert going.stderr is not None and going.stderr.read() == b""
+            os.close(reading)
+
+
+PRINTING = [
+    *(case[0] for case in ASKING),
+    *(
+        ["--help"],
+        ["set", "add", "--help"],
+        ["--version"],
+        ["status", "--json"],
+        ["versions", "web", "--json"],
+    ),
+    *(["status", "--watch", "--interval", "3600"], ["status", "--watch", "--json"], ["events", "--follow"]),
+]
+
+
+@pytest.mark.parametrize("words", PRINTING, ids=" ".join)
+def test_a_reader_that_is_gone_is_141_and_no_complaint(agent: Agent, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "crnode", *words],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "words", ["versions web", "versions web --json", "status --watch --interval 3600", "events --follow"]
+)
+def test_head_ends_a_pipeline_with_141(agent: Agent, words: str) -> None:
+    agent.answers["versions"] = {"versions": [ANSWERS["versions"]["versions"][0]] * 20_000}
+    agent.forever.add("events")
+    done = subprocess.run(
+        [
+            *("bash", "-c"),
+            f"set -o pipefail; {sys.executable} -m crnode {words} | head -1; echo $? ${{PIPESTATUS[*]}}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "141 141 0" and done.stderr == ""
+
+
+def test_no_room_or_no_stream_to_print_to_is_said_or_silent(agent: Agent) -> None:
+    def ended(line: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m crnode {line}"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, said = ended("status > /dev/full")
+    assert code == 1 and "No space left" in said and said.count("\n") == 1
+    assert ended("status >&-") == (0, "", "")
+    assert ended("status --wings 2>&-") == (2, "", "")
+    assert ended("status --wings 2> /dev/full")[0] == 1
+
+
+def test_names_cannot_forge_lines_or_steer_the_terminal(
+    agent: Agent, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\nproblem: web: all is well\x1b]0;x\x07\udcff"
+    shown = r"a\nproblem: web: all is well\x1b]0;x\x07\xff"
+    item = {**ANSWERS["status"]["sets"][0], "problems": [{"path": name, "reason": name}]}
+    agent.answers["status"] = {**ANSWERS["status"], "sets": [item], "warnings": [name]}
+    agent.answers["events"] = {"events": [{"time_ns": 1, "kind": "k", "text": name, "set": name}]}
+    agent.answers["versions"] = {"versions": [{**ANSWERS["versions"]["versions"][0], "name": name}]}
+    agent.answers["restore"] = {**ANSWERS["restore"], "to": f"/{name}"}
+    agent.answers["set.add"] = {"problem": name}
+    for words in (["status"], ["events"], ["versions", "web"], ["restore", "web", "--to", "/x"]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert shown in out and out.replace("\n", "").isprintable()
+        assert not any(line.startswith("problem: web: all") for line in out.splitlines())
+        assert main([*words, "--json"]) == 0
+        assert any(name in text for text in strings(json.loads(capsys.readouterr().out)))
+    assert main(["set", "add", "web", "--source", "shop1", "--path", f"/{name}", "--to", "box2"]) == 0
+    out, err = capsys.readouterr()
+    assert shown in out and out.count("\n") == 1 and shown in err and err.count("\n") == 1
+    agent.answers["restore"] = CrnodeError(f"There is nothing at '{name}'.")
+    assert main(["restore", "web", "--to", "/x"]) == 1
+    assert capsys.readouterr().err == f"crnode: There is nothing at '{shown}'.\n"
+
+
+def strings(body: Any) -> list[str]:
+    """All strings of a JSON document."""
+    if isinstance(body, str):
+        return [body]
+    return [
+        text
+        for part in (body.values() if isinstance(body, dict) else body if isinstance(body, list) else ())
+        for text in strings(part)
+    ]
+
+
 def test_a_closed_pipe_is_no_complaint(agent: Agent) -> None:
     agent.answers["versions"] = {"versions": [ANSWERS["versions"]["versions"][0]] * 20_000}
     done = subprocess.run(
@@ -481,7 +680,8 @@ def test_small_words() -> None:
     assert [parse_span(text) for text in ("90", "2m", "3h", "7d")] == [90, 120, 10800, 604_800]
     assert size(1536) == "1.5 KiB" and size(5) == "5 B" and size(None) == "-"
     assert duration(0.42) == "0.4 s" and duration(7300) == "2 h" and duration(None) == "-"
-    assert printable("a\x1b[31mb\u202e") == "a\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}"
+    assert printable("a\x1b[31mb\u202e") == r"a\x1b[31mb\u202e"
+    assert printable("a\n\r\tb\udcff\U000e0001 ä\U0001f600") == "a\\n\\r\\tb\\xff\\U000e0001 ä\U0001f600"
     assert parse_time("1970-01-01T00:00:06+00:00") == 6_999_999_999
     with pytest.raises(CrnodeError, match="no versions yet"):
         version_at([], 5, "web", "then")

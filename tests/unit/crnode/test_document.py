@@ -211,6 +211,9 @@ def test_anything_else_is_an_error_for_people(body: bytes) -> None:
         ("10.0.0.1:1", ("10.0.0.1", 1)),
         ("[fe80::1]:7401", ("fe80::1", 7401)),
         ("[::]", ("::", 7400)),
+        (" [fe80::1%eth0]:0 ", ("fe80::1%eth0", 0)),
+        ("0:65535", ("0", 65535)),
+        ("x" * 63 + ".example", ("x" * 63 + ".example", 7400)),
     ],
 )
 def test_addresses(text: str, expected: tuple[str, int]) -> None:
@@ -218,7 +221,12 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":7400", "shop1:", "shop1:99999", "shop1:x", "fe80::1:7400", "[fe80::1", "a b:1"]
+    "text",
+    [
+        *("", ":7400", "shop1:", "shop1:65536", "shop1:99999", "shop1:x", "shop1:-1", "shop1:" + "9" * 5000),
+        *("fe80::1:7400", "[fe80::1", "[fe80::1]7400", "[shop1]:1", "[]:1", "256.1.1.1:1", "10.1:1"),
+        *("a b:1", "a..b:1", "-a:1", "x" * 64 + ":1", "a.b\n:1"),
+    ],
 )
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="address"):

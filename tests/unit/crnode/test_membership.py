@@ -77,6 +77,23 @@ def test_set_targets_are_read_from_node_and_destination(document: ClusterDocumen
     assert item.uuid == "11" * 16 and item.exclude == ("*.tmp",)
 
 
+@pytest.mark.parametrize("pattern", ["!", "a\\", "[z-a]", "[a-\\]"])
+@pytest.mark.parametrize("field", ["include", "exclude", "page_files"])
+def test_patterns_that_cannot_be_read_are_named(document: ClusterDocument, field: str, pattern: str) -> None:
+    with pytest.raises(CrnodeError) as caught:
+        with_set(document, **{field: ["*.tmp", pattern]})
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert f"'{pattern}'" in caught.value.why and f"--{field.replace('_', '-')}" in caught.value.why
+
+
+def test_archives_alone_are_targets_enough_and_none_is_not(document: ClusterDocument) -> None:
+    item = with_set(document, to=[], archive_to=["box3"]).set_named("web")
+    assert item is not None and item.targets["box3"].mode is Mode.ARCHIVE and len(item.targets) == 1
+    with pytest.raises(CrnodeError, match="no target") as caught:
+        with_set(document, to=[])
+    assert caught.value.exit_code is ExitCode.USAGE and "--archive-to" in caught.value.hint
+
+
 def test_one_set_may_have_mirrors_and_archives(document: ClusterDocument) -> None:
     item = with_set(document, to=["box2"], archive_to=["box3:/keep"]).set_named("web")
     assert item is not None
@@ -92,7 +109,6 @@ def test_one_set_may_have_mirrors_and_archives(document: ClusterDocument) -> Non
     [
         ({"to": ["box2", "box2:/other"]}, "twice"),
         ({"archive_to": ["box2"]}, "twice"),
-        ({"to": ["ghost"]}, "'ghost'"),
         ({"to": ["box2:relative"]}, "not absolute"),
         ({"source": "box3"}, "only receives"),
         ({"name": "Web Site"}, "Web Site"),
@@ -131,8 +147,22 @@ def test_forgetting_a_set_ends_its_versions_at_once(document: ClusterDocument) -
 
 
 def test_an_unknown_set_is_not_removed(document: ClusterDocument) -> None:
-    with pytest.raises(CrnodeError, match="no set of that name"):
-        remove_set(document, "ghost", NOW)
+    with pytest.raises(CrnodeError, match="no set 'ghost'") as caught:
+        remove_set(with_set(document), "ghost", NOW)
+    assert caught.value.exit_code is ExitCode.USAGE and "web" in caught.value.why
+
+
+def test_unknown_nodes_are_named_with_the_known_ones(document: ClusterDocument) -> None:
+    for edit in (
+        lambda: remove_node(document, "ghost", NOW),
+        lambda: with_set(document, to=["ghost"]),
+        lambda: with_set(document, archive_to=["ghost:/x"]),
+        lambda: with_set(document, source="ghost"),
+        lambda: move_node(document, "ghost", "x:1"),
+    ):
+        with pytest.raises(CrnodeError, match="no node 'ghost'") as caught:
+            edit()
+        assert caught.value.exit_code is ExitCode.USAGE and "shop1, box2, box3" in caught.value.why
 
 
 def test_a_removed_node_leaves_every_set_and_its_certificate_is_buried(document: ClusterDocument) -> None:
@@ -154,6 +184,22 @@ def test_the_only_holder_of_something_is_not_removed_without_lose(document: Clus
     two = with_set(document, to=["box2", "box3"])
     with pytest.raises(CrnodeError, match="old-set"):
         remove_node(two, "box2", NOW, only_holder_of=["old-set"])
+
+
+def test_the_only_archive_is_not_removed_without_lose(document: ClusterDocument) -> None:
+    full = with_set(document, to=["box2"], archive_to=["box3"])
+    assert remove_node(full, "box2", NOW).sets[0].targets.keys() == {"box3"}  # an archive has more, not less
+    with pytest.raises(CrnodeError, match=r"only archive.*deleted.*web") as caught:
+        remove_node(full, "box3", NOW)
+    assert "--lose" in caught.value.hint and caught.value.exit_code is ExitCode.REFUSED
+    assert "only copy" not in caught.value.why
+    assert remove_node(full, "box3", NOW, lose=True).sets[0].targets.keys() == {"box2"}
+    more = add_node(document, node("box4"), NOW)
+    two = with_set(more, to=["box2"], archive_to=["box3", "box4"])
+    assert remove_node(two, "box3", NOW).sets[0].targets.keys() == {"box2", "box4"}
+    both = add_set(full, spec(name="docs", to=["box3"]), NOW, "22" * 16)
+    with pytest.raises(CrnodeError, match=r"only copy.*docs.*only archive.*web"):
+        remove_node(both, "box3", NOW)
 
 
 @pytest.mark.parametrize(("name", "said"), [("shop1", "master"), ("office", "source"), ("ghost", "no node")])
