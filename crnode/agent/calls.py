@@ -154,14 +154,30 @@ class Calls:
 
     async def _set_rebase(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["name"]))
-        if spec.source == self.agent.node.name:
-            return await self._peer_rebase(self.agent.node.name, {"set": spec.name})
-        return await self._forward(spec.source, "rebase", {"set": spec.name})
+        node = str(args.get("node") or spec.source)
+        if node != spec.source and node not in spec.targets:
+            raise CrnodeError(
+                f"{node} has no part in set {spec.name}.",
+                f"Its source is {spec.source}, its targets are {', '.join(spec.targets)}.",
+                "Name the source or one of its targets.",
+                ExitCode.USAGE,
+            )
+        if node == self.agent.node.name:
+            return await self._peer_rebase(node, {"set": spec.name})
+        return await self._forward(node, "rebase", {"set": spec.name})
 
     async def _peer_rebase(self, sender: str, args: Args) -> Args:
         if sender not in (self.agent.node.name, self.agent.document.master.name):
-            raise CrnodeError("A rebase is asked for at the source or the master.", "", "", ExitCode.REFUSED)
-        running = self._source(self._set(str(args["set"])))
+            raise CrnodeError(
+                "A rebase is asked for at the node itself or at the master.", "", "", ExitCode.REFUSED
+            )
+        spec = self._set(str(args["set"]))
+        target = self.agent.sets.targets.get(spec.uuid)
+        if target is not None:
+            target.target.accept()
+            self.agent.journal.add("live", f"Set {spec.name}: a person accepted the destination as it is.")
+            return {"accepted": spec.name}
+        running = self._source(spec)
         running.source.accept()
         self.agent.journal.add("source", f"Set {running.spec.name}: a person accepted the source as it is.")
         return {"accepted": running.spec.name}

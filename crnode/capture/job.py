@@ -135,6 +135,8 @@ class Job:
         old = self._old(path)
         event = self.guard.take_event(path) if self.guard is not None else False
         try:
+            if (workspace := self.reader.workspace_above(path)) is not None:
+                return [*self._gone(path, old), workspace]
             info = self.reader.stat(path)
             is_dir = stat.S_ISDIR(info.st_mode)
             if not self.selection.takes(path, is_dir) or self.reader.inside_destination(path):
@@ -161,6 +163,7 @@ class Job:
     def _own(self, path: bytes, old: Entry | None, own: Own) -> list[bytes]:
         """A directory of crnode's own is in no image; a destination of this very set is told, too."""
         partners = self._gone(path, old)
+        self._remove_below(path)  # also what was taken before its mark was there
         if own is Own.DESTINATION:
             self.batch.lost[path] = "it is a destination of this very set: a copy would be copied again"
         else:

@@ -189,6 +189,16 @@ class PathReader:
         self._destinations.discard(path)
         return None
 
+    def workspace_above(self, path: bytes) -> bytes | None:
+        """The workspace that `path` lies in. Its mark is written after the directory appears, so that what is
+        in it may be met first. Raises Gone, Unreadable."""
+        parts = path.split(b"/")
+        for depth, part in enumerate(parts[:-1], 1):
+            above = b"/".join(parts[:depth])
+            if part.startswith(b".crnode-") and self.own_place(above) is Own.WORKSPACE:
+                return above
+        return None
+
     def inside_destination(self, path: bytes) -> bool:
         """Whether `path` lies in a destination of this very set that was met before."""
         return any(path.startswith(place + b"/") for place in self._destinations)

@@ -175,17 +175,24 @@ def remove(
 
 @app.command("rebase", epilog="Example: crnode set rebase web")
 def rebase(
-    name: Annotated[str, typer.Argument(help="The set.")], data: Data = None, as_json: Json = False
+    name: Annotated[str, typer.Argument(help="The set.")],
+    node: Annotated[
+        str | None, typer.Option(help="A target whose destination is right as it is (default: the source).")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
 ) -> None:
-    """Say that the source is right as it is now. Run it on the source or the master.
+    """Say that the source, or a target's destination, is right as it is now. Run it there or on the master.
 
-    Needed when its folder was replaced, or everything in it is gone: crnode waits then, because a missing
-    disk looks the same.
+    Needed when a folder was replaced, or everything in the source is gone: crnode waits then, because a
+    missing disk looks the same. At a destination, files that are found there are kept aside.
     """
-    with progress(f"Asking the source of {name}", as_json) as report:
-        answer = ask(data, "set.rebase", {"name": name}, report)
+    with progress(f"Asking {node or 'the source of ' + name}", as_json) as report:
+        answer = ask(data, "set.rebase", {"name": name, "node": node} if node else {"name": name}, report)
     if as_json:
         print_json(answer)
+    elif node:
+        show(f"The destination of '{name}' on {node} is taken as it is now and brought to the newest image.")
     else:
         show(f"The source of '{name}' counts as it is now; its changes go to the targets.")
 
