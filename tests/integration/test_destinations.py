@@ -139,18 +139,21 @@ def test_a_live_tree_that_was_too_large_for_its_disk_follows_when_the_set_shrink
     source = pair(cluster, tmp_path, live)
     (source / "a").write_bytes(b"a" * 100)
     cluster.sync("docs")
-    with open(source / "big", "r+b") as file:  # changed and partly applied before the disk is full
-        file.seek(1 << 20)
-        file.write(b"changed" * 100)
+    original = (source / "big").read_bytes()
+    cluster.master.stop()  # so that all this is one image, whose `big` is applied before the disk is full
+    (source / "big").write_bytes(original[: 1 << 20] + b"changed" + original[(1 << 20) + 7 :])
     for number in range(20):
         (source / f"heavy{number:02}").write_bytes(os.urandom(6 << 20))
+    cluster.master.start()
     with pytest.raises(CrnodeError) as caught:
         cluster.sync("docs", timeout=40)
     assert "room" in str(caught.value).lower()
+    cluster.master.stop()
     for number in range(20):
         (source / f"heavy{number:02}").unlink()
-    with open(source / "big", "r+b") as file:
-        file.write(b"and again")
+    # What the image that is given up had changed is as it was; what the next one changes is elsewhere.
+    (source / "big").write_bytes(b"and again" + original[9:])
+    cluster.master.start()
     cluster.sync("docs")
     assert rsync_difference(source, live) == ""
     aside = list((disk.place / ".crnode-copy").glob("aside/*"))
