@@ -23,6 +23,7 @@ from store_samples import (
 from test_object_store import small_disk
 
 from crnode.agent.maintenance import MINIMUM_BYTES, Maintenance, worth_collecting
+from crnode.cluster.document import ClusterDocument, DocumentId, Node, ReplicationSet, Role, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import collect as collect_module
 from crnode.store import manifest
@@ -57,11 +58,19 @@ class _Healer:
 
 
 def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, holder: list[Record]) -> Any:
-    spec = SimpleNamespace(uuid=UUID, name="web", source="shop2", targets={"shop1": None})
-    document = SimpleNamespace(
-        set_by_uuid=lambda uuid: spec if uuid == UUID else None,
-        set_named=lambda name: spec if name == "web" else None,
-        sets_to=lambda _: (spec,),
+    nodes = tuple(
+        Node(
+            name=name, role=role, address=f"{name}:1", fingerprint=f"{number:064x}",
+            incarnation=f"{number:032x}", added_at_ns=1,
+        )
+        for number, (name, role) in enumerate((("shop2", Role.MASTER), ("shop1", Role.REPLICA)))
+    )  # fmt: skip
+    spec = ReplicationSet(
+        name="web", uuid=UUID, source="shop2", paths=("/srv",), targets={"shop1": Target(node="shop1")},
+        created_at_ns=1,
+    )  # fmt: skip
+    document = ClusterDocument(
+        id="ab" * 16, name="shop", version=DocumentId(1, 0, 1), nodes=nodes, sets=(spec,)
     )
     events: list[tuple[str, str]] = []
     commit_ = SimpleNamespace(catalog=catalog)
