@@ -210,7 +210,8 @@ class Calls:
         begun = time.monotonic()
         deadline = begun + seconds
         try:
-            await asyncio.wait_for(running.source.scan_now(), seconds)
+            async with asyncio.timeout(seconds):
+                await running.source.scan_now()
         except TimeoutError:
             state, detail = running.source.state, running.source.detail
             raise CrnodeError(

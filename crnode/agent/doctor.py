@@ -183,8 +183,16 @@ def _sets(agent: Agent) -> list[Check]:
 
 
 def _certificate(agent: Agent) -> Check:
-    pem = (agent.data / CERTIFICATE_FILE).read_text()
-    days = (valid_until_ns(ssl.PEM_cert_to_DER_cert(pem)) / 1e9 - time.time()) / 86400
+    place = agent.data / CERTIFICATE_FILE
+    try:
+        days = (valid_until_ns(ssl.PEM_cert_to_DER_cert(place.read_text())) / 1e9 - time.time()) / 86400
+    except (OSError, ValueError) as error:
+        return _check(
+            "certificate",
+            False,
+            f"This node's certificate {place} cannot be read: {error}.",
+            "The agent goes on with what it has read and will not start again: put it back, or join anew.",
+        )
     return _check(
         "certificate",
         days > 60,
