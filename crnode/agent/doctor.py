@@ -19,6 +19,7 @@ from crnode.store.reader import MINIMUM_SQLITE
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
+    from crnode.agent.sets import RunningTarget
 
 Check = dict[str, Any]
 
@@ -161,6 +162,8 @@ def _sets(agent: Agent) -> list[Check]:
                 )
             )
     for target in agent.sets.targets.values():
+        if (advice := _mount_options(target)) is not None:
+            out.append(advice)
         status = target.target.status
         if status.lacking or status.live:
             out.append(
@@ -180,6 +183,25 @@ def _sets(agent: Agent) -> list[Check]:
                 )
             )
     return out
+
+
+def _mount_options(target: RunningTarget) -> Check | None:
+    """Foreign files need neither set-id bits nor devices; a set that is privileged may (rule 66)."""
+    place = target.target.destination
+    try:
+        flags = os.statvfs(place).f_flag
+    except OSError:
+        return None
+    lacking = [n for n, flag in (("nosuid", os.ST_NOSUID), ("nodev", os.ST_NODEV)) if not flags & flag]
+    if target.spec.privileged or not lacking or not os.path.ismount(place):
+        return None  # only where the destination is a file system of its own can somebody set it so
+    options = " and ".join(lacking)
+    return _check(
+        f"mount {target.spec.name}",
+        None,
+        f"{place} is mounted without {options}.",
+        f"Mount it with {','.join(lacking)}: files from other machines need neither.",
+    )
 
 
 def _certificate(agent: Agent) -> Check:
