@@ -30,6 +30,7 @@ Progress = Callable[[Args], None]
 Handler = Callable[[Args, Progress], Awaitable[Args]]
 
 SYNC_SECONDS = 60.0
+BEGIN_WAITS, BEGIN_WAIT_SECONDS = 100, 0.05
 SETTLE_SECONDS = 10.0  # a target that has the image and cannot show it gets so long for what passes by itself
 VERDICTS = ("untested", "good", "suspect", "bad")
 
@@ -182,6 +183,17 @@ class Calls:
         self.agent.journal.add("source", f"Set {running.spec.name}: a person accepted the source as it is.")
         return {"accepted": running.spec.name}
 
+    async def _begun(self, name: str) -> None:
+        """Wait a little for a set that the master has just added: the document may be on its way, and the set
+        be starting."""
+        for _ in range(BEGIN_WAITS):
+            spec = self.agent.document.set_named(name)
+            if spec is not None and (
+                spec.uuid in self.agent.sets.sources or spec.uuid in self.agent.sets.refused
+            ):
+                return
+            await asyncio.sleep(BEGIN_WAIT_SECONDS)
+
     def _source(self, spec: ReplicationSet) -> RunningSource:
         running = self.agent.sets.sources.get(spec.uuid)
         if running is None:
@@ -201,6 +213,7 @@ class Calls:
         )
 
     async def _peer_sync(self, sender: str, args: Args) -> Args:
+        await self._begun(str(args["set"]))
         return await self.sync(self._set(str(args["set"])), float(args["timeout_s"]), lambda _: None)
 
     async def sync(self, spec: ReplicationSet, seconds: float, progress: Progress) -> Args:
