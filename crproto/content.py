@@ -216,6 +216,22 @@ def segments(content: bytes, level: int, load: Load) -> Iterator[bytes]:
             yield from segments(child, level - 1, load)
 
 
+def differing_items(old: bytes, new: bytes) -> tuple[tuple[int, int], ...]:
+    """(offset, length) of what differs between two recipe objects of equal length, item by item: what a patch
+    of the one carries."""
+    out: list[tuple[int, int]] = []
+    if old[: HEADER.size] != new[: HEADER.size]:
+        out.append((0, HEADER.size))
+    for at in range(HEADER.size, len(new), ITEM.size):
+        if old[at : at + ITEM.size] == new[at : at + ITEM.size]:
+            continue
+        if out and sum(out[-1]) == at:
+            out[-1] = (out[-1][0], out[-1][1] + ITEM.size)
+        else:
+            out.append((at, ITEM.size))
+    return tuple(out)
+
+
 def new_objects(
     old: tuple[bytes, int] | None, new: tuple[bytes, int], load: Load
 ) -> Iterator[tuple[bytes, int, int, int]]:

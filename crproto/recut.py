@@ -5,12 +5,14 @@ What is known of the old version is, for each chunk, its length, its id, and a s
 after an insertion every later chunk is checked at its shifted place with the hashes it always had, and a
 file's hashes are those of its chunks in every version.
 
-Two modes. *Verifying*: chunk after chunk is read and its blocks compared; equal blocks prove (as far as a
-secret 64-bit hash proves) that the chunk stands where it stood. *Cutting*: from the start of the first
-chunk that differs the rolling hash cuts new chunks, until one ends on an old border (an edit in place) or
-else has the id of a later old chunk (an insertion or deletion: from there on everything is shifted); then
-verifying goes on. So a change costs one pass of xxh3 and cutting of little more than the stretch that
-differs.
+Three modes. *Verifying*: chunk after chunk is read and its blocks compared; equal blocks prove (as far as a
+secret 64-bit hash proves) that the chunk stands where it stood. *In place*: of the first chunk that differs
+the last block still stands where it stood, or the first or last block of the next one does: then nothing is
+shifted, the old borders are kept, and the chunk is a patch of the old one. *Cutting*: else the rolling hash
+cuts new chunks from its start on, until one ends on an old border or has the id of a later old chunk (an
+insertion or deletion: from there on everything is shifted). Then verifying goes on. So a change costs one pass
+of xxh3 and cutting of little more than the stretch that differs, and a changed page is one patch, whatever the
+rolling hash would say of the borders around it.
 
 An old border comes first because a page that became a copy of a later one is no insertion; and an id that the
 old file has more than once is no landmark, because a stretch of zeros proves nothing about what follows it.
@@ -89,7 +91,9 @@ def recut(old: Sequence[OldChunk], size: int, read: Reader, cutter: Cutter, seed
     stop = len(old) - 1 if size > sum(chunk.length for chunk in old) else len(old)
     while walk.at < size and not walk.short:
         yield from walk.verify(stop)
-        if walk.at < size:
+        if walk.at < size and (piece := walk.in_place(stop)) is not None:
+            yield piece
+        elif walk.at < size:
             yield from walk.cut()
 
 
@@ -145,6 +149,37 @@ class _Walk:
                 self.old_at += length
                 self.index += 1
                 yield Piece(at, length, name, hashes, None)
+
+    def in_place(self, stop: int) -> Piece | None:
+        """The chunk that differs, with the borders that it had, if what follows the change is not shifted."""
+        if self.index >= stop or self.old_at + self.shift != self.at:
+            return None
+        here = self.old[self.index]
+        after = self.old[self.index + 1] if self.index + 1 < len(self.old) else None
+        if not here.hashes or self.at + here.length > self.size:
+            return None
+        wanted = min(here.length + (after.length if after is not None else 0), self.size - self.at)
+        view = self.read(self.at, wanted)
+        if len(view) < wanted:
+            return None  # it shrank meanwhile: cutting finds the end
+        stands = self.at + here.length == self.size or self._block(here, -1, view)
+        if not stands and after is not None and after.hashes:
+            rest = view[here.length :]
+            stands = self._block(after, 0, rest) or self._block(after, -1, rest)
+        if not stands:
+            return None
+        piece = self._piece(view[: here.length])
+        self.at += here.length
+        self.old_at += here.length
+        self.index += 1
+        return piece
+
+    def _block(self, chunk: OldChunk, number: int, view: memoryview) -> bool:
+        """Whether the first (0) or last (-1) block of an old chunk is in `view`, which begins as it did."""
+        start = 0 if number == 0 else (chunk.length - 1) // BLOCK * BLOCK
+        end = min(start + BLOCK, chunk.length)
+        wanted = chunk.hashes[:8] if number == 0 else chunk.hashes[-8:]
+        return end <= len(view) and xxhash.xxh3_64_digest(view[start:end], self.seed) == wanted
 
     def cut(self) -> Iterator[Piece]:
         """New chunks from `at` on until the old ones fit again."""

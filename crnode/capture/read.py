@@ -22,16 +22,18 @@ from crnode.capture.roots import OpenRoots, OwnPlaces
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
-from crproto import chunking, content
+from crproto import chunking, content, delta
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, entry_from_wire
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
-from crproto.recut import OldChunk, block_hashes, recut
+from crproto.limits import PATCH_PARTS
+from crproto.recut import BLOCK, OldChunk, block_hashes, recut
 
 SMALL = 32 << 10  # bytes up to which a file is one chunk
 YOUNG_NS = 50_000_000  # a file that changed within this time is read twice
 ATTEMPTS = 3
 _PATCH_MINIMUM = 4096  # chunks below this are not worth a patch
+_PATCH_SHARE = 2  # a recipe travels as a patch that is smaller than half of it
 
 
 class Patch(NamedTuple):
@@ -336,6 +338,9 @@ class PathReader:
         number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
         builder = content.RecipeBuilder(number)
         sink = _Sink(fresh, self.budget, self.spill, builder)
+        if known and previous == number and old is not None and old.content is not None:
+            load = self._loader(fresh)
+            sink.before = dict(_segments_at(old.content, old.level, load)), load
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         if _sparse(info):
             self._sparse_file(fd, size, number, sink)
@@ -350,6 +355,14 @@ class PathReader:
             self._same_again(fd, size, named, fresh)
         return named
 
+    def _loader(self, fresh: Fresh) -> Load:
+        """Recipes of this capture, which are in no store yet, and of those before."""
+
+        def load(name: bytes) -> bytes:
+            return fresh.recipes.get(name) or self.earlier.recipes.get(name) or self.load(name)
+
+        return load
+
     def _old_chunks(self, old: Entry | None, fresh: Fresh) -> tuple[list[OldChunk], int | None]:
         """(chunks of the version before with their block hashes, its cutter); ([], None) when they are not
         known:
@@ -357,9 +370,7 @@ class PathReader:
         if old is None or old.level == 0 or old.content is None:
             return [], None
 
-        def load(name: bytes) -> bytes:
-            return fresh.recipes.get(name) or self.earlier.recipes.get(name) or self.load(name)
-
+        load = self._loader(fresh)
         out: list[OldChunk] = []
         try:
             cutter = content.parse_recipe(load(old.content)).cutter
@@ -367,7 +378,7 @@ class PathReader:
                 hashes = fresh.blocks.get(segment) or self.earlier.blocks.get(segment) or self.blocks(segment)
                 at = 0
                 for length, name in content.parse_recipe(load(segment)).iter_items():
-                    end = at if name == HOLE else at + 8 * -(-length // 4096)
+                    end = at if name == HOLE else at + 8 * -(-length // BLOCK)
                     out.append(OldChunk(length, name, hashes[at:end]))
                     at = end
         except (Missing, Damaged):
@@ -408,9 +419,7 @@ class PathReader:
                 raise _Changed
             return
 
-        def load(name: bytes) -> bytes:
-            return fresh.recipes.get(name) or self.earlier.recipes.get(name) or self.load(name)
-
+        load = self._loader(fresh)
         at = 0
         for segment in _segments(named[0], named[1], load):
             known = fresh.blocks.get(segment) or self.earlier.blocks.get(segment) or self.blocks(segment)
@@ -421,7 +430,7 @@ class PathReader:
                 if name == HOLE:
                     at += length
                     continue
-                end = place + 8 * -(-length // 4096)
+                end = place + 8 * -(-length // BLOCK)
                 run.append((at, length, known[place:end]))
                 place = end
                 at += length
@@ -450,8 +459,10 @@ class _Sink:
         self.spill = spill
         self.builder = builder
         self.total = 0
+        # Offset -> id of the level-1 recipes of the version before, and how to load them.
+        self.before: tuple[dict[int, bytes], Load] | None = None
         self._hashes: list[bytes] = []
-        self._first: tuple[int, bytes] | None = None
+        self._recipe_at = 0
 
     def add(self, length: int, name: bytes, hashes: bytes, data: memoryview | None) -> None:
         self.total += length
@@ -476,6 +487,20 @@ class _Sink:
                 count = len(recipe.items) // content.ITEM.size
                 self.fresh.blocks[name] = b"".join(self._hashes[:count])
                 del self._hashes[:count]
+                self._patch(name, data)
+                self._recipe_at += recipe.total
+
+    def _patch(self, name: bytes, data: bytes) -> None:
+        """A segment that stands where one of the version before stood travels as what differs from it."""
+        base = self.before[0].get(self._recipe_at) if self.before is not None else None
+        if self.before is None or base is None or base == name:
+            return
+        old = self.before[1](base)
+        if len(old) != len(data):
+            return
+        ranges = content.differing_items(old, data)
+        if 0 < delta.patch_size(ranges) * _PATCH_SHARE < len(data) and len(ranges) <= PATCH_PARTS:
+            self.fresh.patches[name] = Patch(base, ranges)
 
     def finish(self) -> tuple[bytes, int]:
         named = self.builder.finish()
@@ -490,6 +515,16 @@ def _segments(name: bytes, level: int, load: Load) -> Iterator[bytes]:
         return
     for _, child in content.parse_recipe(load(name), level).iter_items():
         yield from _segments(child, level - 1, load)
+
+
+def _segments_at(name: bytes, level: int, load: Load, at: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(offset in the file, id) of the level-1 recipes under a content, without loading them."""
+    if level == 1:
+        yield at, name
+        return
+    for length, child in content.parse_recipe(load(name), level).iter_items():
+        yield from _segments_at(child, level - 1, load, at)
+        at += length
 
 
 def _merge(fresh: Fresh, trial: Fresh) -> None:

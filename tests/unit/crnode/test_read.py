@@ -130,14 +130,17 @@ def test_a_large_file_and_each_kind_of_change_to_it(source: Source) -> None:
 def test_a_page_file_dirties_one_chunk_and_sends_a_patch(source: Source) -> None:
     path = source.root / "x.db"
     path.write_bytes(os.urandom(1 << 20))
-    entry, _ = source.take(b"x.db")
+    entry_before, _ = source.take(b"x.db")
     with open(path, "r+b") as file:
         file.seek(40 * 16384 + 4096)
         file.write(os.urandom(4096))
-    entry, fresh = source.take(b"x.db", entry)
+    entry, fresh = source.take(b"x.db", entry_before)
     assert fresh.new_bytes == 16384
-    (patch,) = fresh.patches.values()
+    (patch,) = [p for name, p in fresh.patches.items() if name in fresh.chunks]
     assert patch.ranges == ((4096, 4096),)
+    (segment,) = [p for name, p in fresh.patches.items() if name in fresh.recipes]
+    assert segment.base == entry_before.content
+    assert sum(length for _, length in segment.ranges) == 40  # one item of the recipe
 
 
 def test_holes_stay_holes(source: Source) -> None:

@@ -1,0 +1,101 @@
+"""`python -m bench`: see --help. Needs root (network namespaces) and the peers' Debian packages."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import limits, report
+from bench.network import Network
+from bench.run import Bench, NotComplete, Result, Workload, shuffled
+from bench.tools import TOOLS
+
+WORKLOADS = (
+    "w1_small_files",
+    "w2_large_copy",
+    "w3_pages",
+    "w4_insert",
+    "w5_append",
+    "w6_latency",
+    "w7_rewritten",
+)
+
+
+def load(names: list[str]) -> list[Workload]:
+    modules = [importlib.import_module(f"bench.{name}") for name in WORKLOADS]
+    return [m for m in modules if not names or m.NAME in names]  # type: ignore[misc]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="bench", description="crnode beside rsync, lsyncd and Syncthing, in one run."
+    )
+    parser.add_argument("workloads", nargs="*", metavar="W", help="W1 … W7 (default: all)")
+    parser.add_argument("--runs", type=int, default=5, help="alternating runs of each (default: 5)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="part of the sizes, for a quick look (default: 1)"
+    )
+    parser.add_argument("--tools", default="", help="comma-separated names; crnode always runs")
+    parser.add_argument(
+        "--place", type=Path, help="folder on the disk to measure (default: the temporary one)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench/results"), help="where JSON lines and picture go"
+    )
+    args = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench: network namespaces take root.", file=sys.stderr)
+        return 1
+    chosen = {name.strip() for name in args.tools.split(",") if name.strip()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix="crnode-bench-", dir=args.place))
+    results: list[Result] = []
+    work = load(args.workloads)
+    network = Network()
+    host = Bench(place, args.scale)
+    try:
+        with open(args.out / "results.jsonl", "w") as lines:
+            floor = limits.measure(host)
+            for workload in work:
+                kinds = [
+                    t
+                    for t in TOOLS
+                    if t.name in workload.TOOLS and (not chosen or t.name in chosen | {"crnode"})
+                ]
+                for host.run in range(1, args.runs + 1):
+                    for kind in shuffled(kinds, host.run):
+                        with host.running(kind, network, getattr(workload, "FOLDERS", 1)) as tool:
+                            try:
+                                found = workload.measure(host, tool)
+                            except NotComplete as error:
+                                print(
+                                    f"bench: {workload.NAME} {kind.name}: {error}\n{tool.log()}",
+                                    file=sys.stderr,
+                                )
+                                continue
+                        for result in found:
+                            results.append(result)
+                            lines.write(result.line() + "\n")
+                            lines.flush()
+                            print(
+                                f"{result.workload:8} run {result.run}  {result.tool:16} {result.seconds:9.4f} s"
+                                f"  cpu {result.cpu:6.2f}  {result.memory >> 20:5} MiB  wire {result.there / 2**20:9.2f} MiB",
+                                flush=True,
+                            )
+    finally:
+        network.close()
+        shutil.rmtree(place, ignore_errors=True)
+    titles = {workload.NAME: workload.TITLE for workload in work}
+    report.show(results, titles, floor)
+    (args.out / "results.svg").write_text(report.picture(results, titles))
+    print(f"JSON lines and a picture are in {args.out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The table on screen and the picture for the README: medians, ranges, and crnode's ratio to each peer, pair by pair."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.run import Result
+
+OURS = "crnode"
+
+
+def _range(values: Sequence[float], unit: str = "") -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    digits = 3 if middle < 0.1 else 2
+    return f"{middle:.{digits}f}{unit} [{low:.{digits}f}-{high:.{digits}f}]"
+
+
+def ratios(results: Sequence[Result], workload: str, tool: str) -> list[float]:
+    """How many times longer `tool` took than crnode, run by run."""
+    times: dict[int, dict[str, float]] = defaultdict(dict)
+    for result in results:
+        if result.workload == workload:
+            times[result.run][result.tool] = result.seconds
+    return [t[tool] / t[OURS] for t in times.values() if tool in t and OURS in t and t[OURS] > 0]
+
+
+def table(results: Sequence[Result], titles: dict[str, str], limits: dict[str, float]) -> Table:
+    """One row a workload and tool."""
+    out = Table(title="Side by side: median [least-most]; ratio over 1.00: crnode is sooner")
+    for column in (
+        "work",
+        "tool",
+        "seconds",
+        "ratio",
+        "CPU s",
+        "there MiB",
+        "back MiB",
+        "memory MiB",
+        "limit s",
+    ):
+        out.add_column(column, justify="left" if column in ("work", "tool") else "right")
+    for workload in dict.fromkeys(r.workload for r in results):
+        rows = [r for r in results if r.workload == workload]
+        for tool in dict.fromkeys(r.tool for r in sorted(rows, key=lambda r: r.tool != OURS)):
+            mine = [r for r in rows if r.tool == tool]
+            pairs = ratios(results, workload, tool)
+            limit = limits.get(workload.split()[0])
+            seconds = _range([r.seconds for r in mine])
+            if all("p99_ms" in r.more for r in mine):
+                seconds += f", p99 {statistics.median(r.more['p99_ms'] for r in mine):.1f} ms"
+            out.add_row(
+                f"{workload} {titles.get(workload.split()[0], '')}" if tool == OURS else "",
+                tool,
+                seconds,
+                _range(pairs) if pairs and tool != OURS else "",
+                f"{statistics.median(r.cpu for r in mine):.2f}",
+                f"{statistics.median(r.there for r in mine) / 2**20:.2f}",
+                f"{statistics.median(r.back for r in mine) / 2**20:.2f}",
+                f"{statistics.median(r.memory for r in mine) / 2**20:.0f}",
+                f"{limit:.4f}" if tool == OURS and limit is not None else "",
+            )
+        out.add_section()
+    return out
+
+
+def show(results: Sequence[Result], titles: dict[str, str], limits: dict[str, float]) -> None:
+    Console(width=170).print(table(results, titles, limits))
+
+
+def picture(results: Sequence[Result], titles: dict[str, str]) -> str:
+    """An SVG of how many times longer each peer takes, on a logarithmic scale."""
+    from math import log10
+
+    rows: list[tuple[str, str, float]] = []
+    for workload in dict.fromkeys(r.workload for r in results):
+        for tool in dict.fromkeys(r.tool for r in results if r.workload == workload and r.tool != OURS):
+            pairs = ratios(results, workload, tool)
+            if pairs:
+                rows.append((workload, tool, statistics.median(pairs)))
+    height, left, width = 22, 260, 520
+    scale = width / 4  # from a tenth to a thousand times
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height * (len(rows) + 3)}"'
+        ' font-family="sans-serif" font-size="12">',
+        f'<text x="8" y="16" font-weight="bold">Times longer than {OURS} (right of the line: {OURS} is sooner)</text>',
+    ]
+    line = left + scale
+    for exponent in range(-1, 4):
+        x = left + scale * (exponent + 1)
+        out.append(f'<text x="{x}" y="36" text-anchor="middle" fill="#666">{10.0**exponent:g}x</text>')
+    for number, (workload, tool, ratio) in enumerate(rows):
+        y = 44 + number * height
+        x = left + scale * (min(max(log10(ratio), -1), 3) + 1)
+        colour = "#2a7" if ratio >= 1 else "#c55"
+        begin, end = min(line, x), max(line, x)
+        out.append(f'<text x="8" y="{y + 13}">{workload}</text><text x="80" y="{y + 13}">{tool}</text>')
+        out.append(
+            f'<rect x="{begin:.1f}" y="{y + 3}" width="{max(end - begin, 1):.1f}" height="12" fill="{colour}"/>'
+        )
+        out.append(f'<text x="{left + width + 8}" y="{y + 13}">{ratio:.2f}</text>')
+    bottom = 44 + len(rows) * height
+    out.append(f'<line x1="{line}" y1="40" x2="{line}" y2="{bottom}" stroke="#333"/></svg>')
+    return "\n".join(out) + "\n"

@@ -1,0 +1,334 @@
+"""The tools that are compared. A new one is one class: how it is started on two folders, and told to go.
+
+Each runs with what its own documentation calls sensible for speed on a local network, and nothing is left out that
+its users would have: `durable` says whether it makes the copy durable before it calls it done, `encrypted` whether the
+wire is, `versions` whether earlier states stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+from xml.etree import ElementTree
+
+from bench.meter import Cost, Meter
+from bench.network import Network
+
+Pair = tuple[Path, Path]
+"""A folder at the source, and where it goes at the target."""
+
+START_SECONDS = 60.0
+
+
+class Tool:
+    """Base of all: processes, their end, and their cost."""
+
+    name: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    durable = encrypted = versions = False
+    watches = False  # it notices changes by itself; else :meth:`carry` is called
+    pause = 0.0  # seconds after a start in which it may still be looking at the tree
+
+    def __init__(self, network: Network, place: Path) -> None:
+        self.network, self.place = network, place
+        self.pairs: list[Pair] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._client: int | None = None
+        self._spent = 0.0  # CPU seconds of clients that have ended
+        place.mkdir(parents=True)
+
+    def begin(self, pairs: Sequence[Pair]) -> None:
+        """Start on these folders, which exist and are empty; returns when changes are noticed."""
+        self.pairs = list(pairs)
+        self.start()
+        time.sleep(self.pause)
+
+    def start(self) -> None:
+        """Start whatever serves :attr:`pairs`."""
+
+    def carry(self) -> None:
+        """Bring the targets up to date now. Nothing to do for a tool that watches."""
+
+    def close(self) -> None:
+        """End everything."""
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def serve(self, words: Sequence[str], **more: str) -> subprocess.Popen[bytes]:
+        """Start a process that stays."""
+        with open(self.place / "log", "ab") as log:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **more}
+            )
+        self._processes.append(process)
+        return process
+
+    def client(self, words: Sequence[str]) -> None:
+        """Run a command to its end; its CPU time counts. SystemExit says how it failed."""
+        with open(self.place / "log", "ab") as log:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._client = process.pid
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self._client = None
+        self._spent += usage.ru_utime + usage.ru_stime
+        if process.returncode:
+            raise SystemExit(f"bench: {self.name} ended with {process.returncode}:\n{self.log()}")
+
+    def pids(self) -> list[int]:
+        """Its processes now; what is below them counts too."""
+        out = [process.pid for process in self._processes if process.poll() is None]
+        return [*out, self._client] if self._client is not None else out
+
+    def meter(self) -> Meter:
+        return Meter(self.pids, self.network.wire)
+
+    def cost(self, meter: Meter, spent: float) -> Cost:
+        """The cost since `meter` was made; `spent` is :attr:`spent` of that moment."""
+        cost = meter.stop()
+        return Cost(cost.cpu + self._spent - spent, cost.memory, cost.there, cost.back)
+
+    @property
+    def spent(self) -> float:
+        """CPU seconds of its clients so far."""
+        return self._spent
+
+    def log(self) -> str:
+        place = self.place / "log"
+        return place.read_text(errors="replace")[-2000:] if place.exists() else ""
+
+    def wait_until(self, what: str, ready: object, seconds: float = START_SECONDS) -> None:
+        """Poll `ready()`; SystemExit when it does not become true."""
+        deadline = time.monotonic() + seconds
+        while not ready():  # type: ignore[operator]
+            if time.monotonic() > deadline:
+                raise SystemExit(f"bench: {self.name}: {what} did not happen:\n{self.log()}")
+            time.sleep(0.02)
+
+
+class RsyncDaemon(Tool):
+    """rsync -a to an rsync daemon."""
+
+    name = "rsync"
+    packages = ("rsync",)
+    options: ClassVar[tuple[str, ...]] = ("-a",)
+
+    def start(self) -> None:
+        modules = "".join(f"[m{n}]\npath = {target}\n" for n, (_, target) in enumerate(self.pairs))
+        conf = self.place / "rsyncd.conf"
+        conf.write_text(
+            f"use chroot = no\nuid = root\ngid = root\nread only = no\nlock file = {self.place}/lock\n{modules}"
+        )
+        self.serve(
+            [
+                *self.network.target.enter,
+                "rsync",
+                "--daemon",
+                "--no-detach",
+                "--port=8730",
+                f"--config={conf}",
+            ]
+        )
+        probe = [*self.network.source.enter, "rsync", "--port=8730", f"{self.network.target.address}::"]
+        self.wait_until(
+            "its daemon", lambda: subprocess.run(probe, capture_output=True, check=False).returncode == 0
+        )
+
+    def carry(self) -> None:
+        for n, (source, _) in enumerate(self.pairs):
+            to = f"rsync://{self.network.target.address}:8730/m{n}/"
+            self.client([*self.network.source.enter, "rsync", *self.options, f"{source}/", to])
+
+
+class RsyncFsync(RsyncDaemon):
+    """The same, durable."""
+
+    name = "rsync --fsync"
+    options = ("-a", "--fsync")
+    durable = True
+
+
+class RsyncInplace(RsyncDaemon):
+    """The same, in place: rsync's best for pages and appends."""
+
+    name = "rsync --inplace"
+    options = ("-a", "--inplace", "--no-whole-file")
+
+
+class RsyncSsh(Tool):
+    """rsync -a over ssh: encrypted, as ours is."""
+
+    name = "rsync ssh"
+    packages = ("rsync", "openssh-server", "openssh-client")
+    encrypted = True
+
+    def start(self) -> None:
+        for key in ("host", "user"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.place / key)], check=True
+            )
+        shutil.copy(self.place / "user.pub", self.place / "authorized")
+        Path("/run/sshd").mkdir(exist_ok=True)
+        conf = self.place / "sshd_config"
+        conf.write_text(
+            f"Port 2222\nHostKey {self.place}/host\nAuthorizedKeysFile {self.place}/authorized\nStrictModes no\n"
+            f"PermitRootLogin prohibit-password\nUsePAM no\nPidFile {self.place}/pid\n"
+        )
+        self.serve([*self.network.target.enter, "/usr/sbin/sshd", "-D", "-e", "-f", str(conf)])
+        self._ssh = f"ssh -p 2222 -i {self.place}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        words = [
+            *self.network.source.enter,
+            *self._ssh.split(),
+            f"root@{self.network.target.address}",
+            "true",
+        ]
+        self.wait_until(
+            "sshd", lambda: subprocess.run(words, capture_output=True, check=False).returncode == 0
+        )
+
+    def carry(self) -> None:
+        for source, target in self.pairs:
+            to = f"root@{self.network.target.address}:{target}/"
+            self.client([*self.network.source.enter, "rsync", "-a", "-e", self._ssh, f"{source}/", to])
+
+
+class Lsyncd(RsyncDaemon):
+    """lsyncd at delay 0, its quickest, over an rsync daemon."""
+
+    name = "lsyncd"
+    packages = ("rsync", "lsyncd")
+    watches = True
+    pause = 1.0
+
+    def start(self) -> None:
+        super().start()
+        syncs = "".join(
+            f'sync{{default.rsync, source="{source}", target="rsync://{self.network.target.address}:8730/m{n}/",'
+            " delay=0, rsync={archive=true}}\n"
+            for n, (source, _) in enumerate(self.pairs)
+        )
+        conf = self.place / "lsyncd.lua"
+        conf.write_text(f'settings{{nodaemon=true, logfile="{self.place}/lsyncd.log"}}\n{syncs}')
+        self.serve([*self.network.source.enter, "lsyncd", str(conf)])
+
+    def carry(self) -> None:
+        """It watches."""
+
+
+class Syncthing(Tool):
+    """Syncthing with a watcher delay of 1 s, its least."""
+
+    name = "syncthing"
+    packages = ("syncthing",)
+    encrypted = watches = True
+    pause = 3.0
+
+    def start(self) -> None:
+        homes = {side: self.place / side for side in ("source", "target")}
+        ids: dict[str, str] = {}
+        for side, home in homes.items():
+            subprocess.run(["syncthing", "generate", f"--home={home}"], capture_output=True, check=True)
+            done = subprocess.run(
+                ["syncthing", f"--home={home}", "--device-id"], capture_output=True, text=True, check=True
+            )
+            ids[side] = done.stdout.strip()
+        for side, home in homes.items():
+            self._configure(home / "config.xml", side, ids)
+        for side, host in (("target", self.network.target), ("source", self.network.source)):
+            self.serve(
+                [*host.enter, "syncthing", "serve", "--no-browser", "--no-restart", f"--home={homes[side]}"],
+                STNOUPGRADE="1", HOME=str(homes[side]),
+            )  # fmt: skip
+        self.wait_until("a connection", lambda: "Established secure connection" in self.log_all())
+
+    def log_all(self) -> str:
+        return (self.place / "log").read_text(errors="replace")
+
+    def _configure(self, file: Path, side: str, ids: dict[str, str]) -> None:
+        tree = ElementTree.parse(file)
+        root = tree.getroot()
+        for kind in ("folder", "device"):
+            for old in root.findall(kind):
+                root.remove(old)
+        for n, (source, target) in enumerate(self.pairs):
+            folder = ElementTree.SubElement(
+                root, "folder", id=f"f{n}", label=f"f{n}", path=str(source if side == "source" else target),
+                type="sendonly" if side == "source" else "receiveonly", rescanIntervalS="3600",
+                fsWatcherEnabled="true", fsWatcherDelayS="1",
+            )  # fmt: skip
+            for device in ids.values():
+                ElementTree.SubElement(folder, "device", id=device)
+            ElementTree.SubElement(folder, "minDiskFree", unit="%").text = "0"
+        addresses = {"source": self.network.source.address, "target": self.network.target.address}
+        for name, device in ids.items():
+            element = ElementTree.SubElement(root, "device", id=device, name=name, compression="metadata")
+            ElementTree.SubElement(element, "address").text = f"tcp://{addresses[name]}:22000"
+        options = root.find("options")
+        gui = root.find("gui")
+        assert options is not None and gui is not None
+        gui.set("enabled", "false")
+        for key, value in (
+            ("listenAddress", f"tcp://{addresses[side]}:22000"), ("globalAnnounceEnabled", "false"),
+            ("localAnnounceEnabled", "false"), ("relaysEnabled", "false"), ("natEnabled", "false"),
+            ("urAccepted", "-1"), ("crashReportingEnabled", "false"), ("reconnectionIntervalS", "1"),
+        ):  # fmt: skip
+            for old in options.findall(key):
+                options.remove(old)
+            ElementTree.SubElement(options, key).text = value
+        tree.write(file)
+        for pair in self.pairs:  # it wants its mark in a folder that it did not make itself
+            (pair[0 if side == "source" else 1] / ".stfolder").mkdir(exist_ok=True)
+
+
+class Crnode(Tool):
+    """crnode as its README sets it up: durable, encrypted, verified, with versions."""
+
+    name = "crnode"
+    durable = encrypted = versions = watches = True
+
+    def start(self) -> None:
+        self._data = {name: self.place / name for name in ("shop1", "box2")}
+        hosts = {"shop1": self.network.source, "box2": self.network.target}
+        at = {name: f"{host.address}:7400" for name, host in hosts.items()}
+        self._call("shop1", "init", "--name", "shop1", "--listen", at["shop1"], "--advertise", at["shop1"])
+        self._agent("shop1", "master")
+        token = json.loads(self._call("shop1", "invite", "box2", "--role", "replica", "--json"))["token"]
+        self._call("box2", "join", token, "--listen", at["box2"], "--advertise", at["box2"])
+        self._agent("box2", "replica")
+        for n, (source, target) in enumerate(self.pairs):
+            self._call("shop1", "set", "add", f"s{n}", "--source", "shop1", "--path", str(source),
+                       "--to", f"box2:{target}", "--privileged")  # fmt: skip
+            self._call("shop1", "sync", f"s{n}")
+
+    def _agent(self, name: str, role: str) -> None:
+        host = self.network.source if name == "shop1" else self.network.target
+        self.serve(
+            [*host.enter, sys.executable, "-m", "crnode", "--role", role, "--data", str(self._data[name])]
+        )
+        self.wait_until("an agent", lambda: (self._data[name] / "control.sock").exists())
+
+    def _call(self, node: str, *words: str) -> str:
+        host = self.network.source if node == "shop1" else self.network.target
+        done = subprocess.run(
+            [*host.enter, sys.executable, "-m", "crnode", *words, "--data", str(self._data[node])],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"bench: crnode {words[0]} ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+
+TOOLS: tuple[type[Tool], ...] = (Crnode, RsyncDaemon, RsyncFsync, RsyncInplace, RsyncSsh, Lsyncd, Syncthing)

@@ -1,0 +1,15 @@
+"""W4: 100 bytes inserted at 1 MiB of 1 GiB."""
+
+from __future__ import annotations
+
+from bench.large import change, first_copy
+from bench.run import Bench, Result
+from bench.tools import Tool
+
+NAME, TITLE = "W4", "100 bytes inserted at 1 MiB of 1 GiB"
+TOOLS = ("crnode", "rsync", "rsync --inplace", "rsync ssh", "lsyncd", "syncthing")
+
+
+def measure(host: Bench, tool: Tool) -> list[Result]:
+    path, _ = first_copy(host, tool, "-")
+    return [change(host, tool, NAME, path, "insert")]
