@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import apsw
+
 from crnode.errors import CrnodeError
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.inventory import MANIFEST, Inventory, Lacking, SetInventory, take_inventory
 from crnode.store.reader import BAD, OPEN, UNTESTED
@@ -68,12 +70,13 @@ class Stocktaker:
             "Something of the object store is gone, or it is not the one that the catalogs of this node were"
             " written with. Everything that they name is looked up before anything is acknowledged.",
         )
-        while True:
+        while any(c.suspect and not c.looked_up for c in sets.catalogs.values()):
             try:
                 await self.run(lambda _: None)
-                return
-            except (CrnodeError, ChildFailed) as error:  # a full disk, for one: nothing is taken meanwhile
+            except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
+                # A full disk, for one: nothing is taken meanwhile.
                 self.agent.journal.add("store", f"The object store could not be looked through: {error}")
+            if any(c.suspect and not c.looked_up for c in sets.catalogs.values()):
                 await asyncio.sleep(5.0)
 
     async def again(self) -> None:
@@ -166,13 +169,26 @@ class Stocktaker:
         for uuid, catalog in list(agent.sets.catalogs.items()):
             left = report.left.get(uuid, [])
             text = await agent.writer.submit(self._judge, uuid, catalog, left, report)
-            running = agent.sets.targets.get(uuid)
-            if running is not None:
-                newest = {one.id: one.path for one in left if one.died == OPEN and one.path is not None}
-                running.target.lacks(text, newest)
             if text and text != self._told.get(uuid):
                 agent.journal.add("damage", f"Set {self._name(uuid)}: {text}")
             self._told[uuid] = text
+            running = agent.sets.targets.get(uuid)
+            if running is None or not catalog.looked_up:
+                continue
+            if catalog.lacking_many:
+                await self._too_much(uuid, text)
+            else:
+                running.target.lacks(text, bool(catalog.lacking))
+
+    async def _too_much(self, uuid: str, text: str) -> None:
+        """So much of the newest image is gone that asking for it path by path would hold everything up: when
+        the source can be reached and does not have it either, the set begins anew and is copied again. Until
+        then nothing is taken."""
+        spec = self.agent.document.set_by_uuid(uuid)
+        link = self.agent.links.get(spec.source) if spec is not None else None
+        if link is not None and link.peer is not None:
+            why = f"the object store lost most of what it names: {text}"
+            await self.agent.rebuild_catalog(uuid, why, anew=True)
 
     def _name(self, uuid: str) -> str:
         spec = self.agent.document.set_by_uuid(uuid)
@@ -183,8 +199,10 @@ class Stocktaker:
         thread)."""
         found = report.sets.get(uuid)
         if found is None or found.unreadable:
-            return ""
+            return ""  # nothing is known: whoever waits for it goes on waiting
         catalog.looked_up = True
+        catalog.lacking = set(found.paths) if left else set()
+        catalog.lacking_many = bool(left) and found.newest > len(found.paths)
         if not left:
             self.agent.store.sync()
             with catalog.transaction():
@@ -199,7 +217,9 @@ class Stocktaker:
         broken = [i for i in catalog.images() if found.touches(i.ordinal)]
         path = next((one.path for one in left if one.path is not None), None)
         example = os.fsdecode(path) if path is not None else ""
+        catalog.suspect = True
         with catalog.transaction():
+            catalog.set_meta("store", None)  # a restart has to look again
             for image in broken:
                 catalog.set_verdict(image.ordinal, BAD, f"{EVIDENCE}{found.rows} files, one is {example}")
         numbers = _ranges([image.sequence for image in broken])

@@ -167,6 +167,7 @@ class Job:
         if own is Own.DESTINATION:
             self.batch.lost[path] = "it is a destination of this very set: a copy would be copied again"
         else:
+            self.batch.lost[path] = "crnode keeps its own files of a destination here; they are in no image"
             head, _, name = path.rpartition(b"/")
             partners.append((head + b"/" if head else b"") + name.removeprefix(b".crnode-"))
         return partners

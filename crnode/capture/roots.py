@@ -13,6 +13,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pathspec
 
@@ -117,30 +118,42 @@ class OwnPlaces:
 
     def workspace(self, parent_fd: int, name: bytes) -> bool:
         """Whether the directory `name` in `parent_fd` is the workspace of some destination."""
-        return name.startswith(_BESIDE) and self._mark(parent_fd, name + b"/set") != ""
+        return name.startswith(_BESIDE) and "set" in self._mark(parent_fd, name + b"/set")
 
     def destination(self, parent_fd: int, name: bytes) -> bool:
         """Whether the directory `name` in `parent_fd` is a destination of this set."""
-        beside, inside = _BESIDE + name + b"/set", name + b"/" + OWN + b"/set"
-        return bool(self._uuid) and self._uuid in (
-            self._mark(parent_fd, beside),
-            self._mark(parent_fd, inside),
-        )
+        if not self._uuid:
+            return False
+        for path in (_BESIDE + name + b"/set", name + b"/" + OWN + b"/set"):
+            mark = self._mark(parent_fd, path)
+            if mark.get("set") == self._uuid and mark.get("inode") == _inode(parent_fd, name):
+                return True
+        return False
 
     @staticmethod
-    def _mark(parent_fd: int, path: bytes) -> str:
-        """The set that a mark names, '' when there is none."""
+    def _mark(parent_fd: int, path: bytes) -> dict[str, Any]:
+        """What a mark says, {} when there is none. One that another user made is none: whoever may write in a
+        shared folder must not take others' folders out of the set; nor is a copy, whose inode is another."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent_fd)
         except OSError:
-            return ""
+            return {}
         try:
+            if os.fstat(fd).st_uid not in (0, os.geteuid()):
+                return {}
             held = json.loads(os.read(fd, 4096))
-            return str(held["set"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            return held if isinstance(held, dict) else {}
+        except (OSError, ValueError):
+            return {}
         finally:
             os.close(fd)
+
+
+def _inode(parent_fd: int, name: bytes) -> int:
+    try:
+        return os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_ino
+    except OSError:
+        return -1
 
 
 class Selection:

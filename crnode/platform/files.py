@@ -132,6 +132,24 @@ def syncfs(fd: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+_STATX_BTIME = 0x800
+_statx = getattr(_libc, "statx", None)
+
+
+def birth_ns(path: Path) -> int | None:
+    """When `path` was created, in ns since 1970 (statx(2)); None where it is not there or its file system
+    does not say. Beside the inode's number it tells a directory from a later one with the same number."""
+    if _statx is None:  # pragma: no cover - every supported libc has it
+        return None
+    buffer = ctypes.create_string_buffer(256)
+    at_fdcwd, at_symlink_nofollow = -100, 0x100
+    if _statx(at_fdcwd, os.fsencode(path), at_symlink_nofollow, _STATX_BTIME, buffer) != 0:
+        return None
+    (mask,) = struct.unpack_from("=I", buffer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
+    return int(seconds) * 10**9 + int(nanoseconds) if mask & _STATX_BTIME else None
+
+
 def boot_id() -> str:
     """The kernel's identity of this boot; another one after a restart of the machine."""
     try:

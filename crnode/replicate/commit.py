@@ -11,7 +11,6 @@ count. Only after that an acknowledgement leaves.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +33,7 @@ from crproto.paths import split
 SPILL_ENTRIES = 4000  # changes of one image kept in memory; beyond, they become staged rows
 SMALL_IMAGE = 1 << 20  # bytes of objects up to which an image goes to the lane of small appends
 UNRESOLVED_MOST = 200_000
+MISSING_AT_ONCE = 8000  # lost objects that are asked for in one turn
 SKIPPED, DECLARED = True, False
 
 
@@ -55,6 +55,7 @@ class Incoming:
     changed: dict[bytes, Entry] = field(default_factory=dict)
     removed: set[bytes] = field(default_factory=set)
     unresolved: set[bytes] = field(default_factory=set)  # named and not held yet
+    made_whole: set[bytes] = field(default_factory=set)  # lacking paths that this image is whole in
     ordinal: int = 0  # of the staged rows; 0 while everything is in memory
     totals: Totals | None = None
     verify_all: bool = False  # resumed: what was checked before is checked again
@@ -89,7 +90,6 @@ class TargetCommit:
         self.archive = archive
         self.now_ns = now_ns
         self.retain_roots = retain_roots
-        self.lacking: dict[bytes, bytes] = {}  # id -> path: what the newest image needs and is not here
 
     # -- objects
 
@@ -346,6 +346,7 @@ class TargetCommit:
                 live.state != "moving"
             ):  # a move that is under way ends where it was going: rows of both ends stay
                 self.catalog.set_live(live._replace(target=ordinal, state="moving"))
+        self.catalog.lacking -= incoming.made_whole
         return []
 
     def _lacking(self, incoming: Incoming) -> list[bytes]:
@@ -365,30 +366,48 @@ class TargetCommit:
         return list(incoming.unresolved)
 
     def _lost_before(self, incoming: Incoming) -> set[bytes]:
-        """Objects that were lost here, and that entries of the image need which it does not change: they are
-        asked for as if they were new, because an acknowledgement says that all of it is here (rule 32)."""
-        by_path: dict[bytes, set[bytes]] = {}
-        for name, path in list(self.lacking.items()):
-            if self.store.has(name):
-                del self.lacking[name]
-            else:
-                by_path.setdefault(path, set()).add(name)
+        """Objects that were lost here and that the image needs all the same, for paths that it need not even
+        change: they are asked for as if they were new, because an acknowledgement says that all of it is here
+        (rule 32). What lies below a recipe is known when the recipe is here: then it is asked for again."""
         out: set[bytes] = set()
         newest = self.catalog.newest()
         view = incoming.ordinal or (newest.ordinal if newest is not None else 0)
-        for path, names in by_path.items():
-            entry = incoming.changed.get(path) or self.catalog.entry(path, view)
-            if entry is not None and entry.content is not None and path not in incoming.removed:
-                out |= names & self._reached(entry.content, entry.level)
+        incoming.made_whole = set()
+        for path in self.catalog.lacking:
+            entry = incoming.changed.get(path)
+            if entry is None and path not in incoming.removed:
+                entry = self.catalog.entry(path, view)
+            missing = self._missing_below(entry) if entry is not None else set()
+            if missing:
+                out |= missing
+            else:
+                incoming.made_whole.add(path)
+            if len(out) > MISSING_AT_ONCE:
+                break
         return out
 
-    def _reached(self, name: bytes, level: int) -> set[bytes]:
-        """Ids of everything that is known to lie below a content, itself among them."""
-        out = {name}
-        if level:
-            with contextlib.suppress(Missing, Damaged):
-                for _, child in content.parse_recipe(self.store.get(name), level).iter_items():
-                    out |= self._reached(child, level - 1)
+    def _missing_below(self, entry: Entry) -> set[bytes]:
+        """Everything that is not here of what a content names, as far down as recipes can be read."""
+        if entry.content is None:
+            return set()
+        out: set[bytes] = set()
+        todo = [(entry.content, entry.level)]
+        while todo:
+            name, level = todo.pop()
+            if not self.store.has(name):
+                out.add(name)
+                continue
+            if level == 0:
+                continue
+            try:
+                recipe = content.parse_recipe(self.store.get(name), level)
+            except (Missing, Damaged):
+                out.add(name)
+                continue
+            if level > 1:
+                todo += [(child, level - 1) for _, child in recipe.iter_items()]
+            else:
+                out.update(self.store.missing([child for _, child in recipe.iter_items() if child != HOLE]))
         return out
 
     def _check_tree(self, incoming: Incoming, ordinal: int) -> None:
@@ -443,7 +462,7 @@ class TargetCommit:
         roots = set(kept) | self.retain_roots() | {newest.ordinal}
         live = self.catalog.live()
         if live is not None:
-            roots |= {live.at, live.target, live.synced, *self.catalog.abandoned()}
+            roots |= {live.at, live.target, live.synced}
         return self.catalog.prune(roots, limit, spare_deleted=self.archive)
 
     def thin(self, limit: int) -> int:

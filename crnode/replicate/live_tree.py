@@ -92,7 +92,6 @@ class LiveTree:
         self._cleared: set[bytes] = set()
         self.stopping = False  # set from outside: a move ends at its next path and is redone later
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
-        self._abandoned: list[int] = []
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
 
@@ -120,7 +119,7 @@ class LiveTree:
         self._report = Report()
         wanted = self.reader.image_at(live.target) if self._begun or self._redo else None
         if wanted is not None and give_up and wanted.ordinal != newest.ordinal:
-            self._abandon(wanted)
+            self._abandon(live.at, wanted.ordinal)
             wanted = None
         if wanted is None or wanted.ordinal <= live.at:
             # The commit of the image usually noted already that the move goes there: then no transaction is
@@ -129,15 +128,13 @@ class LiveTree:
             wanted = newest if noted else self._aim()
         self._begun = True
         newest = wanted
-        self._abandoned = self.reader.abandoned()
         with self._writer() as writer:
             gone = set(self.reader.went(live.at, newest.ordinal))
             deferred: set[bytes] = set()
             if newest.flags & ROLLING:  # its own deletions wait for the next image to confirm them (rule 53)
                 deferred = gone - set(self.reader.went(live.at, newest.ordinal, until=newest.ordinal - 1))
             gone |= {p for p in self.reader.deferred() if self.reader.entry(p, newest.ordinal) is None}
-            for ordinal in self._abandoned:
-                gone |= set(self.reader.went(ordinal, newest.ordinal)) - deferred
+            gone |= set(self.reader.touched_gone(newest.ordinal)) - deferred
             self._remove_gone(writer, gone - deferred)
             touched = self._write_came(writer, live.at, newest.ordinal)
             self._finish_directories(writer, touched, newest.ordinal)
@@ -145,11 +142,10 @@ class LiveTree:
         self._begun = self._redo = False
         return self._report
 
-    def _abandon(self, image: Image) -> None:
-        """Remember an image that some paths of the tree may already show, until a move ends: it is a root of
-        pruning, what only it has is removed, and what it changed is written whole."""
-        ordinals = [*self.reader.abandoned(), image.ordinal]
-        self.record(lambda: self.catalog.set_abandoned(ordinals))
+    def _abandon(self, at: int, wanted: int) -> None:
+        """Remember the paths that a move to image `wanted`, which is given up, may have written, until a move
+        ends: what the newest image has not is removed, and what it has is written whole."""
+        self.record(lambda: self.catalog.note_touched(at, wanted))
 
     def _aim(self) -> Image:
         """Choose the newest image and note that the move goes there, before anything is written: a restart
@@ -311,8 +307,8 @@ class LiveTree:
             self._done(entry.path, writer.symlink(entry), entry)
             return
         in_place = ours and old is not None and old.kind == FILE and old.content is not None
-        if in_place and self._of_abandoned(entry.path, old):
-            in_place = False
+        if in_place and self.reader.touched(entry.path):
+            in_place = False  # it may have what a move that was given up wrote, and not what `old` says
         if in_place and link is None and info is not None and info.st_nlink == 1:
             assert old is not None
             if (old.content, old.level) == (entry.content, entry.level):
@@ -332,10 +328,6 @@ class LiveTree:
                 self._clear_drift(writer, path, entry)
         for path, outcome in writer.file(entry, others):
             self._done(path, outcome, entry)
-
-    def _of_abandoned(self, path: bytes, old: Entry | None) -> bool:
-        """Whether the file may have what a move that was given up wrote, and not what `old` says."""
-        return any(self.reader.entry(path, ordinal) != old for ordinal in self._abandoned)
 
     def _done(self, path: bytes, outcome: Outcome, entry: Entry) -> None:
         self._prints[path] = outcome.fingerprint
@@ -404,9 +396,7 @@ class LiveTree:
         info = writer.lstat(path)
         if info is None or not stat.S_ISREG(info.st_mode):
             return False
-        candidates = [entry, *(self.reader.entry(path, ordinal) for ordinal in self._abandoned)]
-        here = (info.st_size, info.st_mtime_ns)
-        return any(here == (one.size, one.mtime_ns) for one in candidates if one is not None)
+        return entry is not None and (info.st_size, info.st_mtime_ns) == (entry.size, entry.mtime_ns)
 
     def _empty_or_aside(self, writer: TreeWriter, path: bytes) -> None:
         try:
@@ -489,7 +479,7 @@ class LiveTree:
                 self.catalog.set_problem("unapplied", path, reason)
             if live is not None:
                 self.catalog.set_deferred(deferred)
-                self.catalog.set_abandoned([])
+                self.catalog.forget_touched()
                 now = self.catalog.live()
                 newest = self.catalog.newest()
                 moving = newest is not None and newest.ordinal != live.at

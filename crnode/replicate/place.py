@@ -20,16 +20,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crnode.errors import CrnodeError, ExitCode
-from crnode.platform.files import atomic_write, make_private_dir
+from crnode.platform.files import atomic_write, birth_ns, make_private_dir
 
 MARK = "set"
 
 
 class Prepared(NamedTuple):
-    """What is remembered of a destination that was prepared: its path and the identity of its file system."""
+    """What the catalog remembers of a destination that was prepared: its path, the identity of its file
+    system, and which directory it was."""
 
     destination: str
     file_system: str
+    inode: int = 0
+    born: int | None = None  # ns since 1970, where the file system says it
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Place:
     destination: Path
     workspace: Path
     set_uuid: bytes
+
+    def prepared(self) -> Prepared:
+        """What to remember of it."""
+        here = self.destination
+        return Prepared(str(here), file_system(here), _inode(here) or 0, birth_ns(here))
 
     @property
     def temporary(self) -> Path:
@@ -64,7 +72,7 @@ class Place:
         mark = self.mark()
         if mark is None:
             raise self._gone("Its mark is gone, or the file system is not mounted")
-        if mark.get("inode") != _inode(self.destination):
+        if mark.get("inode") != _inode(self.destination) or mark.get("born") != birth_ns(self.destination):
             raise self._gone("The directory was removed or replaced")
 
     def _gone(self, why: str) -> CrnodeError:
@@ -127,11 +135,12 @@ def prepare(
                 " rebase SET --node NODE.",
                 ExitCode.REFUSED,
             )
-    inode = _inode(destination)
-    if mark is not None and mark.get("inode") == inode:
+    inode, born = _inode(destination), birth_ns(destination)
+    if mark is not None and (mark.get("inode"), mark.get("born")) == (inode, born):
         make_private_dir(place.temporary)
         _empty(place.temporary)
-        return place, True
+        # The mark alone does not say that the catalog knows this directory: it is written first.
+        return place, before is None or (before.inode, before.born) == (inode, born)
     if inode is None or not destination.is_dir():
         _create(destination)
     place = locate(destination, set_uuid)
@@ -154,7 +163,7 @@ def prepare(
         make_private_dir(kept)
         for other in others:
             os.rename(other, kept / other.name)
-    body = {"set": set_uuid.hex(), "inode": _inode(destination)}
+    body = {"set": set_uuid.hex(), "inode": _inode(destination), "born": birth_ns(destination)}
     atomic_write(place.workspace / MARK, json.dumps(body).encode())
     return place, False
 

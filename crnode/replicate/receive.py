@@ -26,7 +26,7 @@ from crnode.platform.files import boot_id
 from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
-from crnode.replicate.place import Place, Prepared, file_system
+from crnode.replicate.place import Place, Prepared
 from crnode.replicate.quota import Staged
 from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
@@ -155,6 +155,8 @@ class TargetSet:
         if not self._looked_up.is_set():
             self.status.state, self.status.reason = "checking", "Its store is looked through first."
             await self._looked_up.wait()
+            if peer.closed:
+                return
             self.status.state, self.status.reason = "waiting", ""
         await peer.send(await self.writer.submit(self._state))
         if self.status.state in ("waiting", "offline"):
@@ -181,11 +183,10 @@ class TargetSet:
             problem[:1000],
         )
 
-    def lacks(self, text: str, newest: dict[bytes, bytes]) -> None:
-        """An inventory has ended: `text` says what the versions here lack ('': nothing), `newest` has the
-        objects (id -> path) that the newest image needs: no image is acknowledged before they are here."""
-        self.status.lacking, self.status.damaged = text, bool(newest)
-        self.commit.lacking = newest
+    def lacks(self, text: str, damaged: bool) -> None:
+        """An inventory has ended: `text` says what the versions here lack ('': nothing), `damaged` that the
+        newest one is among them: no image is acknowledged before that is mended."""
+        self.status.lacking, self.status.damaged = text, damaged
         self._looked_up.set()
         self._apply_again = True
         self._wake.set()
@@ -420,7 +421,7 @@ class TargetSet:
         adopt = self._accepted or (self.target.adopt and before is None)
         place, as_left = self._prepare(before, adopt)
         self._accepted = False
-        now = Prepared(str(place.destination), file_system(place.destination))
+        now = place.prepared()
 
         def note() -> None:
             self.catalog.set_meta("place", json.dumps(now).encode())
@@ -430,9 +431,10 @@ class TargetSet:
         if not as_left or now != before:
             self._record(note)
         if before is not None and not as_left:
-            self._journal(
-                "drift", f"Set {self.spec.name}: the destination was gone or replaced; it is written anew."
-            )
+            text = f"Set {self.spec.name}: the destination was gone or replaced; it is written anew."
+            if self.target.mode is Mode.ARCHIVE:
+                text += " What the source had deleted is in the versions, and not shown in it any more."
+            self._journal("drift", text)
         return place
 
     async def _look_at_place(self) -> None:
@@ -594,9 +596,10 @@ class TargetSet:
         return report
 
     async def close_session(self, reason: str) -> None:
-        """End the session with the source, if there is one."""
+        """End the session with the source, if there is one, also one that waits to be answered."""
         if self._session is not None and not self._session[0].closed:
             self._session[0].fail("denied", reason, retry=True)
+        self._looked_up.set()
 
 
 def _sentence(error: CrnodeError | OSError) -> str:

@@ -7,7 +7,7 @@ read through :meth:`Catalog.reader` (reader.py)."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Catalog(Reader):
         self._dirs: dict[bytes, int] = {}
         self.suspect = False  # the store may not be the one that the rows were written with (rule 32)
         self.looked_up = False  # since then every id was looked up, and what is lacking is known
+        self.lacking: set[bytes] = set()  # paths of the newest image whose content is not all here
+        self.lacking_many = False  # there are more of them than these
         self.pruned_rows = 0  # since it was opened: a hint that there is something to collect
         db = self._db
         try:
@@ -310,16 +312,24 @@ class Catalog(Reader):
     def set_live(self, live: Live) -> None:
         self._db.execute("INSERT OR REPLACE INTO live VALUES (1,?,?,?,?,?)", tuple(live))
 
-    def set_abandoned(self, ordinals: Sequence[int]) -> None:
-        """See :meth:`abandoned`; they are roots of pruning."""
-        value = b"".join(ordinal.to_bytes(8, "big") for ordinal in ordinals)
-        self.set_meta("abandoned", value or None)
+    def note_touched(self, at: int, wanted: int) -> None:
+        """Remember the paths in which image `wanted` differs from image `at`: a move to it that is given up
+        may have written them."""
+        path = "CAST(CASE WHEN d.path=x'' THEN e.name ELSE d.path||x'2f'||e.name END AS BLOB)"
+        self._db.execute(
+            f"INSERT OR IGNORE INTO touched SELECT {path} FROM entry e JOIN dir d ON d.id=e.dir"
+            " WHERE e.born>?1 AND e.born<=?2 AND e.died>?2",
+            (at, wanted),
+        )
+
+    def forget_touched(self) -> None:
+        self._db.execute("DELETE FROM touched")
 
     def forget_tree(self, boot: str) -> None:
         """Nothing is known of the live tree any more: it is written as if nothing had been applied."""
         for table in ("seen", "unapplied", "deferred"):
             self._db.execute(f"DELETE FROM {table}")
-        self.set_abandoned([])
+        self.forget_touched()
         newest = self.newest()
         if newest is not None:
             self.set_live(Live(0, newest.ordinal, 0, "moving", boot))

@@ -30,6 +30,7 @@ from crproto.ids import HOLE
 _PAGE = 2000
 _SPANS = 1000  # intervals of images gathered before they are merged
 _BATCH = 2000  # lacking ids handed over at a time
+NEWEST_TOLD = 2000  # paths of the newest image that lack something and are named; more are counted
 MANIFEST = 2  # a third kind beside CHUNK and RECIPE
 
 Row = tuple[bytes, int, int, bytes, int]  # path, born, died, content, level
@@ -54,6 +55,8 @@ class SetInventory:
     rows: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
     unreadable: str = ""
+    newest: int = 0  # rows of the newest image among them, and the paths of the first NEWEST_TOLD of these
+    paths: set[bytes] = field(default_factory=set)
 
     def touches(self, ordinal: int) -> bool:
         """Whether the image with this ordinal lacks something."""
@@ -82,6 +85,7 @@ async def take_inventory(
         "catalogs": [[ref.uuid, str(ref.path), ref.source, list(ref.targets)] for ref in catalogs],
     }
     batch: list[Lacking] = []
+    newest: dict[str, set[bytes]] = {}
     async with child.Child("crnode.store.inventory", request) as process:
         for at in range(0, len(damaged), 1000):
             await process.answer({"ids": [name.hex() for name in damaged[at : at + 1000]]})
@@ -92,9 +96,14 @@ async def take_inventory(
                     if len(batch) >= _BATCH:
                         yield batch
                         batch = []
+                case "row":
+                    newest.setdefault(line["set"], set()).add(bytes.fromhex(line["path"]))
                 case "set":
                     spans = [(born, died) for born, died in line["spans"]]
-                    out.sets[line["set"]] = SetInventory(line["rows"], spans, line["unreadable"])
+                    paths = newest.get(line["set"], set())
+                    out.sets[line["set"]] = SetInventory(
+                        line["rows"], spans, line["unreadable"], line["newest"], paths
+                    )
                     out.certain = out.certain and not line["unreadable"]
                 case "end":
                     out.ids = line["ids"]
@@ -225,7 +234,7 @@ def _one_set(
             path=row[0].hex(), born=row[1], died=row[2],
         )  # fmt: skip
 
-    rows, ids, certain, unreadable = 0, 0, True, ""
+    rows, newest, ids, certain, unreadable = 0, 0, 0, True, ""
     spans: set[tuple[int, int]] = set()
     try:
         with open_reader(Path(path)) as reader:
@@ -234,6 +243,10 @@ def _one_set(
                 if not walker.row(row):
                     rows += 1
                     spans.add((row[1], row[2]))
+                    if row[2] == OPEN:
+                        newest += 1
+                        if newest <= NEWEST_TOLD:
+                            child.say(event="row", set=uuid, path=row[0].hex())
                     if len(spans) > _SPANS:
                         spans = set(merged(spans))
             manifests = Walker(store.get, lacks, lambda *_: None, chunks=True)
@@ -245,7 +258,9 @@ def _one_set(
             ids, certain = walker.ids + manifests.ids, walker.certain and manifests.certain
     except apsw.Error as error:
         unreadable = f"{type(error).__name__}: {error}"
-    child.say(event="set", set=uuid, rows=rows, spans=merged(spans), unreadable=unreadable)
+    child.say(
+        event="set", set=uuid, rows=rows, newest=newest, spans=merged(spans), unreadable=unreadable
+    )
     return ids, certain
 
 

@@ -180,10 +180,14 @@ class Reader:
         """Deletions that the live tree has not followed yet, because the image that made them was rolling."""
         return [r[0] for r in self._db.execute("SELECT path FROM deferred")]
 
-    def abandoned(self) -> list[int]:
-        """Ordinals of images that the live tree was on its way to when it had to go for another one."""
-        held = self.meta("abandoned") or b""
-        return [int.from_bytes(held[at : at + 8], "big") for at in range(0, len(held), 8)]
+    def touched(self, path: bytes) -> bool:
+        """Whether a move that was given up may have written `path`."""
+        return self._one("SELECT 1 FROM touched WHERE path=?", (path,)) is not None
+
+    def touched_gone(self, ordinal: int) -> list[bytes]:
+        """Those of the touched paths that image `ordinal` has not."""
+        paths = [r[0] for r in self._db.execute("SELECT path FROM touched")]
+        return [path for path in paths if self.entry(path, ordinal) is None]
 
     def meta(self, key: str) -> bytes | None:
         row = self._one("SELECT value FROM meta WHERE key=?", (key,))

@@ -91,6 +91,7 @@ async def scrub(
             if where is not None and (where.pack, where.offset) == place:
                 store.damaged.add(name)
                 still.append(name)
+        store.index.remove(still)  # for the next start too
         return still
 
     for name in await writer.submit(note):

@@ -123,7 +123,6 @@ class ObjectStore:
         )
         self.index = self._open_index()
         self.cache = RecentBytes(CACHE_BYTES)
-        self.id = self._read_id()
         self.collection = self._read_collection()
         self.live_extra: set[bytes] | None = (
             None  # ids that became live while a collection runs; None: none runs
@@ -134,6 +133,7 @@ class ObjectStore:
         self._ends: dict[int, int] = {}
         self._last_commit = self._last_check = clock()
         self._recover()
+        self.id = self._read_id()
         self.hold_ballast()
 
     # -- opening
@@ -180,6 +180,8 @@ class ObjectStore:
         if numbers and not known:
             self.recovery.rebuilt = True
         gone = [pack for pack in known if pack not in set(numbers)]
+        if gone or self.recovery.rebuilt:
+            self._doubt()
         if gone:
             self._forget_lost(gone)
         suspect = self._rehash_from(numbers)
@@ -187,7 +189,7 @@ class ObjectStore:
         for pack in numbers:
             indexed = known.get(pack, 0)
             if self.packs.size(pack) < indexed:  # the disk lost what it had called durable
-                self.recovery.damaged.append(Gap(pack, self.packs.size(pack), indexed, True))
+                self._damaged(Gap(pack, self.packs.size(pack), indexed, True))
             for met in self.packs.scan(pack, min(indexed, suspect.get(pack, indexed)), sound):
                 if isinstance(met, Found):
                     if met.location.offset >= indexed:
@@ -198,7 +200,7 @@ class ObjectStore:
                     self.packs.truncate(pack, met.start)
                     self.recovery.torn_bytes += met.end - met.start
                 else:
-                    self.recovery.damaged.append(met)
+                    self._damaged(met)
             ends[pack] = self.packs.size(pack)
             if ends[pack] != indexed:
                 # What the last process appended and never synced counts as held from here on: it has to be
@@ -215,6 +217,18 @@ class ObjectStore:
             self.packs.resume(lane, pack)
         with _unless_full():  # then the next start reads recent records again: slower, and as safe
             atomic_write(self.directory / "boot", boot_id().encode())
+
+    def _damaged(self, gap: Gap) -> None:
+        self._doubt()
+        self.recovery.damaged.append(gap)
+
+    def _doubt(self) -> None:
+        """Something is gone: be another store from now on, so that every catalog is looked up, at this start
+        or at a later one if this is cut off (rule 32). Before the index forgets what it was."""
+        place = self.directory / "id"
+        if place.exists():
+            place.unlink()
+            fsync_dir(self.directory)
 
     def _commit_index(self, ends: dict[int, int]) -> None:
         """Commit while opening. A full disk shows as EIO here (rule 34): the reserve is given up for it, and
@@ -252,6 +266,8 @@ class ObjectStore:
         for content, where in self.index.items():
             if any(g.start <= where.offset < g.end for g in gaps.get(where.pack, ())):
                 self.damaged.add(content)
+        self.index.remove(list(self.damaged))  # for the next start too: these records are worth nothing
+        self.index.commit({})
 
     def _rehash_from(self, numbers: list[int]) -> dict[int, int]:
         """Pack -> offset from which records are read again: nothing after a clean end, else at least the
@@ -312,14 +328,10 @@ class ObjectStore:
             try:
                 if self.packs.size(pack) < end:
                     return False
-            except FileNotFoundError:  # collected; but a rebuilt index cannot tell that from lost
-                if pack > newest or self.recovery.rebuilt:
+            except FileNotFoundError:  # collected, if it is an older one: a lost one changed the id
+                if pack > newest:
                     return False
         return True
-
-    def suspicious(self) -> bool:
-        """Whether opening it found that something is gone or damaged."""
-        return bool(self.recovery.lost_packs or self.recovery.damaged)
 
     def _read_collection(self) -> int:
         try:
@@ -516,6 +528,10 @@ class ObjectStore:
             return fetch(self.index, self.packs, content)
         except Damaged:
             self.damaged.add(content)
+            raise
+        except Missing:
+            if self.index.get(content) is not None:  # its pack vanished under us: it counts as missing
+                self.damaged.add(content)
             raise
 
     def load(self, content: bytes) -> bytes:

@@ -194,6 +194,33 @@ def test_a_source_that_lost_its_store_makes_its_recipes_again(cluster: Cluster, 
         cluster.master.call("restore", {"set": "docs", "to": str(source)})
 
 
+def test_more_than_can_be_asked_for_path_by_path_begins_the_set_anew(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.init()
+    cluster.join("box2")
+    source, live = tmp_path / "source", tmp_path / "live"
+    source.mkdir()
+    for number in range(2500):
+        (source / f"f{number}").write_bytes(b"%d" % number)
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"], privileged=False)
+    cluster.sync("docs")
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    cluster.master.stop()
+    shutil.rmtree(box2.data / "store")
+    shutil.rmtree(live)
+    for path in source.iterdir():  # nobody has what the target lost: the source has other content by now
+        path.write_bytes(path.read_bytes() + b" changed")
+    cluster.master.start()
+    box2.start()
+    wait_for(lambda: any("copied again from its source" in text for text in box2.events()), 60)
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert box2.call("scrub")["lacking"] == 0
+
+
 def test_rows_that_do_not_give_the_digest_are_made_again(cluster: Cluster, tmp_path: Path) -> None:
     source, live = one_set(cluster, tmp_path)
     box2 = cluster.nodes["box2"]

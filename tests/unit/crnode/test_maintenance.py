@@ -74,8 +74,8 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
     )
     events: list[tuple[str, str]] = []
     commit_ = SimpleNamespace(catalog=catalog)
-    said: list[tuple[str, dict[bytes, bytes]]] = []
-    target = SimpleNamespace(lacks=lambda text, newest: said.append((text, newest)))
+    said: list[tuple[str, bool]] = []
+    target = SimpleNamespace(lacks=lambda text, damaged: said.append((text, damaged)))
     return SimpleNamespace(
         data=place, store=store, writer=writer, document=document, node=SimpleNamespace(name="shop1"),
         healer=_Healer(store, holder), events=events, problems={},
@@ -161,14 +161,15 @@ def test_what_nobody_has_stays_damaged_and_is_said(tmp_path: Path) -> None:
             }
         ]  # fmt: skip
         assert answer["lacking"] == 1
-        text, newest = agent.said[-1]
-        assert newest == {name: path}
+        text, damaged = agent.said[-1]
+        assert damaged and catalog.lacking == {path}
         assert "version 1;" in text and path.decode() in text
         assert catalog.images()[0].verdict == BAD
         agent.healer.records = {r.id: r for r in whole}
         agent.links = {"shop2": SimpleNamespace(peer=object())}  # it can be reached now
         await maintenance.inventory.again()
-        assert agent.said[-1] == ("", {})
+        assert agent.said[-1] == ("", False)
+        assert not catalog.lacking
         assert catalog.images()[0].verdict == UNTESTED
         store.damaged.add(name)
         store.index.remove([name])

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from crnode.errors import CrnodeError, ExitCode
-from crnode.replicate.place import Prepared, file_system, prepare, release
+from crnode.replicate.place import Prepared, locate, prepare, release
 
 SET, OTHER = bytes(range(16)), bytes(range(100, 116))
 
 
 def remembered(place: Path) -> Prepared:
-    return Prepared(str(place), file_system(place))
+    return locate(place, SET).prepared()
 
 
 def refused(destination: Path, before: Prepared | None = None, uuid: bytes = SET) -> str:
@@ -46,6 +46,29 @@ def test_a_removed_destination_is_made_again_where_its_mark_still_is(tmp_path: P
     place, as_left = prepare(here, SET, before)
     assert not as_left
     place.check()
+
+
+def test_a_directory_that_got_the_number_of_a_removed_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    here = tmp_path / "live"
+    for _ in range(20):  # a file system hands numbers out again: often the very one that was given back
+        place, _ = prepare(here, SET)
+        before = remembered(here)
+        here.rmdir()
+        here.mkdir()
+        with pytest.raises(CrnodeError, match="removed or replaced"):
+            place.check()
+        _, as_left = prepare(here, SET, before)
+        assert not as_left
+
+
+def test_a_mark_that_the_catalog_does_not_know_is_not_believed(tmp_path: Path) -> None:
+    here = tmp_path / "live"
+    prepare(here, SET)
+    before = remembered(here)
+    here.rmdir()
+    prepare(here, SET, before)  # and killed before the catalog noted it
+    _, as_left = prepare(here, SET, before)
+    assert not as_left
 
 
 def test_everything_removed_by_hand_on_the_same_file_system_is_made_again(tmp_path: Path) -> None:
