@@ -10,11 +10,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 FUZZ_SECONDS ?= 60
+W ?=
+RUNS ?= 5
 
 # What the tests call beside Python, as Debian package:command.
 DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip procps:ps
 
-.PHONY: help demo test check fuzz clean debian
+# The peers of the bench.
+PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip
+
+.PHONY: help demo test check bench fuzz clean debian
 
 help: ## Say what there is (this).
 	@echo 'crnode: continuous replication and versions for a handful of machines. Targets:'
@@ -35,6 +40,11 @@ check: $(VENV)/installed ## Run every gate: ruff, mypy --strict, import layers, 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
+
+bench: $(VENV)/installed ## Measure beside rsync, lsyncd and Syncthing (root; about an hour). One workload: make bench W=W6
+	@missing=; for item in $(PEERS); do command -v "$${item#*:}" > /dev/null || [ -x "/usr/sbin/$${item#*:}" ] || missing="$$missing $${item%:*}"; done; \
+	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+	$(BIN)/python -m bench $(W) --runs $(RUNS) $(ARGS)
 
 fuzz: $(VENV)/fuzz ## Feed broken bytes to the protocol for 60 s. Longer: make fuzz FUZZ_SECONDS=3600
 	@mkdir -p tests/fuzz/corpus

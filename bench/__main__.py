@@ -82,11 +82,7 @@ def main() -> int:
                             results.append(result)
                             lines.write(result.line() + "\n")
                             lines.flush()
-                            print(
-                                f"{result.workload:8} run {result.run}  {result.tool:16} {result.seconds:9.4f} s"
-                                f"  cpu {result.cpu:6.2f}  {result.memory >> 20:5} MiB  wire {result.there / 2**20:9.2f} MiB",
-                                flush=True,
-                            )
+                            print(result.text(), flush=True)
     finally:
         network.close()
         shutil.rmtree(place, ignore_errors=True)

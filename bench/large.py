@@ -1,4 +1,4 @@
-"""One large file: W2 copies it, W3 to W5 change it. In one run, because each begins where the one before ended."""
+"""One large file: W2 copies it, W3 to W5 change it."""
 
 from __future__ import annotations
 

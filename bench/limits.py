@@ -16,8 +16,8 @@ from bench.tree import large_file, small_files
 
 
 def measure(host: Bench) -> dict[str, float]:
-    """Workload -> seconds of the plainest thing that could do its work: copying and syncing local files for W1, W2
-    and W7, sending the bytes over loopback for W2, writing and syncing what changed for W3 to W6."""
+    """Workload -> seconds of the plainest thing that could do its work: copying and syncing local files for
+    W1, W2 and W7, sending the bytes over loopback for W2, writing and syncing what changed for W3 to W6."""
     small = host.prepared("small", lambda place: small_files(place, host.count(10_000), 1))
     large = host.prepared("large", lambda place: large_file(place / "large", host.size(SIZE), 2)) / "large"
     copied = _timed(lambda: _copy_and_sync(small, host.fresh("limit") / "tree"))

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces joined by a veth pair, whose counters say what went over the wire."""
+"""Two hosts on one machine: network namespaces joined by a veth pair, whose counters say what crossed it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def _run(*words: str) -> None:
 
 @dataclass(frozen=True)
 class Host:
-    """A namespace. Programs in it are started behind :attr:`enter`; `ip netns exec` replaces itself by them, so
-    that their pid is the one that was started."""
+    """A namespace. Programs in it are started behind :attr:`enter`; `ip netns exec` replaces itself by them,
+    so that their pid is the one that was started."""
 
     name: str
     address: str

@@ -1,4 +1,4 @@
-"""The table on screen and the picture for the README: medians, ranges, and crnode's ratio to each peer, pair by pair."""
+"""The table on screen and the picture: medians, ranges, and crnode's ratio to each peer, pair by pair."""
 
 from __future__ import annotations
 
@@ -84,10 +84,11 @@ def picture(results: Sequence[Result], titles: dict[str, str]) -> str:
                 rows.append((workload, tool, statistics.median(pairs)))
     height, left, width = 22, 260, 520
     scale = width / 4  # from a tenth to a thousand times
+    size = f'width="{left + width + 90}" height="{height * (len(rows) + 3)}"'
+    title = f"Times longer than {OURS} (right of the line: {OURS} is sooner)"
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height * (len(rows) + 3)}"'
-        ' font-family="sans-serif" font-size="12">',
-        f'<text x="8" y="16" font-weight="bold">Times longer than {OURS} (right of the line: {OURS} is sooner)</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
+        f'<text x="8" y="16" font-weight="bold">{title}</text>',
     ]
     line = left + scale
     for exponent in range(-1, 4):
@@ -97,11 +98,9 @@ def picture(results: Sequence[Result], titles: dict[str, str]) -> str:
         y = 44 + number * height
         x = left + scale * (min(max(log10(ratio), -1), 3) + 1)
         colour = "#2a7" if ratio >= 1 else "#c55"
-        begin, end = min(line, x), max(line, x)
+        begin, wide = min(line, x), max(abs(line - x), 1)
         out.append(f'<text x="8" y="{y + 13}">{workload}</text><text x="80" y="{y + 13}">{tool}</text>')
-        out.append(
-            f'<rect x="{begin:.1f}" y="{y + 3}" width="{max(end - begin, 1):.1f}" height="12" fill="{colour}"/>'
-        )
+        out.append(f'<rect x="{begin:.1f}" y="{y + 3}" width="{wide:.1f}" height="12" fill="{colour}"/>')
         out.append(f'<text x="{left + width + 8}" y="{y + 13}">{ratio:.2f}</text>')
     bottom = 44 + len(rows) * height
     out.append(f'<line x1="{line}" y1="40" x2="{line}" y2="{bottom}" stroke="#333"/></svg>')

@@ -1,4 +1,4 @@
-"""Running workloads: fresh folders and fresh processes for each run, tools taking turns, results as JSON lines."""
+"""Running workloads: fresh folders and fresh processes for each run, tools taking turns."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bench.tree import NotComplete, Watch, compare
 
 @dataclass
 class Result:
-    """One measurement. `seconds` from the last write to visible and complete at the target; `more` has further
-    figures in milliseconds or seconds, as their names say."""
+    """One measurement. `seconds` from the last write to visible and complete at the target; `more` has
+    further figures in milliseconds, as their names say."""
 
     workload: str
     tool: str
@@ -35,7 +35,15 @@ class Result:
     more: dict[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
+        """One JSON object."""
         return json.dumps(asdict(self))
+
+    def text(self) -> str:
+        """One line for a person who waits."""
+        return (
+            f"{self.workload:8} run {self.run}  {self.tool:16} {self.seconds:9.4f} s  cpu {self.cpu:6.2f}"
+            f"  {self.memory >> 20:5} MiB  wire {self.there / 2**20:9.2f} MiB"
+        )
 
 
 class Workload(Protocol):

@@ -1,8 +1,8 @@
 """The tools that are compared. A new one is one class: how it is started on two folders, and told to go.
 
-Each runs with what its own documentation calls sensible for speed on a local network, and nothing is left out that
-its users would have: `durable` says whether it makes the copy durable before it calls it done, `encrypted` whether the
-wire is, `versions` whether earlier states stay."""
+Each runs with what its own documentation calls sensible for speed on a local network. `durable` says whether
+it makes the copy durable before it calls it done, `encrypted` whether the wire is, `versions` whether earlier
+states stay."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ class RsyncDaemon(Tool):
         modules = "".join(f"[m{n}]\npath = {target}\n" for n, (_, target) in enumerate(self.pairs))
         conf = self.place / "rsyncd.conf"
         conf.write_text(
-            f"use chroot = no\nuid = root\ngid = root\nread only = no\nlock file = {self.place}/lock\n{modules}"
+            "use chroot = no\nuid = root\ngid = root\nread only = no\n"
+            f"lock file = {self.place}/lock\n{modules}"
         )
         self.serve(
             [
@@ -184,11 +185,12 @@ class RsyncSsh(Tool):
         Path("/run/sshd").mkdir(exist_ok=True)
         conf = self.place / "sshd_config"
         conf.write_text(
-            f"Port 2222\nHostKey {self.place}/host\nAuthorizedKeysFile {self.place}/authorized\nStrictModes no\n"
-            f"PermitRootLogin prohibit-password\nUsePAM no\nPidFile {self.place}/pid\n"
+            f"Port 2222\nHostKey {self.place}/host\nAuthorizedKeysFile {self.place}/authorized\n"
+            f"StrictModes no\nPermitRootLogin prohibit-password\nUsePAM no\nPidFile {self.place}/pid\n"
         )
         self.serve([*self.network.target.enter, "/usr/sbin/sshd", "-D", "-e", "-f", str(conf)])
-        self._ssh = f"ssh -p 2222 -i {self.place}/user -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        self._ssh = f"ssh -p 2222 -i {self.place}/user " + " ".join(f"-o {option}" for option in options)
         words = [
             *self.network.source.enter,
             *self._ssh.split(),

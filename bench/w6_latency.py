@@ -1,5 +1,5 @@
-"""W6: from the close of one 4 KiB file to visible and complete at the target: alone, while 1 GiB is copied beside it,
-and at 200 files a second for ten seconds, where the lag after the last one counts."""
+"""W6: from the close of one 4 KiB file to visible and complete at the target: alone, while 1 GiB is copied
+beside it, and at 200 files a second for ten seconds, where the lag after the last one counts."""
 
 from __future__ import annotations
 
