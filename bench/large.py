@@ -27,7 +27,7 @@ def first_copy(host: Bench, tool: Tool, name: str) -> tuple[Path, Result]:
 def change(host: Bench, tool: Tool, name: str, path: Path, how: str) -> Result:
     """Change the file in the way named, and time until the copy has it."""
     source, target = tool.pairs[0]
-    chance = random.Random(host.run)
+    chance = random.Random(f"change {host.run}")
     acts = {"pages": _pages, "insert": _insert, "append": _append}
     return host.timed(
         name,

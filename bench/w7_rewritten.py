@@ -17,7 +17,7 @@ TOOLS = w1_small_files.TOOLS
 def measure(host: Bench, tool: Tool) -> list[Result]:
     w1_small_files.measure(host, tool)
     source, target = tool.pairs[0]
-    chance = random.Random(host.run)
+    chance = random.Random(f"change {host.run}")
     paths: list[Path] = sorted(path for path in (source / "tree").rglob("f*") if path.is_file())
     chosen = chance.sample(paths, len(paths) // 5)
 
