@@ -220,6 +220,13 @@ class Calls:
         """Scan now; return when every target has acknowledged and shows all that was written before the
         call."""
         running = self._source(spec)
+        if not spec.targets:
+            raise CrnodeError(
+                f"Set {spec.name} has no target.",
+                "The nodes that it went to were removed from the cluster.",
+                "Remove the set and add it again with targets.",
+                ExitCode.BEHIND,
+            )
         begun = time.monotonic()
         deadline = begun + seconds
         try:
@@ -250,7 +257,7 @@ class Calls:
             said = "; ".join(f"{r['node']}: {r['reason']}" for r in missing)
             raise CrnodeError(
                 f"Set {spec.name}: not every target has everything.",
-                said,
+                said if said.endswith(".") else f"{said}.",
                 "Repeat it when they are back.",
                 ExitCode.BEHIND,
             )
@@ -283,11 +290,17 @@ class Calls:
                         await asyncio.sleep(0.5)
         except TimeoutError:
             reason = refused or push.reason
-            if not reason:
+            if not reason and push.lag.acknowledged >= sequence:
+                reason = "it has everything, and does not answer whether it shows it"
+            elif not reason:
                 reason = f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}"
             return {"node": name, "ok": False, "reason": reason}
-        put_right = int(str(answer.get("put_right", 0)))
-        reason = f"{put_right} local changes were put right" if put_right else ""
+        said = []
+        if put_right := int(str(answer.get("put_right", 0))):
+            said.append(f"{put_right} local changes were put right")
+        if unapplied := int(str(answer.get("unapplied", 0))):
+            said.append(f"{unapplied} paths cannot be held there, see crnode status")
+        reason = "; ".join(said)
         return {
             "node": name,
             "ok": True,

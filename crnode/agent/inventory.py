@@ -99,19 +99,19 @@ class Stocktaker:
     async def _rounds(self, progress: Progress) -> Report:
         report = Report()
         agent = self.agent
-        for round_ in range(ROUNDS):
+        for _ in range(ROUNDS):
             before = len(report.healed)
             report.left, report.left_count = {}, 0
             out = Inventory()
             async for batch in take_inventory(agent.store, agent.writer, self.maintenance.catalogs(), out):
                 real = await agent.writer.submit(self._still_lacking, batch)
-                report.found += len(real) if round_ == 0 else 0
                 report.healed |= await self._heal(real)
                 for one in real:
                     if one.id not in report.healed:
                         self._leave(report, one)
                 progress({"text": f"{len(report.healed)} objects healed, {report.left_count} lacking"})
             report.ids, report.sets, report.certain = out.ids, out.sets, out.certain
+            report.found = len(report.healed) + report.left_count
             if len(report.healed) == before:
                 return report
         return report

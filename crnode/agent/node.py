@@ -167,6 +167,7 @@ class Agent:
         self._stop.set()
 
     def _keep_house(self) -> None:
+        self.store.check_there()
         self.store.tick()
         self.sets.keep_house()
 

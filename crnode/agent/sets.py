@@ -480,6 +480,7 @@ class Sets:
     def keep_house(self) -> None:
         """Between jobs of the writer thread: checkpoints, and pruning that commits left over."""
         for catalog in list(self.catalogs.values()):
+            catalog.check_there()
             catalog.checkpoint()
         for running in list(self.targets.values()):
             running.commit.thin(500)

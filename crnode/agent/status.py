@@ -204,6 +204,8 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
         )
         for problem in there.get("problems", [])[:3]:
             warnings.append(f"Set {spec.name}: {name} cannot hold {problem['path']}: {problem['reason']}")
+    if not spec.targets:
+        warnings.append(f"Set {spec.name} has no target: nothing of it is copied anywhere.")
     if source.get("state") not in ("ok", "scanning", "capturing", "starting", None):
         warnings.append(f"Set {spec.name}: {source['state']}. {source.get('detail', '')}".strip())
     return {

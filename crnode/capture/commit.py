@@ -10,7 +10,7 @@ not sent yet.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from crnode.capture.job import Batch
@@ -29,8 +29,9 @@ from crnode.store.reader import (
 )
 from crnode.store.store import CHUNK, RECIPE, ObjectStore
 from crproto import delta
-from crproto.entries import Entry
+from crproto.entries import DIRECTORY, Entry
 from crproto.ids import image_id
+from crproto.paths import split
 
 FORGET_AFTER_NS = 30 * 86_400 * 10**9
 """A target that was silent for so long pins nothing any more; when it is back it is compared by ranges."""
@@ -51,6 +52,7 @@ class Point:
     changed: list[Entry] = field(default_factory=list)
     removed: list[bytes] = field(default_factory=list)
     fresh: Fresh | None = None  # None: too large for memory, read it from catalog and files
+    again: list[bytes] = field(default_factory=list)  # paths that changed their kind meanwhile: look again
 
 
 class SourceCommit:
@@ -131,6 +133,7 @@ class SourceCommit:
             else:
                 ordinal, totals = staging.ordinal, self.catalog.staged_totals() or self.catalog.totals()
             totals = self.catalog.change(ordinal, totals, batch.changed.values(), batch.removed)
+            totals, again = self._keep_tree(ordinal, newest, totals, batch, staged)
             if newest is not None and newest.entries > self.roots >= totals.entries and not accept:
                 raise EmptiedSet(
                     "Everything in the set was deleted at once. Targets keep what they have. If this is"
@@ -144,8 +147,53 @@ class SourceCommit:
             self._prune(image)
         base = newest.id if newest is not None and newest.id is not None else NO_IMAGE
         if staged:
-            return Point(image, base)
-        return Point(image, base, list(batch.changed.values()), list(batch.removed), batch.fresh)
+            return Point(image, base, again=again)
+        return Point(image, base, list(batch.changed.values()), list(batch.removed), batch.fresh, again)
+
+    def _keep_tree(
+        self, ordinal: int, newest: Image | None, totals: Totals, batch: Batch, staged: bool
+    ) -> tuple[Totals, list[bytes]]:
+        """Rows make a tree: nothing lies below what is no directory. Where names change their kind while they
+        are read, a path may have been taken before or after its parent was one thing or the other; what does
+        not fit is left out. Returns the directories to look at again as well."""
+        again: set[bytes] = set()
+        if staged:
+            base = newest.ordinal if newest is not None else 0
+            after: tuple[int, int, bytes] | None = None
+            while page := self.catalog.came(base, ordinal, after, 1000):
+                after = page[-1][0]
+                again |= self._not_a_tree({entry.path: entry for _, entry in page}, (), ordinal)
+        else:
+            again |= self._not_a_tree(batch.changed, batch.removed, ordinal)
+        orphans = {
+            entry.path
+            for top in again
+            for entry in self.catalog.subtree(top, ordinal)
+            if entry.path != top
+        }
+        for path in orphans:
+            batch.changed.pop(path, None)
+            batch.removed.add(path)
+            batch.prints[path] = None
+        return self.catalog.change(ordinal, totals, (), orphans) if orphans else totals, sorted(again)
+
+    def _not_a_tree(
+        self, changed: Mapping[bytes, Entry], removed: Iterable[bytes], ordinal: int
+    ) -> set[bytes]:
+        """Paths that are no directory in image `ordinal` and have something below them all the same."""
+        catalog = self.catalog
+        suspects = {split(path)[0] for path in changed if path}
+        suspects |= {path for path, entry in changed.items() if entry.kind != DIRECTORY}
+        out = set()
+        for path in suspects | set(removed):
+            if catalog.dir_id(path) is None:
+                continue
+            entry = catalog.entry(path, ordinal)
+            if (entry is None or entry.kind != DIRECTORY) and next(
+                (e for e in catalog.subtree(path, ordinal) if e.path != path), None
+            ):
+                out.add(path)
+        return out
 
     def begin_incarnation(self) -> Point | None:
         """Draw a new identity and make an image under it: what targets hold of the old one is no ancestor of

@@ -589,6 +589,8 @@ class SourceSet:
             self.newest = point.image
             self._view = point.image.ordinal
             self.on_point(point)
+            for path in point.again:
+                self._settle.note(path, Change.TREE, self._now())
         if lost:
             self.lost = await self.writer.submit(self.catalog.lost)
         if self._emptied:

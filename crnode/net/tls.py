@@ -113,7 +113,8 @@ def peer_name(document: ClusterDocument, der: bytes) -> str:
                 "denied",
                 f"The node '{stone.name}' was turned away.",
                 f"It was removed from the cluster '{document.name}'.",
-                f"To bring it back, invite it again on the master: crnode invite {stone.name} --role ROLE",
+                f"To bring it back, invite it again (crnode invite {stone.name} --role ROLE) and join with an"
+                " empty data directory.",
             )
     raise PeerRefused(
         "unknown",

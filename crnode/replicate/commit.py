@@ -259,7 +259,7 @@ class TargetCommit:
             top = content.parse_recipe(self.store.get(entry.content), entry.level)
             if top.total != entry.size:
                 raise RemoteProtocolError(
-                    f"the recipe of {entry.path!r} has {top.total} bytes, its entry {entry.size}"
+                    f"the recipe of {shown(entry.path)} has {top.total} bytes, its entry {entry.size}"
                 )
             names: list[bytes] = []
             new = (entry.content, entry.level)
@@ -280,7 +280,9 @@ class TargetCommit:
         could not be written, for ever."""
         where = self.store.locate(name)
         if where is not None and (where.kind != kind or (length is not None and where.raw != length)):
-            raise RemoteProtocolError(f"an object of {entry.path!r} is not of the kind or length it says")
+            raise RemoteProtocolError(
+                f"an object of {shown(entry.path)} is not of the kind or length it says"
+            )
 
     def _bound(self, incoming: Incoming) -> None:
         if len(incoming.unresolved) > UNRESOLVED_MOST:
@@ -424,7 +426,7 @@ class TargetCommit:
             self._check_paths(incoming.changed.values(), ordinal)
         for path in incoming.removed:
             if catalog.dir_id(path) is not None and catalog.children(path, ordinal):
-                raise RemoteProtocolError(f"{path!r} is removed but something below it is not")
+                raise RemoteProtocolError(f"{shown(path)} is removed but something below it is not")
 
     def _check_paths(self, entries: Iterable[Entry], ordinal: int) -> None:
         parents: set[bytes] = set()
@@ -434,11 +436,11 @@ class TargetCommit:
                 parents.add(head)
             was_directory = entry.kind != DIRECTORY and self.catalog.dir_id(entry.path) is not None
             if was_directory and self.catalog.children(entry.path, ordinal):
-                raise RemoteProtocolError(f"something lies below {entry.path!r}, which is no directory")
+                raise RemoteProtocolError(f"something lies below {shown(entry.path)}, which is no directory")
         for head in parents:
             parent = self.catalog.entry(head, ordinal)
             if parent is None or parent.kind != DIRECTORY:
-                raise RemoteProtocolError(f"{head!r} has entries below it and is no directory")
+                raise RemoteProtocolError(f"{shown(head)} has entries below it and is no directory")
 
     def _keep_other_line(self, header: ImageBegin, newest: Image) -> None:
         """The new image does not descend from ours: ours was acknowledged, so it stays as a version (rule
@@ -479,6 +481,11 @@ class TargetCommit:
             held = int.from_bytes(self.catalog.meta("fence_epoch") or b"", "big")
             if epoch > held:
                 self.catalog.set_meta("fence_epoch", epoch.to_bytes(8, "big"))
+
+
+def shown(path: bytes) -> str:
+    """A path for people."""
+    return path.decode("utf-8", "backslashreplace") or "the root"
 
 
 def no_owner_error(name: str, sender: str) -> CrnodeError:

@@ -133,6 +133,7 @@ class LiveTree:
             deferred: set[bytes] = set()
             if newest.flags & ROLLING:  # its own deletions wait for the next image to confirm them (rule 53)
                 deferred = gone - set(self.reader.went(live.at, newest.ordinal, until=newest.ordinal - 1))
+                deferred = {p for p in deferred if not self._below_no_directory(p, newest.ordinal)}
             gone |= {p for p in self.reader.deferred() if self.reader.entry(p, newest.ordinal) is None}
             gone |= set(self.reader.touched_gone(newest.ordinal)) - deferred
             self._remove_gone(writer, gone - deferred)
@@ -141,6 +142,16 @@ class LiveTree:
         self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()), deferred)
         self._begun = self._redo = False
         return self._report
+
+    def _below_no_directory(self, path: bytes, ordinal: int) -> bool:
+        """Whether something that is no directory stands on the way to `path`: then nothing can be there."""
+        head, _ = split(path)
+        while head:
+            entry = self.reader.entry(head, ordinal)
+            if entry is not None:
+                return entry.kind != DIRECTORY
+            head, _ = split(head)
+        return False
 
     def _abandon(self, at: int, wanted: int) -> None:
         """Remember the paths that a move to image `wanted`, which is given up, may have written, until a move
@@ -205,6 +216,10 @@ class LiveTree:
                 if entry is None and (not path or path in waiting):
                     continue  # a deletion that no later image has confirmed yet is no local change
                 wrong.append((path, entry))
+                if entry is not None and entry.kind == DIRECTORY and not _is_directory(writer.lstat(path)):
+                    # A scan names what is missing, not what would be below it.
+                    below = self.reader.subtree(path, live.at)
+                    wrong += [(other.path, other) for other in below if other.path != path]
             self._report.put_right = {p for p, e in wrong if e is None or e.kind != DIRECTORY}
             for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
                 if entry is None:
@@ -221,6 +236,7 @@ class LiveTree:
                 else:
                     self._guarded(path, partial(self._write, writer, entry, None, live.at))
             self._finish_directories(writer, touched, live.at)
+        self._report.put_right -= self._report.unapplied.keys()
         self._flush(None)
         return self._report
 
@@ -492,6 +508,10 @@ class LiveTree:
                 )
 
         self.record(write)
+
+
+def _is_directory(info: os.stat_result | None) -> bool:
+    return info is not None and stat.S_ISDIR(info.st_mode)
 
 
 __all__ = ["LiveTree", "Policy", "Report"]

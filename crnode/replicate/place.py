@@ -49,6 +49,11 @@ class Place:
         return Prepared(str(here), file_system(here), _inode(here) or 0, birth_ns(here))
 
     @property
+    def system(self) -> tuple[Path, ...]:
+        """What the file system itself keeps in a destination that is its root: no file of anybody's."""
+        return (self.destination / "lost+found",) if self.workspace.parent == self.destination else ()
+
+    @property
     def temporary(self) -> Path:
         return self.workspace / "tmp"
 
@@ -125,9 +130,11 @@ def prepare(
     place = locate(destination, set_uuid)
     mark = place.mark()
     known = before is not None and before.destination == str(destination)
-    if mark is None and known and before is not None and not adopt:
+    if known and before is not None and not adopt:
         here = file_system(destination)
-        if here != before.file_system:
+        same = (before.inode, before.born) == (_inode(destination), birth_ns(destination))
+        # Not every file system keeps its identity over a restart: then the directory has to be the one.
+        if here != before.file_system and not (same and mark is not None):
             raise CrnodeError(
                 f"The destination {destination} is on another file system than the one it was prepared on.",
                 "Its disk is not mounted, most likely: nothing of this set is there.",
@@ -144,7 +151,7 @@ def prepare(
     if inode is None or not destination.is_dir():
         _create(destination)
     place = locate(destination, set_uuid)
-    others = [p for p in destination.iterdir() if p != place.workspace]
+    others = [p for p in destination.iterdir() if p != place.workspace and p not in place.system]
     if others and not adopt:
         replaced = "was replaced by another directory, which" if mark is not None else "is not empty: it"
         raise CrnodeError(

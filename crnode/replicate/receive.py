@@ -34,7 +34,7 @@ from crnode.store.reader import Image, Live, Reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 from crproto.connection import Received
-from crproto.errors import RemoteProtocolError
+from crproto.errors import LocalProtocolError, RemoteProtocolError
 from crproto.messages import (
     Ack,
     Applied,
@@ -541,7 +541,8 @@ class TargetSet:
             and shown.id
             and live is not None
         ):
-            with contextlib.suppress(PeerClosed):
+            # A session that is being opened is told by its SetState.
+            with contextlib.suppress(PeerClosed, LocalProtocolError):
                 await self._session[0].send(Applied(shown.id, live.synced == live.at, unapplied))
 
     async def settled(self) -> None:
@@ -570,7 +571,14 @@ class TargetSet:
         live = self.live
         if live is None or live.at == 0:
             return Report()
-        request = scan.encode_request([str(tree.place.destination)], [], [], self.catalog.path, live.at, "")
+        request = scan.encode_request(
+            [str(tree.place.destination)],
+            [],
+            [f"/{path.name}/" for path in tree.place.system],
+            self.catalog.path,
+            live.at,
+            "",
+        )
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -15,6 +15,7 @@ import apsw
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import fsync_dir
+from crnode.store.packs import StoreFailed
 from crnode.store.reader import (
     COMPLETE,
     ENTRY,
@@ -73,6 +74,7 @@ class Catalog(Reader):
                     "Install that newer crnode again, or restore the copy it kept before the change.",
                     ExitCode.REFUSED,
                 )
+            self._inode = path.stat().st_ino
             held = self.meta("set")
             if held != set_uuid:
                 raise CrnodeError(
@@ -124,6 +126,16 @@ class Catalog(Reader):
             if isinstance(error, apsw.Error):
                 raise CatalogDamaged(self.path, f"{type(error).__name__}: {error}") from error
             raise
+
+    def check_there(self) -> None:
+        """Raises StoreFailed when the file was removed or replaced under us: what is committed from then on
+        would be durable nowhere."""
+        try:
+            there = self.path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise StoreFailed(f"{self.path} was removed or replaced while it was in use")
 
     def checkpoint(self) -> None:
         """Move the WAL into the main file as far as no reader holds it back and there is room."""

@@ -477,6 +477,11 @@ class ObjectStore:
                 continue  # born after the mark began: lives by that alone, and would only fill memory
             self._unexpanded.append(name)
 
+    def check_there(self) -> None:
+        """Raises StoreFailed when the directory was removed under us: nothing more is durable in it."""
+        if not (self.directory / "packs").is_dir():
+            raise StoreFailed(f"{self.directory} was removed while it was in use")
+
     def tick(self, *, force: bool = False) -> None:
         """Commit the index when enough has gathered. The packs are synced first, so that the index never
         names bytes that a power loss could take while its own position says they were indexed."""

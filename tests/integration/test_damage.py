@@ -194,6 +194,23 @@ def test_a_source_that_lost_its_store_makes_its_recipes_again(cluster: Cluster, 
         cluster.master.call("restore", {"set": "docs", "to": str(source)})
 
 
+@pytest.mark.parametrize("what", ["sets", "store"])
+def test_data_removed_under_a_running_agent_ends_its_acknowledgements(
+    cluster: Cluster, tmp_path: Path, what: str
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    shutil.rmtree(box2.data / what)
+    assert box2.process is not None
+    assert box2.process.wait(20) == ExitCode.FAILED
+    assert "while it was in use" in box2.log.read_text()
+    (source / "later").write_bytes(b"later")
+    box2.start()
+    cluster.sync("docs")
+    assert files(live) == files(source)
+    assert box2.call("scrub")["lacking"] == 0
+
+
 def test_more_than_can_be_asked_for_path_by_path_begins_the_set_anew(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -80,6 +80,65 @@ def test_a_removed_destination_is_written_again(cluster: Cluster, tmp_path: Path
     assert "Traceback" not in box2.log.read_text()
 
 
+def test_what_is_missing_below_a_removed_folder_comes_back_with_it(cluster: Cluster, tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    source = pair(cluster, tmp_path, live)
+    (source / "deep" / "er").mkdir(parents=True)
+    (source / "deep" / "er" / "a").write_bytes(b"a")
+    os.symlink("a", source / "deep" / "er" / "link")
+    cluster.sync("docs")
+    shutil.rmtree(live / "folder")
+    shutil.rmtree(live / "deep")
+    (live / "deep").write_bytes(b"a file in its place")
+    out = cluster.sync("docs")
+    assert rsync_difference(source, live) == ""
+    assert "put right" in out["targets"][0]["reason"]
+    for child in live.iterdir():
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    cluster.sync("docs")
+    assert rsync_difference(source, live) == ""
+
+
+def test_a_path_that_cannot_be_written_is_said_by_sync(cluster: Cluster, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("an immutable file takes root")
+    live = tmp_path / "live"
+    source = pair(cluster, tmp_path, live)
+    flag = subprocess.run(["chattr", "+i", str(live / "big")], capture_output=True, text=True, check=False)
+    if flag.returncode:
+        pytest.skip(f"this file system has no immutable files: {flag.stderr}")
+    try:
+        (source / "big").write_bytes(b"changed")
+        reason = cluster.sync("docs")["targets"][0]["reason"]
+        assert "1 paths cannot be held there" in reason and "put right" not in reason
+    finally:
+        subprocess.run(["chattr", "-i", str(live / "big")], check=True)
+    cluster.sync("docs")
+    assert (live / "big").read_bytes() == b"changed"
+
+
+def test_an_older_copy_below_a_mount_point_is_not_taken_for_the_destination(
+    cluster: Cluster, tmp_path: Path, disk: Disk
+) -> None:
+    disk.unmount()
+    live = disk.place
+    source = pair(cluster, tmp_path, live)  # prepared while the disk was not mounted
+    wait_for(lambda: target(cluster)["synced"])
+    disk.mount()
+    with pytest.raises(CrnodeError, match="another file system"):
+        cluster.sync("docs", timeout=30)
+    cluster.master.call("set.rebase", {"name": "docs", "node": "box2"})
+    cluster.sync("docs")
+    disk.unmount()
+    (source / "later").write_bytes(b"later")
+    with pytest.raises(CrnodeError, match="another file system"):
+        cluster.sync("docs", timeout=30)
+    assert not (live / "later").exists()
+    disk.mount()
+    cluster.sync("docs")
+    assert (live / "later").read_bytes() == b"later"
+
+
 def test_a_replaced_destination_waits_and_says_so_until_a_person_accepts_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -110,7 +169,6 @@ def test_a_replaced_destination_waits_and_says_so_until_a_person_accepts_it(
 def test_an_unmounted_destination_is_not_made_anew_on_the_bare_mount_point(
     cluster: Cluster, tmp_path: Path, disk: Disk, below: str
 ) -> None:
-    (disk.place / "lost+found").rmdir()
     live = disk.place / below if below else disk.place
     source = pair(cluster, tmp_path, live)
     box2 = cluster.nodes["box2"]
@@ -126,7 +184,8 @@ def test_an_unmounted_destination_is_not_made_anew_on_the_bare_mount_point(
     disk.mount()
     cluster.sync("docs")  # goes on by itself
     done = subprocess.run(
-        ["rsync", "-aAXHn", "--checksum", "--delete", "--exclude=/.crnode", "-i", f"{source}/", f"{live}/"],
+        ["rsync", "-aAXHn", "--checksum", "--delete", "--exclude=/.crnode", "--exclude=/lost+found", "-i",
+         f"{source}/", f"{live}/"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == ""
