@@ -277,6 +277,7 @@ class LiveTree:
                 raise
             self._set_aside(writer, path)  # somebody put files of their own into it
         self._prints[path] = None
+        self._cleared.add(path)
         self._report.removed += 1
 
     # -- entries
@@ -351,6 +352,7 @@ class LiveTree:
         if outcome.note:
             self._report.unapplied[path] = outcome.note
         else:
+            self._report.unapplied.pop(path, None)
             self._cleared.add(path)
 
     def _known(self, path: bytes) -> Fingerprint | None:
