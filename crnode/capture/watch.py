@@ -146,6 +146,10 @@ class Watcher:
             self._unlink(node)
         head, _, name = path.rpartition(b"/")
         parent = self._find(head) if path not in self._tops and (head or b"" in self._tops) and path else None
+        if parent is None and path and (b"/" in path or b"" in self._tops):
+            # Its parent went away meanwhile, which somebody is told of: this one is no root.
+            _libc.inotify_rm_watch(self.fd, wd)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(path))
         if parent is None:
             node = _Node(wd, None, path)
             self._tops[path] = node

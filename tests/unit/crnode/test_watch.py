@@ -120,3 +120,16 @@ def test_a_removed_root_is_told(seen: Seen) -> None:
     seen.root.rmdir()
     seen.all()
     assert seen.lost
+
+
+def test_a_directory_whose_parent_is_gone_is_no_root(seen: Seen) -> None:
+    (seen.root / "d" / "e").mkdir(parents=True)
+    fd = os.open(seen.root / "d" / "e", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(FileNotFoundError):  # `d` was never watched: it came and went
+            seen.watcher.watch(b"d/e", fd)
+    finally:
+        os.close(fd)
+    (seen.root / "d" / "e").rmdir()
+    seen.all()
+    assert not seen.lost, "its end was taken for the root's"
