@@ -1,5 +1,5 @@
-"""Names that become a directory, a file and a link in quick succession: every image is a tree, is taken by its
-target, and leaves nothing behind."""
+"""Names that become a directory, a file and a link in quick succession: every image is a tree, is taken by
+its target, and leaves nothing behind."""
 
 from __future__ import annotations
 
