@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crnode.capture import deep
-from crnode.capture.rot import Stretch, ranges
+from crnode.capture.guard import VERIFIED
+from crnode.capture.rot import Stretch, Verified, ranges
 from crnode.capture.source import SourceSet
 from crnode.store.child import Child
 
 PERIOD_NS = 7 * 86_400 * 10**9  # between the beginnings of two passes over a set
 SAVE_SECONDS = 10.0
+UNREAD_MOST = 1000  # a pass that could not compare more than this proves nothing
 META = "deep"
 
 Progress = Callable[[dict[str, Any]], None]
@@ -29,7 +31,7 @@ class Compared:
     files: int = 0
     size: int = 0  # bytes compared
     changed: int = 0  # files that capture had not seen yet
-    unread: int = 0  # files whose recipe could not be read
+    unread: int = 0  # files that, or whose recipe, could not be read
     differing: list[tuple[bytes, str]] = field(default_factory=list)  # path, which bytes
     ended: bool = False
 
@@ -41,6 +43,8 @@ class State:
     begun_ns: int = 0
     place: deep.Place | None = None
     running: bool = False
+    ordinal: int = 0  # of the newest image when the pass began; 0: it proves nothing
+    unread: list[str] = field(default_factory=list)  # paths, hex, that this pass could not compare
 
     def due(self, now_ns: int) -> bool:
         """Whether there is something to do."""
@@ -66,7 +70,8 @@ async def compare(
     Raises child.ChildFailed, CrnodeError when there is no room to note how far it came."""
     state = await state_of(source)
     if anew or not state.running:
-        state = State(source.now_ns(), None, True)
+        newest = await source.writer.submit(source.catalog.newest)
+        state = State(source.now_ns(), None, True, newest.ordinal if newest is not None else 0)
     out = Compared()
     store = source.store
     await source.writer.submit(store.flush_index)  # the child sees the committed index alone
@@ -80,6 +85,10 @@ async def compare(
                 case "changed":
                     out.changed += 1
                     source.look_at(bytes.fromhex(line["path"]))
+                case "unread":
+                    state.unread.append(line["path"])
+                    if len(state.unread) > UNREAD_MOST:
+                        state.ordinal, state.unread = 0, []
                 case "differs":
                     await _differs(source, bytes.fromhex(line["path"]), line["stretches"], out)
                 case "at" | "end":
@@ -91,7 +100,12 @@ async def compare(
             if time.monotonic() - saved > SAVE_SECONDS:
                 saved = time.monotonic()
                 await _save(source, state)
-    state.running = not out.ended
+    if out.ended:
+        state.running = False
+        if state.ordinal:
+            verified = Verified(state.begun_ns, state.ordinal, frozenset(map(bytes.fromhex, state.unread)))
+            await source.writer.submit(source.commit.save_meta, VERIFIED, verified.encode())
+        state.unread = []
     await _save(source, state)
     return out
 
@@ -101,7 +115,7 @@ async def _save(source: SourceSet, state: State) -> None:
 
 
 async def _differs(source: SourceSet, path: bytes, stretches: list[list[int]], out: Compared) -> None:
-    if await source.examine(path):
+    if await source.examine(path, [start for start, _ in stretches]):
         out.differing.append((path, ranges(Stretch(start, end, b"") for start, end in stretches)))
         return
     out.changed += 1

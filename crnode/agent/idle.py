@@ -12,9 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from crnode.agent import audit, deep
+from crnode.agent.maintenance import FAILURES
 from crnode.capture.source import SourceSet
-from crnode.errors import CrnodeError
-from crnode.store.child import ChildFailed
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -37,7 +36,7 @@ class Idle:
             await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self.step(idle=await self._idle())
-            except (CrnodeError, ChildFailed) as error:  # the next minute tries again
+            except FAILURES as error:  # the next minute tries again
                 self.agent.journal.add("store", f"A check at idle did not end well: {error}")
 
     async def _idle(self) -> bool:

@@ -37,6 +37,9 @@ DEAD_SHARE = 0.15  # of the packs' bytes, estimated dead: an idle node collects
 DEAD_SHARE_BUSY = 0.5  # the same for a node that is never idle
 GROWN_SHARE = 0.05  # since the last collection; without it another one would find the same
 AGE_NS = 24 * 3600 * 10**9  # after which pruned rows alone are reason enough
+FAILURES = (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError)
+"""What a piece of background work may meet without being wrong itself: a full disk, a child that was killed,
+a damaged catalog or one that was closed under it, a lack of descriptors. It is told and tried again."""
 HEAL_ROUNDS = 3  # a healed recipe shows what is damaged below it
 
 
@@ -307,15 +310,22 @@ class Maintenance:
             await asyncio.sleep(CHECK_SECONDS)
             try:
                 await self._minute()
-            except (CrnodeError, ChildFailed) as error:  # a full disk, for one: the next minute tries again
+            except FAILURES as error:  # a full disk, for one: the next minute tries again
                 self.agent.journal.add("store", f"Housekeeping did not end well: {error}")
 
     async def _minute(self) -> None:
+        room = self.agent.store.room
         try:
-            self.agent.store.room.check_last()
+            room.check_last()
         except CrnodeError:
-            await self.relieve()
-            return
+            try:
+                await self.relieve()
+            finally:  # who still needs as much asks again; it must not stand in the way of all the rest
+                room.forget_refused()
+            try:
+                room.check_last()
+            except CrnodeError:
+                return  # there is room for nothing at all
         await self.inventory.again()
         await self.write_due_manifests()
         await self.collect_if_due()

@@ -116,7 +116,11 @@ class _Pass:
         recorded = self.catalog.fingerprint(entry.path)
         try:
             fd = open_file(self.roots, entry.path)
-        except (OSError, KeyError):
+        except (FileNotFoundError, NotADirectoryError, KeyError):
+            child.say(event="changed", path=entry.path.hex())
+            return True
+        except OSError:
+            self._unread(entry)
             child.say(event="changed", path=entry.path.hex())
             return True
         try:
@@ -143,9 +147,10 @@ class _Pass:
                     whole = False
                     break
         except (Missing, Damaged, RemoteProtocolError):
-            self.unread += 1  # a recipe captured this moment, or one that a scrub heals
+            self._unread(entry)  # a recipe captured this moment, or one that a scrub heals
             return True
         except OSError:
+            self._unread(entry)
             child.say(event="changed", path=entry.path.hex())
             return True
         self.files += whole
@@ -155,6 +160,10 @@ class _Pass:
         elif bad:
             self._changed(entry, recorded)
         return whole
+
+    def _unread(self, entry: Entry) -> None:
+        self.unread += 1
+        child.say(event="unread", path=entry.path.hex())
 
     def _changed(self, entry: Entry, recorded: Fingerprint | None) -> None:
         if self.catalog.fingerprint(entry.path) == recorded:  # else it was captured this moment

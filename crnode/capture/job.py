@@ -178,10 +178,16 @@ class Job:
         if self.guard is None or old.kind != FILE or entry.kind != FILE:
             return False
         recorded = self.batch.prints.get(path) or self.catalog.fingerprint(path)
-        if (entry.content, entry.level) == (old.content, old.level) or recorded != taken.fingerprint:
+        same = (entry.content, entry.level) == (old.content, old.level)
+        if same or recorded != taken.fingerprint or path in self.batch.changed:
             self.guard.suspicions.clear(path)
             return False
-        reason = self.guard.keeps(self.reader.roots, path, old, taken.fingerprint, event)
+        recipes, guard = self.batch.fresh.recipes, self.guard
+
+        def load(name: bytes) -> bytes:
+            return recipes[name] if name in recipes else guard.load(name)
+
+        reason = guard.keeps(self.reader.roots, self.catalog, self.view, old, taken, load, event)
         if reason:
             self.batch.lost[path] = reason
         return reason is not None

@@ -18,7 +18,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 
-from crnode.capture.openers import Round
+from crnode.capture.openers import FileSystems, Round
 from crnode.capture.read import fingerprint_of
 from crnode.capture.roots import OpenRoots
 from crnode.capture.verify import compared, open_file
@@ -51,7 +51,7 @@ class Restless:
             if now < self._next_look:
                 return
             self._next_look = now + LOOK_SECONDS
-            self._round = Round({roots.device(top) for top in roots.tops()})
+            self._round = Round(FileSystems(roots.resolve(top)[0] for top in roots.tops()))
         if not self._round.step(STEP_SECONDS):
             return
         found, self.seconds, self._round = self._round.found, self._round.seconds, None

@@ -2,12 +2,14 @@
 an argument, in ns.
 
 A file whose fingerprint is unchanged should have unchanged bytes. When it has not, either the disk damaged
-it or somebody wrote through a mapping, which moves no time while the page is dirty. Only damage stands still,
-has no writer, and appears long after the last change of the file; so it takes two looks, and whatever is not
+it or somebody wrote through a mapping, which moves no time while the page is dirty; the difference may be met
+long after such a write. So it is damage only when the good bytes were read from this disk at a time at which
+no such page could be left, the file has no writer now, and the difference stands still. Whatever is not
 certain is taken for a change: earlier versions keep the bytes from before."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
@@ -16,8 +18,34 @@ from crnode.store.reader import Fingerprint
 
 YOUNG_NS = 60 * 10**9
 """A page written through a mapping is written back, and its next write moves the times again, within about
-35 s (the kernel's dirty_expire and writeback intervals): a difference that is met later after the last change
-of the times was not made so."""
+35 s (the kernel's dirty_expire and writeback intervals): bytes that were read later than this after the last
+change of the times do not change through a mapping without the times moving."""
+
+
+class Verified(NamedTuple):
+    """What the last deep pass that came to its end has proved: files whose entries are of image `ordinal` or
+    older were read, and found to be what was captured, at `begun_ns` or later; but not those of `unread`."""
+
+    begun_ns: int = 0
+    ordinal: int = 0
+    unread: frozenset[bytes] = frozenset()
+
+    def encode(self) -> bytes:
+        """As it is kept in the catalog."""
+        return json.dumps([self.begun_ns, self.ordinal, [path.hex() for path in self.unread]]).encode()
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> Verified:
+        """The other way round; of a set that had no pass yet, nothing is proved."""
+        if value is None:
+            return cls()
+        begun, ordinal, unread = json.loads(value)
+        return cls(begun, ordinal, frozenset(map(bytes.fromhex, unread)))
+
+    def since(self, path: bytes, born: int) -> int:
+        """The time at which, or later, the bytes of an entry that is as old as image `born` were read; 0 when
+        they were not."""
+        return self.begun_ns if 0 < born <= self.ordinal and path not in self.unread else 0
 
 
 class Verdict(Enum):
@@ -41,6 +69,7 @@ class Look(NamedTuple):
 
     `found`: an id of the bytes that were read. `written`: whether anybody has the file open for writing or
     mapped so, None when that cannot be known. `event`: the kernel reported a write since the last capture.
+    `good_ns`: when the good bytes were read here after their capture, or before that reading; 0 for never.
     """
 
     print: Fingerprint
@@ -49,21 +78,23 @@ class Look(NamedTuple):
     written: bool | None
     event: bool
     at_ns: int
+    good_ns: int = 0
+
+
+def may_be_damage(look: Look) -> bool:
+    """Whether all but the second look speaks for damage. Looks at no bytes."""
+    times = max(look.print.ctime_ns, look.print.mtime_ns)
+    proved = 0 < look.good_ns <= look.at_ns and look.good_ns - times >= YOUNG_NS
+    return proved and look.written is False and not look.event
 
 
 def judge(first: Look | None, now: Look, wait_ns: int) -> Verdict:
     """The verdict on a file that `first` was met with other bytes than its entry's, and is so `now`."""
-    if now.written or now.event:
+    if not may_be_damage(now):
         return Verdict.CHANGE
-    if first is None or first.print != now.print:
-        return Verdict.WAIT
-    if first.found != now.found:  # it moves: a writer that we may not see, or a disk that answers at random
-        return Verdict.CHANGE if now.written is None else Verdict.WAIT
-    if now.at_ns - first.at_ns < wait_ns:
-        return Verdict.WAIT
-    if first.at_ns - max(first.print.ctime_ns, first.print.mtime_ns) < YOUNG_NS:
-        return Verdict.CHANGE
-    return Verdict.DAMAGE
+    if first is None or (first.print, first.found) != (now.print, now.found):
+        return Verdict.WAIT  # a disk that answers at random is looked at until it stands still
+    return Verdict.WAIT if now.at_ns - first.at_ns < wait_ns else Verdict.DAMAGE
 
 
 class Suspicions:

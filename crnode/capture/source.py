@@ -1,8 +1,7 @@
 """The source side of one set: watches its trees, decides when to take a point, commits images.
 
 One asyncio task a set; reading happens in the set's capture thread, commits in the writer thread. The order
-of
-durable steps is the commit protocol's (s1 to s4): recipes durable, then the catalog transaction, then
+of durable steps is the commit protocol's (s1 to s4): recipes durable, then the catalog transaction, then
 targets hear.
 """
 
@@ -14,7 +13,7 @@ import json
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -23,11 +22,13 @@ from crnode.capture import scan
 from crnode.capture.commit import EmptiedSet, Point, SourceCommit
 from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
+from crnode.capture.openers import has_writer
 from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
 from crnode.capture.settle import Change, Settle
+from crnode.capture.thread import in_pool
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
@@ -71,6 +72,7 @@ class SourceSet:
         on_point: Callable[[Point], None],
         journal: Callable[[str, str], None],
         rot_wait: float = WAIT_SECONDS,
+        writers: Callable[[int], bool | None] = has_writer,
     ) -> None:
         self.spec = spec
         self.catalog = catalog
@@ -115,7 +117,7 @@ class SourceSet:
         self._fuzzy: set[bytes] = set()
         self._emptied = False  # an image that would empty the set waits for a person
         self._after_crash = store.recovery.unclean_boot
-        self.guard = RotGuard(store.load, now_ns, rot_wait)
+        self.guard = RotGuard(store.load, now_ns, rot_wait, writers)
         self._restless = Restless(store.load)
         self._judged = asyncio.Event()  # a point was taken: whatever was suspected may be known
 
@@ -142,13 +144,13 @@ class SourceSet:
         self._settle.note(path, Change.DONE, self._now())
         self._wake.set()
 
-    async def examine(self, path: bytes) -> tuple[Stretch, ...] | None:
-        """The stretches of `path` that are damaged or suspected to be (rule 58); None when there is nothing
-        of the kind and :meth:`look_at` is what helps."""
+    async def examine(self, path: bytes, places: Sequence[int] = ()) -> tuple[Stretch, ...] | None:
+        """The stretches of `path` that are damaged or suspected to be (rule 58), of those at offsets `places`
+        if any are given; None when there is nothing of the kind and :meth:`look_at` is what helps."""
         roots, reader = self._roots, self._reader
         if roots is None or reader is None:
             return None
-        return await self._in_thread(lambda: self.guard.examine(roots, reader, self._view, path))
+        return await self.guard.examine(self._in_thread, roots, reader, self._view, path, places)
 
     async def certain(self, path: bytes) -> bool:
         """Wait until it is known whether a suspected file is damaged or was changed; True for damage."""
@@ -241,7 +243,7 @@ class SourceSet:
         self._thread.submit(close)  # behind whatever the thread is still doing with them
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._thread, work)
+        return await in_pool(self._thread, work)
 
     async def _session(self) -> None:
         """Watch and capture until the root goes away."""
@@ -447,9 +449,7 @@ class SourceSet:
         dirty += [path for path, _ in await self.writer.submit(self.catalog.lost, LOST_MOST)]
         await self._point((path, False) for path in dirty)
         self._scans_done = serving
-        if (
-            self.newest is None and self.state == "ok"
-        ):  # nothing was pushed before this scan: see the rule of crashes
+        if self.newest is None and self.state == "ok":  # nothing was pushed before this scan: rule 60
             image = await self.writer.submit(self.catalog.newest)
             if image is not None:
                 self.newest = image

@@ -5,7 +5,7 @@ The block hashes that capture compares by are a fast hint with a secret seed (ru
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from crnode.capture.roots import OpenRoots
 from crnode.capture.rot import Stretch
@@ -23,20 +23,43 @@ def open_file(roots: OpenRoots, path: bytes) -> int:
     return open_beneath(root_fd, below, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
 
 
-def compared(fd: int, entry: Entry, load: Load, start: int = 0) -> Iterator[tuple[Stretch, bool]]:
-    """Each chunk and hole of `entry` from offset `start` on, with whether the file has those bytes.
-
-    Raises Missing, Damaged or RemoteProtocolError for a recipe that cannot be read, OSError for the file."""
+def spans(entry: Entry, load: Load, start: int = 0, stop: int | None = None) -> Iterator[Stretch]:
+    """The chunks and holes of `entry` that do not end before `start` or begin at `stop` or later. Raises
+    Missing, Damaged or RemoteProtocolError for a recipe that cannot be read."""
     if entry.content is None:
         return
-    walk = content.walk(entry.content, entry.level, load, size=entry.size, start=start)
+    walk = content.walk(entry.content, entry.level, load, size=entry.size, start=start, stop=stop)
     for offset, length, name in walk:
-        if name == HOLE:
-            same = not any(data.strip(b"\0") for data in _data(fd, offset, length))
+        yield Stretch(offset, offset + length, name)
+
+
+def gone(old: Entry, new: Entry, load: Load) -> Iterator[Stretch]:
+    """The chunks of `old` that `new` has not, or has elsewhere. Raises as :func:`spans`."""
+    others = spans(new, load)
+    other = next(others, None)
+    for one in spans(old, load):
+        while other is not None and other.start < one.start:
+            other = next(others, None)
+        if other != one:
+            yield one
+
+
+def checked(fd: int, those: Iterable[Stretch]) -> Iterator[tuple[Stretch, bool]]:
+    """Each of `those`, with whether the file has its bytes. Raises as :func:`spans`, OSError for the file."""
+    for one in those:
+        length = one.end - one.start
+        if one.id == HOLE:
+            same = not any(data.strip(b"\0") for data in _data(fd, one.start, length))
         else:
-            data = read_all(fd, length, offset)
-            same = len(data) == length and chunk_id(data) == name
-        yield Stretch(offset, offset + length, name), same
+            data = read_all(fd, length, one.start)
+            same = len(data) == length and chunk_id(data) == one.id
+        yield one, same
+
+
+def compared(fd: int, entry: Entry, load: Load, start: int = 0) -> Iterator[tuple[Stretch, bool]]:
+    """Each chunk and hole of `entry` from offset `start` on, with whether the file has those bytes. Raises as
+    :func:`checked`."""
+    return checked(fd, spans(entry, load, start))
 
 
 def _data(fd: int, offset: int, length: int) -> Iterator[bytes]:
@@ -66,8 +89,3 @@ def read_all(fd: int, length: int, at: int) -> bytes:
             break
         data += more
     return data
-
-
-def differing(fd: int, entry: Entry, load: Load) -> tuple[Stretch, ...]:
-    """The chunks of `entry` that the file has not (any more). Raises as :func:`compared`."""
-    return tuple(stretch for stretch, same in compared(fd, entry, load) if not same)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.replicate.quota import Staged
+from crnode.replicate.quota import Staged, most_needed
 from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import FUZZY, NO_IMAGE, ROLLING, STAGING, Image, Live, Totals
@@ -60,7 +60,7 @@ class Incoming:
     totals: Totals | None = None
     verify_all: bool = False  # resumed: what was checked before is checked again
     bytes: int = 0
-    grown: int = 0  # bytes that the set has more than in the newest image here, as the header says
+    needed: int = 0  # bytes that it takes at most, as the header says
 
     @property
     def lane(self) -> Lane:
@@ -139,7 +139,7 @@ class TargetCommit:
     def grant(self, staged: Staged, coming: int, incoming: Incoming | None) -> None:
         """Count what is about to be staged, before it is. Raises Refusal (full)."""
         free = self.store.room.free()
-        why = staged.take(coming, free, incoming.grown if incoming is not None else 0)
+        why = staged.take(coming, free, incoming.needed if incoming is not None else 0)
         if why:
             raise Refusal("full", why, retry=True)
 
@@ -159,9 +159,8 @@ class TargetCommit:
         """Check an image's header against what is here. Raises Refusal."""
         self._check_header(header)
         staging = self.catalog.staging()
-        newest = self.catalog.newest()
         incoming = Incoming(header)
-        incoming.grown = max(header.total_bytes - (newest.bytes if newest is not None else 0), 0)
+        incoming.needed = most_needed(header.total_bytes, header.entries)
         if staging is not None:
             if header.resumed and staging.id == header.id:
                 incoming.ordinal = staging.ordinal

@@ -27,6 +27,7 @@ async def mend(
     path was left out because no node has them. False when the file was changed and a newer image follows."""
     stretches = await source.examine(path)
     if not stretches:
+        source.look_at(path)  # no time of it has to have moved: capture does not come upon it by itself
         return False
     wanted = {one.id for one in stretches if not source.store.has(one.id)}
     if wanted <= await heal(source.spec.uuid, wanted):

@@ -18,6 +18,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from crnode.capture.commit import Point, SourceCommit
@@ -442,7 +443,8 @@ class Push:
         )
 
     def _sender(self, peer: Peer) -> Sender:
-        return Sender(peer, self._thread, lambda part: self._offer(peer, part), self._throttle)
+        offer, over = partial(self._offer, peer), lambda: self._verdict is not None and self._verdict.done()
+        return Sender(peer, self._thread, offer, self._throttle, over)
 
     async def _offer(self, peer: Peer, part: Part) -> memoryview:
         bits = bytearray()

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 SHARE = 4  # of the free space: a quarter
+LEFT = 8  # of the free space: the eighth that an image leaves, so that smaller ones have room
+SHARE_RECIPES = 64  # of the content: what its recipes take at most
 SMALL = 8 << 20  # bytes that are granted in any case: one small image's; the floor of the store bounds it too
+
+
+PER_ENTRY = 1024  # bytes that an entry and its recipes take beside its content, generously
+
+
+def most_needed(total_bytes: int, entries: int) -> int:
+    """Bytes that an image of this size takes when all of it is new."""
+    return total_bytes + total_bytes // SHARE_RECIPES + entries * PER_ENTRY
 
 
 class Staged:
     """Counts what a session has put into the store and not committed.
 
-    The bound is a quarter of what was free when the counting began. An image that says that the set has grown
-    may stage as much as it grew by: else no first copy of more than a quarter of a disk could ever arrive.
-    What it says is checked when it is committed, and the floor of free space bounds it as it bounds all.
+    The bound is a quarter of what was free when the counting began, or what the image can need at most by its
+    own header, whichever is more: else neither a first copy of more than a quarter of a disk could arrive,
+    nor a file of that size that is written anew each night. What the header says is checked when the image
+    is committed. The floor bounds it as it bounds all: a peer that lies fills no disk. And an eighth of what
+    was free is left, so that smaller images that come next have room.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._allowed = 0
+        self._allowed = self._most = 0
 
-    def take(self, coming: int, free: int, grown: int) -> str:
-        """Count `coming` bytes, with `free` bytes free now, for an image by which the set grows by `grown`;
-        '' when they may be taken, else why not, and nothing is counted."""
+    def take(self, coming: int, free: int, needed: int) -> str:
+        """Count `coming` bytes, with `free` bytes free now, for an image that needs `needed` at most; '' when
+        they may be taken, else why not, and nothing is counted."""
         if not self.bytes:
             self._allowed = max(free // SHARE, SMALL)
-        allowed = max(self._allowed, grown)
+            self._most = free - free // LEFT
+        allowed = max(self._allowed, min(needed, self._most))
         if self.bytes + coming > allowed:
             return (
                 f"This session has staged {self.bytes >> 20} MiB of an image that is not complete, and at"
-                f" most {allowed >> 20} MiB are granted to it: a quarter of the free space. Make room at the"
-                " target."
+                f" most {allowed >> 20} MiB are granted to it: a quarter of the free space, or what"
+                " the image says to have as long as an eighth is left. Make room at the target."
             )
         self.bytes += coming
         return ""

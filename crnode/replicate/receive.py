@@ -74,6 +74,9 @@ class _Slot:
     refusal: Refusal | None = None
     header: ImageBegin | None = None
     staged: Staged = field(default_factory=Staged)
+    begun: int = 0  # images begun, as the session's task counts them,
+    at: int = 0  # ... and the one of them that the writer thread has come to
+    told: int = -1  # the one that was refused before its end
 
 
 @dataclass
@@ -197,6 +200,8 @@ class TargetSet:
         if self._session is None or self._session[0] is not peer:
             raise RemoteProtocolError("SetOpen comes first, and another session may have taken over")
         slot = self._session[1]
+        if isinstance(message, Objects | Entries | Offer):
+            await self._refuse_early(peer, slot)
         if isinstance(message, Objects):
             done = self.writer.submit(self._put, slot, message, payload)
             self._then_consumed(peer, done, received.cost)
@@ -204,7 +209,8 @@ class TargetSet:
             done = self.writer.submit(self._add, slot, message)
             self._then_consumed(peer, done, received.cost)
         elif isinstance(message, ImageBegin):
-            self._watch(peer, self.writer.submit(self._begin, slot, message))
+            slot.begun += 1
+            self._watch(peer, self.writer.submit(self._begin, slot, message, slot.begun))
         elif isinstance(message, Offer):
             ids = [bytes(payload[at : at + 32]) for at in range(0, len(payload), 32)]
             bits = await self.writer.submit(self.commit.need, ids)
@@ -252,8 +258,8 @@ class TargetSet:
             slot.refusal = Refusal("protocol", str(error), retry=False)  # nothing of this image counts now
             raise
 
-    def _begin(self, slot: _Slot, header: ImageBegin) -> None:
-        slot.refusal, slot.incoming, slot.header = None, None, header
+    def _begin(self, slot: _Slot, header: ImageBegin, number: int) -> None:
+        slot.refusal, slot.incoming, slot.header, slot.at = None, None, header, number
 
         def work() -> None:
             slot.incoming = self.commit.begin(header)
@@ -292,16 +298,8 @@ class TargetSet:
         try:
             missing = await self.writer.submit(self._finish, slot, message.id)
         except Refusal as refusal:
-            slot.staged.over()
-            self.status.state, self.status.reason = (
-                ("full" if refusal.code == "full" else "refused"),
-                refusal.text,
-            )
-            if not (refusal.code == "base" and refusal.retry):
-                self._journal(
-                    "refused", f"Set {self.spec.name}: an image of {peer.name} was not taken: {refusal.text}"
-                )
-            await peer.send(Refused(message.id, refusal.code, refusal.text[:2000], refusal.retry))
+            if slot.told != slot.begun:
+                await self._refuse(peer, slot, message, refusal)
             slot.refusal = None
             return
         if missing:
@@ -312,6 +310,28 @@ class TargetSet:
         slot.staged.over()
         self.status.state, self.status.reason = "in sync", ""
         self._wake.set()
+
+    async def _refuse_early(self, peer: Peer, slot: _Slot) -> None:
+        """An image for which there is no room is refused at once: the rest of it need not be sent."""
+        refusal = slot.refusal
+        if refusal is not None and refusal.code == "full" and slot.told != slot.begun == slot.at:
+            slot.told = slot.begun
+            await self._refuse(peer, slot, slot.header, refusal)
+
+    async def _refuse(
+        self, peer: Peer, slot: _Slot, image: ImageBegin | ImageCommit | None, refusal: Refusal
+    ) -> None:
+        slot.staged.over()
+        self.status.state, self.status.reason = (
+            ("full" if refusal.code == "full" else "refused"),
+            refusal.text,
+        )
+        if not (refusal.code == "base" and refusal.retry):
+            self._journal(
+                "refused", f"Set {self.spec.name}: an image of {peer.name} was not taken: {refusal.text}"
+            )
+        if image is not None:
+            await peer.send(Refused(image.id, refusal.code, refusal.text[:2000], refusal.retry))
 
     async def _compare(self, peer: Peer, message: Compare | List) -> None:
         newest = await self.writer.submit(self.catalog.newest)

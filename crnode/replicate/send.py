@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -32,13 +32,17 @@ class Sender:
         thread: where batches are walked and files are read.
         offer: how to ask the target.
         throttle: the pace to keep.
+        over: whether the target has refused already what is being sent: nothing more of it is.
     """
 
-    def __init__(self, peer: Peer, thread: Executor, offer: Offering, throttle: Throttle) -> None:
+    def __init__(
+        self, peer: Peer, thread: Executor, offer: Offering, throttle: Throttle, over: Callable[[], bool]
+    ) -> None:
         self.peer = peer
         self._thread = thread
         self._offer = offer
         self._throttle = throttle
+        self._over = over
         self._loop = asyncio.get_running_loop()
 
     async def send(
@@ -50,9 +54,12 @@ class Sender:
             for part in parts:
                 await self._part(part, part.objects, objects, patches)
             return
-        async for part, bitmap in self._offered(parts):
-            wanted = part.objects if bitmap is None else _chosen(part.objects, bitmap)
-            await self._part(part, wanted, objects, patches)
+        async with contextlib.aclosing(self._offered(parts)) as offered:
+            async for part, bitmap in offered:
+                if self._over():
+                    return
+                wanted = part.objects if bitmap is None else _chosen(part.objects, bitmap)
+                await self._part(part, wanted, objects, patches)
 
     async def objects(self, wanted: Sequence[Wanted], objects: ObjectReader) -> None:
         """Send just these objects, whole."""
@@ -62,6 +69,8 @@ class Sender:
         self, part: Part, wanted: Sequence[Wanted], objects: ObjectReader, patches: bool
     ) -> None:
         async for records, stored in self._frames(wanted, objects, patches):
+            if self._over():
+                return
             await self.peer.send(Objects(tuple(records)), stored)
             delay = self._throttle.delay(sum(map(len, stored)), self._loop.time())
             if delay > 0:
@@ -69,7 +78,7 @@ class Sender:
         if part.entries or part.removed:
             await self.peer.send(Entries(tuple(part.entries), tuple(part.removed)))
 
-    async def _offered(self, parts: Iterator[Part]) -> AsyncIterator[tuple[Part, memoryview | None]]:
+    async def _offered(self, parts: Iterator[Part]) -> AsyncGenerator[tuple[Part, memoryview | None], None]:
         """Batches with the target's answer, walked and asked ahead."""
         ahead: asyncio.Queue[tuple[Part, asyncio.Task[memoryview] | None] | Exception | None] = asyncio.Queue(
             AHEAD

@@ -100,6 +100,10 @@ class Room:
         than nothing is full."""
         self._check(self._refused)
 
+    def forget_refused(self) -> None:
+        """Room was made, as much as there is: what was refused is not known to be wanted any more."""
+        self._refused = 0
+
     def _check(self, coming: int) -> None:
         free, total = free_bytes(self.directory)
         floor = floor_of(total)

@@ -45,8 +45,9 @@ def test_a_session_stages_a_quarter_of_the_free_space_at_most(
             record = (chunk_id(data), 0, delta.RAW, len(data), len(data), b"")
             await peer.send(Objects((record,)), [data])
         await peer.send(Entries((entry,), ()))
+        said = await answer(peer)  # before it says that this is all
         await peer.send(ImageCommit(header.id))
-        return await answer(peer)
+        return said
 
     said = lie(liar, greedy)
     assert isinstance(said, Refused), said
@@ -63,6 +64,28 @@ def test_a_session_stages_a_quarter_of_the_free_space_at_most(
         return await push(peer, liar.header([entry]), [entry], {chunk_id(DATA): DATA})
 
     assert isinstance(lie(liar, modest), Ack)
+
+
+def test_a_file_is_written_anew_that_is_larger_than_a_quarter_of_the_free_space(
+    cluster: Cluster, tmp_path: Path, small_disk: Path
+) -> None:
+    cluster.init()
+    box2 = cluster.join("box2", data=small_disk / "data")
+    source = tmp_path / "source"
+    source.mkdir()
+    dump, copy = source / "dump", tmp_path / "live" / "dump"
+    dump.write_bytes(os.urandom(24 << 20))
+    cluster.add_set("dumps", "shop1", source, [f"box2:{tmp_path}/live"], privileged=False)
+    cluster.sync("dumps")
+    free = os.statvfs(small_disk)
+    assert (free.f_bavail * free.f_frsize) // 4 < 20 << 20
+    dump.write_bytes(os.urandom(24 << 20))  # the set does not grow by it
+    wait_for(lambda: copy.read_bytes() == dump.read_bytes(), 30)
+    assert not [text for text in box2.events() if "was not taken" in text]
+    dump.write_bytes(os.urandom(60 << 20))  # there is no room for this one
+    wait_for(lambda: [text for text in box2.events() if "was not taken" in text], 30)
+    dump.write_bytes(b"a small one")  # for which the other one has left some
+    wait_for(lambda: copy.read_bytes() == dump.read_bytes(), 30)
 
 
 pytestmark = pytest.mark.timeout(120)

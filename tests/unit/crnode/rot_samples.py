@@ -16,6 +16,7 @@ import pytest
 from store_samples import SET, small_store
 
 from crnode.capture.commit import Point, SourceCommit
+from crnode.capture.openers import has_writer
 from crnode.capture.source import SourceSet
 from crnode.cluster.document import ReplicationSet, Target
 from crnode.store.catalog import Catalog
@@ -75,6 +76,7 @@ class Capturing:
         self.source = SourceSet(
             spec, self.catalog, self.store, writer, commit, cookie_dir=place / "cookies", seed=7, now_ns=now,
             on_point=self.points.append, journal=lambda k, t: self.events.append((k, t)), rot_wait=wait,
+            writers=lambda fd: bool(has_writer(fd)),  # as where all processes may be looked at
         )  # fmt: skip
 
     def content(self, path: bytes) -> bytes | None:

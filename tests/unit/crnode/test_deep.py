@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import pytest
 from rot_samples import Capturing, Rotting, capturing, memory
 
 from crnode.agent import deep
+from crnode.agent import idle as idle_module
 from crnode.agent.idle import Idle
 from crnode.capture.deep import request_for
 
@@ -80,6 +83,7 @@ def test_damage_is_found_and_named(tmp_path: Path, memory: Path) -> None:
 
     async def work(here: Capturing) -> None:
         good = here.content(b"d/rots")
+        await deep.compare(here.source)
         rotting.flip(70_000)
         found = await deep.compare(here.source)
         (row,) = deep.rows("web", found)
@@ -92,6 +96,45 @@ def test_damage_is_found_and_named(tmp_path: Path, memory: Path) -> None:
 
     try:
         capturing(tmp_path, memory, 0.3, work)
+    finally:
+        rotting.close()
+
+
+def test_checks_at_idle_go_on_when_a_set_is_stopped(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle_module, "CHECK_SECONDS", 0.0)
+    rotting = Rotting(memory / "f", os.urandom(200_000))
+    told: list[str] = []
+
+    async def work(here: Capturing) -> None:
+        rotting.flip(70_000)
+        running = SimpleNamespace(source=here.source, spec=here.source.spec)
+        agent = SimpleNamespace(
+            sets=SimpleNamespace(sources={"1": running}),
+            calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True)),
+            store=here.store,
+            journal=SimpleNamespace(add=lambda kind, text: told.append(text)),
+        )
+        held = threading.Event()
+        holds = asyncio.ensure_future(here.source._in_thread(held.wait))
+        task = asyncio.create_task(Idle(agent).run())  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            while here.source._thread._work_queue.qsize() == 0:  # it waits for its turn to examine the file
+                await asyncio.sleep(0.01)
+            here.source._thread.shutdown(wait=False, cancel_futures=True)
+            while len(told) < 2 and not task.done():  # in the queue, and when the pool takes nothing more
+                await asyncio.sleep(0.01)
+        held.set()
+        await holds
+        assert not task.done()
+        assert all("was stopped" in text for text in told)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    try:
+        capturing(tmp_path, memory, 60.0, work)
     finally:
         rotting.close()
 

@@ -22,6 +22,7 @@ from store_samples import (
 )
 from test_object_store import small_disk
 
+from crnode.agent import maintenance as maintenance_module
 from crnode.agent.maintenance import MINIMUM_BYTES, Maintenance, worth_collecting
 from crnode.cluster.document import ClusterDocument, DocumentId, Node, ReplicationSet, Role, Target
 from crnode.errors import CrnodeError, ExitCode
@@ -84,7 +85,7 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
             catalogs={UUID: catalog}, sources={},
             targets={UUID: SimpleNamespace(spec=spec, commit=commit_, target=target)},
         ),
-        said=said,
+        said=said, links={},
     )  # fmt: skip
 
 
@@ -297,3 +298,45 @@ def test_when_a_collection_is_worth_while() -> None:
     assert worth_collecting(2 * gib, last, 0, 0, idle=False)
     assert not worth_collecting(gib, last, 5, day - 1, idle=True)
     assert worth_collecting(gib, last, 5, day, idle=True)
+
+
+def test_what_was_refused_once_does_not_stop_housekeeping(tmp_path: Path) -> None:
+    store, catalog = _place(tmp_path)
+    store.room.quota = store.room.used() + 50_000
+    with pytest.raises(CrnodeError):
+        store.check_room(60_000)  # of a peer that never comes again
+
+    async def work(maintenance: Maintenance, agent: Any) -> None:
+        written = manifest.log_path(store)
+        assert not written.exists()
+        await maintenance._minute()
+        assert written.exists()
+        store.room.check_last()
+        store.room.quota = 1  # there is room for nothing
+        await maintenance._minute()
+        assert [kind for kind, _ in agent.events].count("full") == 1  # and none is made twice in a minute
+
+    _run(tmp_path, store, catalog, [], work)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_housekeeping_outlives_what_goes_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    monkeypatch.setattr(maintenance_module, "CHECK_SECONDS", 0.0)
+    store, catalog = _place(tmp_path)
+    if closed:
+        catalog.close()
+    else:
+        manifest.log_path(store).mkdir()  # an OSError for who writes there
+
+    async def work(maintenance: Maintenance, agent: Any) -> None:
+        task = asyncio.create_task(maintenance.run())
+        async with asyncio.timeout(10):
+            while len([text for _, text in agent.events if "Housekeeping" in text]) < 2 and not task.done():
+                await asyncio.sleep(0.01)
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    _run(tmp_path, store, catalog, [], work)

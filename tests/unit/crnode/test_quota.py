@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crnode.replicate.quota import SMALL, Staged
+from crnode.replicate.quota import SMALL, Staged, most_needed
 
 MIB = 1 << 20
 
@@ -19,9 +19,20 @@ def test_a_quarter_of_what_was_free_when_it_began() -> None:
     assert staged.take(1, 300 * MIB, 0)
 
 
-def test_a_small_image_and_a_growing_set_are_granted() -> None:
+def test_a_small_image_and_what_an_image_says_to_have_are_granted() -> None:
     staged = Staged()
     assert staged.take(SMALL, 0, 0) == ""
     assert staged.take(1, 0, 0)
-    assert staged.take(500 * MIB, 0, 600 * MIB) == ""  # a first copy
-    assert staged.take(200 * MIB, 0, 600 * MIB)
+    staged.over()
+    assert staged.take(500 * MIB, 800 * MIB, 600 * MIB) == ""  # a first copy, or a file written anew
+    assert staged.take(200 * MIB, 300 * MIB, 600 * MIB)
+    staged.over()
+    assert staged.take(700 * MIB, 800 * MIB, 1 << 60) == ""
+    assert staged.take(1, 100 * MIB, 1 << 60)  # whatever an image says, an eighth is left
+
+
+def test_an_image_that_is_all_new_has_room_for_its_recipes_and_entries() -> None:
+    chunk = 64 << 10
+    for count, size in ((1, 100 << 30), (1_000_000, 10), (0, 0)):
+        recipes = count * -(-size // chunk) * 40
+        assert most_needed(count * size, count) >= count * size + recipes + count * 500

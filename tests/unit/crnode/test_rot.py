@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from rot_samples import Capturing, Rotting, capturing, memory
 
+from crnode.agent import deep
+from crnode.capture import guard as guard_module
 from crnode.capture import source as source_module
+from crnode.capture.guard import RotGuard
 from crnode.capture.openers import has_writer
-from crnode.capture.rot import YOUNG_NS, Look, Stretch, Suspicions, Verdict, judge, ranges
+from crnode.capture.rot import YOUNG_NS, Look, Stretch, Suspicions, Verdict, Verified, judge, ranges
+from crnode.replicate.mend import mend
 from crnode.store.reader import SPOOL_GIVEN_UP, Fingerprint
 from crnode.store.writer import Writer
 
@@ -22,9 +27,15 @@ OLD = 10 * YOUNG_NS  # the files' times are 0: looks at this time and later are 
 
 
 def look(
-    at: int, *, found: bytes = b"x", written: bool | None = False, event: bool = False, inode: int = 1
+    at: int,
+    *,
+    found: bytes = b"x",
+    written: bool | None = False,
+    event: bool = False,
+    inode: int = 1,
+    good: int = YOUNG_NS,
 ) -> Look:
-    return Look(Fingerprint(1, inode, 9, 0, 0), found, (), written, event, at)
+    return Look(Fingerprint(1, inode, 9, 0, 0), found, (), written, event, at, good)
 
 
 def test_damage_needs_two_looks_and_no_writer() -> None:
@@ -32,18 +43,31 @@ def test_damage_needs_two_looks_and_no_writer() -> None:
     assert judge(None, first, WAIT) is Verdict.WAIT
     assert judge(first, look(OLD + WAIT - 1), WAIT) is Verdict.WAIT
     assert judge(first, look(OLD + WAIT), WAIT) is Verdict.DAMAGE
-    assert judge(first, look(OLD + WAIT, written=None), WAIT) is Verdict.DAMAGE
     assert judge(first, look(OLD + WAIT, written=True), WAIT) is Verdict.CHANGE
+    assert judge(first, look(OLD + WAIT, event=True), WAIT) is Verdict.CHANGE
     assert judge(None, look(OLD, written=True), WAIT) is Verdict.CHANGE
     assert judge(None, look(OLD, event=True), WAIT) is Verdict.CHANGE
 
 
 def test_what_is_not_certain_is_a_change() -> None:
-    young = look(YOUNG_NS - 1)  # a second write to a page that was dirty already moves no time
-    assert judge(young, look(OLD), WAIT) is Verdict.CHANGE
-    assert judge(look(OLD), look(OLD + WAIT, found=b"y", written=None), WAIT) is Verdict.CHANGE
-    assert judge(look(OLD), look(OLD + WAIT, found=b"y"), WAIT) is Verdict.WAIT
-    assert judge(look(OLD), look(OLD + WAIT, inode=2), WAIT) is Verdict.WAIT
+    late = OLD + WAIT
+    assert judge(look(OLD), look(late, written=None), WAIT) is Verdict.CHANGE  # not all could be looked at
+    # A second write to a page that was dirty already moves no time, and may be met at any time later. Only
+    # that the good bytes were read when no page could be dirty any more says that it was none.
+    for never in (0, YOUNG_NS - 1, late + 1):
+        assert judge(None, look(OLD, good=never), WAIT) is Verdict.CHANGE
+        assert judge(look(OLD), look(late, good=never), WAIT) is Verdict.CHANGE
+    assert judge(look(OLD), look(late, found=b"y"), WAIT) is Verdict.WAIT
+    assert judge(look(OLD), look(late, inode=2), WAIT) is Verdict.WAIT
+
+
+def test_what_a_pass_has_proved() -> None:
+    verified = Verified(100, 7, frozenset([b"unread"]))
+    assert verified.since(b"f", 7) == 100
+    assert verified.since(b"f", 8) == 0  # captured since
+    assert verified.since(b"f", 0) == verified.since(b"unread", 7) == 0
+    assert Verified.decode(verified.encode()) == verified
+    assert Verified.decode(None).since(b"f", 1) == 0
 
 
 def test_suspicions_are_due_once_and_forgotten() -> None:
@@ -68,8 +92,8 @@ def test_ranges_are_named_for_people() -> None:
 def test_writers_are_seen_in_proc(memory: Path) -> None:
     path = memory / "f"
     path.write_bytes(b"x")
-    info = path.stat()
-    assert has_writer((info.st_dev, info.st_ino)) is not True
+    own = os.open(path, os.O_RDONLY)
+    assert has_writer(own) is not True
 
     async def held(*how: str) -> bool | None:
         process = await asyncio.create_subprocess_exec(
@@ -78,7 +102,7 @@ def test_writers_are_seen_in_proc(memory: Path) -> None:
         assert process.stdin is not None and process.stdout is not None
         await process.stdout.readline()
         try:
-            return has_writer((info.st_dev, info.st_ino))
+            return has_writer(own)
         finally:
             process.stdin.close()
             await process.wait()
@@ -88,6 +112,7 @@ def test_writers_are_seen_in_proc(memory: Path) -> None:
     for mode, more, seen in (("r+b", "0", True), ("r+b", mapped, True), ("rb", "0", False)):
         got = asyncio.run(held("python3", "-c", code.format(str(path), mode, more)))
         assert (got is True) is seen, (mode, more)
+    os.close(own)
 
 
 @pytest.mark.parametrize("size", [5000, 3 << 20])
@@ -99,6 +124,7 @@ def test_damage_keeps_the_old_entry_and_is_told(
 
     async def work(here: Capturing) -> None:
         good = here.content(b"f")
+        await deep.compare(here.source)  # it has read the good bytes
         rotting.flip(4321)
         await here.looked(b"f")
         assert here.content(b"f") == good
@@ -126,11 +152,13 @@ def test_a_write_with_an_event_or_a_writer_is_a_change(tmp_path: Path, memory: P
 
     async def work(here: Capturing) -> None:
         good = here.content(b"f")
+        await deep.compare(here.source)
         rotting.flip(100)
         here.source.guard.written(b"f")  # as two writes within one tick of the clock look
         await here.looked(b"f")
         changed = here.content(b"f")
         assert changed != good
+        await deep.compare(here.source, anew=True)
         rotting.flip(200)
         code = f"import sys; f = open({str(rotting.path)!r}, 'r+b'); print(flush=True); sys.stdin.read()"
         process = await asyncio.create_subprocess_exec(
@@ -145,6 +173,127 @@ def test_a_write_with_an_event_or_a_writer_is_a_change(tmp_path: Path, memory: P
             process.stdin.close()
             await process.wait()
         assert not here.source.lost
+
+    try:
+        capturing(tmp_path, memory, 60.0, work)
+    finally:
+        rotting.close()
+
+
+def test_what_no_pass_has_verified_is_a_change(tmp_path: Path, memory: Path) -> None:
+    """A page that was dirty when it was captured is written once more through a mapping: no time moves, and
+    the program has ended when, long after, somebody comes upon it."""
+    rotting = Rotting(memory / "f", os.urandom(300_000))
+
+    async def work(here: Capturing) -> None:
+        good = here.content(b"f")
+        rotting.flip(4321)
+        found = await deep.compare(here.source, anew=True)
+        assert (found.differing, found.changed) == ([], 1)
+        await here.source.scan_now()
+        changed = here.content(b"f")
+        assert changed not in (None, good)
+        # That pass has not read what is captured now.
+        rotting.flip(4321)
+        await here.looked(b"f")
+        assert here.content(b"f") == good
+        assert not here.source.lost
+        assert not [text for kind, text in here.events if kind == "damage"]
+
+    try:
+        capturing(tmp_path, memory, 0.1, work)
+    finally:
+        rotting.close()
+
+
+def test_examining_a_file_holds_no_capture_up(tmp_path: Path, memory: Path) -> None:
+    rotting = Rotting(memory / "f", os.urandom(3 << 20))
+    (memory / "small").write_bytes(b"a")
+
+    async def work(here: Capturing) -> None:
+        await deep.compare(here.source)
+        rotting.flip(2 << 20)
+        guard, load, go_on = here.source.guard, here.source.guard.load, threading.Event()
+        entered = threading.Event()
+
+        def slow(name: bytes) -> bytes:
+            entered.set()
+            go_on.wait(20)
+            return load(name)
+
+        guard.load = slow
+        examined = asyncio.create_task(here.source.examine(b"f"))
+        assert await asyncio.to_thread(entered.wait, 10)
+        before = here.content(b"small")
+        (memory / "small").write_bytes(b"b")
+        async with asyncio.timeout(10):
+            while here.content(b"small") == before:
+                await asyncio.sleep(0.01)
+        assert not examined.done()
+        go_on.set()
+        stretches = await examined
+        assert stretches is not None
+        (one,) = stretches
+        assert one.start <= 2 << 20 < one.end
+
+    try:
+        capturing(tmp_path, memory, 60.0, work)
+    finally:
+        rotting.close()
+
+
+def test_capture_looks_at_what_the_recipes_say_to_differ(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "LOOK_BYTES", 1)  # a chunk
+    rotting = Rotting(memory / "f", os.urandom(3 << 20))
+
+    async def work(here: Capturing) -> None:
+        good = here.content(b"f")
+        await deep.compare(here.source)
+        rotting.flip((3 << 20) - 10)
+        await here.looked(b"f")
+        assert here.content(b"f") == good
+        assert here.source.guard.suspicions.verdict(b"f") is Verdict.WAIT
+
+    try:
+        capturing(tmp_path, memory, 60.0, work)
+    finally:
+        rotting.close()
+
+
+def test_events_of_a_set_that_is_not_captured_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "EVENTS_MOST", 3)
+    guard = RotGuard(lambda _: b"", lambda: 0)
+    for number in (0, 1, 2, 0, 3):
+        guard.written(b"%d" % number)
+    assert [guard.take_event(b"%d" % n) for n in range(4)] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_push_that_meets_other_bytes(tmp_path: Path, memory: Path, damaged: bool) -> None:
+    data = os.urandom(300_000)
+    rotting = Rotting(memory / "f", data)
+    asked: list[int] = []
+
+    async def work(here: Capturing) -> None:
+        good = here.content(b"f")
+        if damaged:
+            await deep.compare(here.source)
+        rotting.flip(4321)
+
+        async def heal(_: str, wanted: set[bytes]) -> set[bytes]:
+            asked.append(len(wanted))
+            return wanted
+
+        commit = here.source.commit
+        journal: list[str] = []
+        mended = await mend(here.source, commit, b"f", "box2", heal, lambda _, text: journal.append(text))
+        assert mended is damaged
+        await here.source.scan_now()
+        assert (here.content(b"f") == good) is damaged
+        assert asked == ([1] if damaged else [])
+        assert any("'f'" in text for text in journal) is damaged
 
     try:
         capturing(tmp_path, memory, 60.0, work)
