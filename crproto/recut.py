@@ -10,9 +10,9 @@ secret 64-bit hash proves) that the chunk stands where it stood. *In place*: of 
 the last block still stands where it stood, or the first or last block of the next one does: then nothing is
 shifted, the old borders are kept, and the chunk is a patch of the old one. *Cutting*: else the rolling hash
 cuts new chunks from its start on, until one ends on an old border or has the id of a later old chunk (an
-insertion or deletion: from there on everything is shifted). Then verifying goes on. So a change costs one pass
-of xxh3 and cutting of little more than the stretch that differs, and a changed page is one patch, whatever the
-rolling hash would say of the borders around it.
+insertion or deletion: from there on everything is shifted). Then verifying goes on. So a change costs one
+pass of xxh3 and cutting of little more than the stretch that differs, and a changed page is one patch,
+whatever the rolling hash would say of the borders around it.
 
 An old border comes first because a page that became a copy of a later one is no insertion; and an id that the
 old file has more than once is no landmark, because a stretch of zeros proves nothing about what follows it.
