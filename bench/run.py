@@ -22,7 +22,7 @@ from bench.tree import NotComplete, Watch, compare
 @dataclass
 class Result:
     """One measurement. `seconds` from the last write to visible and complete at the target; `more` has
-    further figures in milliseconds, as their names say."""
+    further figures in the units that their names say."""
 
     workload: str
     tool: str
@@ -68,7 +68,7 @@ class Bench:
     def __init__(self, place: Path, scale: float) -> None:
         self.place = place
         self.scale = scale
-        self.run = 0
+        self.run, self.runs = 0, 1
         self._number = 0
         self._prepared: dict[str, Path] = {}
 
@@ -100,14 +100,14 @@ class Bench:
         return place
 
     @contextmanager
-    def running(self, kind: type[Tool], network: Network, folders: int = 1) -> Any:
+    def running(self, kind: type[Tool], network: Network, folders: int = 1, **options: Any) -> Any:
         """The tool, started on that many empty pairs of folders."""
         place = self.fresh(kind.name.replace(" ", "-"))
         pairs = [(place / f"source{n}", place / f"target{n}") for n in range(folders)]
         for pair in pairs:
             for folder in pair:
                 folder.mkdir()
-        tool = kind(network, place / "tool")
+        tool = kind(network, place / "tool", **options)
         try:
             tool.begin(pairs)
             yield tool

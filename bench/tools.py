@@ -10,16 +10,18 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
 
-from bench.meter import Cost, Meter
-from bench.network import Network
+from bench.meter import Cost, Meter, private_bytes
+from bench.network import Host, Network
 
 Pair = tuple[Path, Path]
 """A folder at the source, and where it goes at the target."""
@@ -301,31 +303,79 @@ class Crnode(Tool):
     name = "crnode"
     durable = encrypted = versions = watches = True
 
+    def __init__(self, network: Network, place: Path, targets: int = 1) -> None:
+        super().__init__(network, place)
+        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._names = ["shop1", *(f"box{n + 2}" for n in range(targets))]
+
     def start(self) -> None:
-        self._data = {name: self.place / name for name in ("shop1", "box2")}
-        hosts = {"shop1": self.network.source, "box2": self.network.target}
-        at = {name: f"{host.address}:7400" for name, host in hosts.items()}
+        at = {name: f"{self._host(name).address}:{7400 + n}" for n, name in enumerate(self._names)}
         self._call("shop1", "init", "--name", "shop1", "--listen", at["shop1"], "--advertise", at["shop1"])
-        self._agent("shop1", "master")
-        token = json.loads(self._call("shop1", "invite", "box2", "--role", "replica", "--json"))["token"]
-        self._call("box2", "join", token, "--listen", at["box2"], "--advertise", at["box2"])
-        self._agent("box2", "replica")
-        for n, (source, target) in enumerate(self.pairs):
+        self.start_source()
+        for name in self._names[1:]:
+            token = json.loads(self._call("shop1", "invite", name, "--role", "replica", "--json"))["token"]
+            self._call(name, "join", token, "--listen", at[name], "--advertise", at[name])
+            self._agent(name, "replica")
+        for n, (source, _) in enumerate(self.pairs):
+            to = [f"{name}:{place}" for name, place in zip(self._names[1:], self.places(n), strict=True)]
             self._call("shop1", "set", "add", f"s{n}", "--source", "shop1", "--path", str(source),
-                       "--to", f"box2:{target}", "--privileged")  # fmt: skip
-            self._call("shop1", "sync", f"s{n}")
+                       *(word for item in to for word in ("--to", item)), "--privileged")  # fmt: skip
+            self.sync(n)
+
+    def places(self, pair: int) -> list[Path]:
+        """Where a pair's folder goes: to the pair's target, and with a number behind its name from the
+        second on."""
+        target = self.pairs[pair][1]
+        return [target, *(target.with_name(f"{target.name}-{name}") for name in self._names[2:])]
+
+    def sync(self, pair: int = 0) -> None:
+        """Until all targets have the set; a look at every file of the source is part of it."""
+        self._call("shop1", "sync", f"s{pair}", "--timeout", "600")
+
+    def everywhere(self, word: str) -> None:
+        """One command on each node at once."""
+        threads = [threading.Thread(target=self._call, args=(name, word)) for name in self._names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def start_source(self) -> None:
+        self._agent("shop1", "master")
+
+    def stop_source(self) -> None:
+        """Stop the agent of the source as a service manager does."""
+        process = self._agents.pop("shop1")
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+    def memory(self) -> tuple[int, int]:
+        """Private bytes of the source's agent, and the most that a target's has."""
+        source, *targets = (private_bytes([self._agents[name].pid]) for name in self._names)
+        return source, max(targets)
+
+    def _host(self, name: str) -> Host:
+        return self.network.source if name == "shop1" else self.network.target
 
     def _agent(self, name: str, role: str) -> None:
-        host = self.network.source if name == "shop1" else self.network.target
-        self.serve(
-            [*host.enter, sys.executable, "-m", "crnode", "--role", role, "--data", str(self._data[name])]
+        data = self.place / name
+        self._agents[name] = self.serve(
+            [*self._host(name).enter, sys.executable, "-m", "crnode", "--role", role, "--data", str(data)]
         )
-        self.wait_until("an agent", lambda: (self._data[name] / "control.sock").exists())
+        self.wait_until("an agent", lambda: self._answers(data / "control.sock"))
+
+    def _answers(self, path: Path) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except OSError:
+                return False
+        return True
 
     def _call(self, node: str, *words: str) -> str:
-        host = self.network.source if node == "shop1" else self.network.target
         done = subprocess.run(
-            [*host.enter, sys.executable, "-m", "crnode", *words, "--data", str(self._data[node])],
+            [*self._host(node).enter, sys.executable, "-m", "crnode", *words,
+             "--data", str(self.place / node)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:

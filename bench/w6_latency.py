@@ -33,7 +33,8 @@ def _one(source: Path, target: Path, name: str) -> float:
     return Watch(source, target, [path]).wait(0.0002) - closed
 
 
-def _spread(times: list[float]) -> dict[str, float]:
+def spread(times: list[float]) -> dict[str, float]:
+    """Seconds -> percentiles in milliseconds."""
     times = sorted(times)
     return {
         "p50_ms": 1e3 * times[len(times) // 2],
@@ -50,7 +51,7 @@ def _alone(host: Bench, tool: Tool) -> Result:
     for number in range(host.count(SINGLE)):
         times.append(_one(source, target, f"alone{number}"))
         time.sleep(0.05)
-    found = _spread(times)
+    found = spread(times)
     return host.result(NAME, tool, found["p50_ms"] / 1e3, tool.cost(meter, spent), **found)
 
 
@@ -73,7 +74,7 @@ def _beside(host: Bench, tool: Tool) -> Result:
             break
         time.sleep(0.02)
     watch.wait()
-    found = _spread(times)
+    found = spread(times)
     return host.result(f"{NAME} bulk", tool, found["p50_ms"] / 1e3, tool.cost(meter, spent), **found)
 
 
