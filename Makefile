@@ -19,12 +19,12 @@ DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip p
 # The peers of the bench.
 PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip
 
-.PHONY: help demo test check bench fuzz clean debian
+.PHONY: help demo test check bench bench-growth bench-micro fuzz clean debian
 
 help: ## Say what there is (this).
 	@echo 'crnode: continuous replication and versions for a handful of machines. Targets:'
-	@sed -n 's/^\([.a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-7s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([.a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/installed ## Show it all: three nodes on this machine, half a minute, every claim checked.
 	@$(BIN)/crnode demo
@@ -46,6 +46,13 @@ bench: $(VENV)/installed ## Measure beside rsync, lsyncd and Syncthing (root; ab
 	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 	$(BIN)/python -m bench $(W) --runs $(RUNS) $(ARGS)
 
+bench-growth: $(VENV)/installed ## Measure crnode as sets, files and targets grow, and while it is busy (root; about an hour). One part: make bench-growth W=busy
+	$(BIN)/python -m bench.growth $(W) $(ARGS)
+
+bench-micro: $(VENV)/bench ## Time the cores: cutting, hashing, frames, entries, digest, catalog, packs (two minutes).
+	$(BIN)/python -m pytest bench/micro -o python_files='bench_*.py' --timeout 0 --benchmark-sort=name \
+		--benchmark-columns=median,iqr,min,rounds $(ARGS)
+
 fuzz: $(VENV)/fuzz ## Feed broken bytes to the protocol for 60 s. Longer: make fuzz FUZZ_SECONDS=3600
 	@mkdir -p tests/fuzz/corpus
 	$(BIN)/python tests/fuzz/fuzz_connection.py -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=tests/fuzz/corpus/ tests/fuzz/corpus
@@ -61,6 +68,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo 'The virtual environment could not be made. On Debian: apt-get install python3-venv'; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,check]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(VENV)/fuzz: $(VENV)/installed

@@ -36,6 +36,7 @@ GIB = (1, 4, 16)
 TARGETS = (1, 3, 7)
 PAGE = 8 << 10
 CHANGES = 60
+PATIENCE = 1800.0  # seconds for the first copies
 
 
 class Bencher:
@@ -75,7 +76,7 @@ class Bencher:
                 meter = tool.meter()
                 begun = time.perf_counter()
                 tree.rename(source / "tree")
-                self.note(f"first copy of {count:,} files", tool, watch.wait() - begun, meter)
+                self.note(f"first copy of {count:,} files", tool, watch.wait(most=PATIENCE) - begun, meter)
                 inside = [source / "tree" / path.relative_to(tree) for path in paths]
                 del watch, paths
                 tool.sync()
@@ -104,7 +105,7 @@ class Bencher:
         tool.start_source()
         meter = tool.meter()
         answers = time.perf_counter() - begun
-        seconds = Watch(source, target, [paths[0]]).wait() - begun
+        seconds = Watch(source, target, [paths[0]]).wait(most=PATIENCE) - begun
         self.note(name, tool, seconds, meter, answers_ms=1e3 * answers)
 
     def sizes(self) -> None:
@@ -117,7 +118,8 @@ class Bencher:
                 meter = tool.meter()
                 begun = time.perf_counter()
                 made.rename(source / "x.db")
-                self.note(f"first copy of {size / 2**30:g} GiB", tool, watch.wait() - begun, meter)
+                seconds = watch.wait(most=PATIENCE) - begun
+                self.note(f"first copy of {size / 2**30:g} GiB", tool, seconds, meter)
                 tool.sync()
                 chance = random.Random(3)
                 meter = tool.meter()
@@ -166,7 +168,7 @@ class Bencher:
 
             def first() -> None:
                 made.rename(bulk[0] / "tree")
-                watch.wait()
+                watch.wait(most=PATIENCE)
 
             self._beside(f"W6 while {count:,} files are copied", tool, first)
             tool.sync(1)

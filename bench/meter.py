@@ -57,12 +57,13 @@ def cpu_seconds(roots: Iterable[int]) -> float:
 
 
 def private_bytes(roots: Iterable[int]) -> int:
-    """Memory that is these processes' alone (and everything's below them)."""
+    """Memory that is these processes' alone (and everything's below them): anonymous pages. Pages of files that
+    are mapped, as LMDB's are, belong to the kernel's cache and can be dropped at any time."""
     total = 0
     for pid in _children(roots):
         try:
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                if line.startswith("Anonymous:"):
                     total += int(line.split()[1]) << 10
         except OSError:
             continue

@@ -330,7 +330,7 @@ class Crnode(Tool):
 
     def sync(self, pair: int = 0) -> None:
         """Until all targets have the set; a look at every file of the source is part of it."""
-        self._call("shop1", "sync", f"s{pair}", "--timeout", "600")
+        self._call("shop1", "sync", f"s{pair}", "--timeout", "1800")
 
     def everywhere(self, word: str) -> None:
         """One command on each node at once."""

@@ -50,9 +50,9 @@ class Watch:
             info = path.stat()
             self._wanted.append((target / path.relative_to(source), info.st_size, info.st_mtime_ns))
 
-    def wait(self, pause: float = 0.0005) -> float:
+    def wait(self, pause: float = 0.0005, most: float = GIVE_UP_SECONDS) -> float:
         """Returns the time (perf_counter) at which the last one was complete. Raises NotComplete."""
-        deadline = time.monotonic() + GIVE_UP_SECONDS
+        deadline = time.monotonic() + most
         for path, size, mtime_ns in self._wanted:
             while True:
                 try:
@@ -63,7 +63,7 @@ class Watch:
                 except FileNotFoundError:
                     pass
                 if time.monotonic() > deadline:
-                    raise NotComplete(f"{path} did not come within {GIVE_UP_SECONDS:.0f} s")
+                    raise NotComplete(f"{path} did not come within {most:.0f} s")
                 time.sleep(pause)
         return time.perf_counter()
 
