@@ -57,8 +57,8 @@ def cpu_seconds(roots: Iterable[int]) -> float:
 
 
 def private_bytes(roots: Iterable[int]) -> int:
-    """Memory that is these processes' alone (and everything's below them): anonymous pages. Pages of files that
-    are mapped, as LMDB's are, belong to the kernel's cache and can be dropped at any time."""
+    """Memory that is these processes' alone (and everything's below them): anonymous pages. Pages of
+    files that are mapped, as LMDB's are, belong to the kernel's cache and can be dropped at any time."""
     total = 0
     for pid in _children(roots):
         try:

@@ -1,5 +1,5 @@
-"""crproto alone: cutting, ids, block hashes, recipes, entries, digest, frames. Rates are for the bytes or items
-that the `extra_info` of each says."""
+"""crproto alone: cutting, ids, block hashes, recipes, entries, digest, frames. Rates are for the bytes or
+items that the `extra_info` of each says."""
 
 from __future__ import annotations
 
