@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
+from crnode.capture.scanning import Scanning, scan_set
 from crnode.capture.settle import Change, Settle
 from crnode.capture.thread import in_pool
 from crnode.capture.watch import Watcher, WatchLimit
@@ -95,7 +95,9 @@ class SourceSet:
         self._thread = ThreadPoolExecutor(1, f"capture-{spec.name}")
         self._wake = asyncio.Event()
         self._scan_wanted = True
+        self._scan_alone = True  # nothing else may be captured before it
         self._scan_reason = "start"
+        self._scanning: Scanning | None = None  # one that runs beside
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._scans_asked = 0
         self._scans_done = 0
@@ -131,7 +133,7 @@ class SourceSet:
         self._scans_asked += 1
         done: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append((self._scans_asked, done))
-        self._want_scan("asked for")
+        self._want_scan("asked for", beside=True)
         await done
 
     @property
@@ -183,8 +185,9 @@ class SourceSet:
         self._accept = True
         self._want_scan("accepted by a person")
 
-    def _want_scan(self, reason: str) -> None:
+    def _want_scan(self, reason: str, *, beside: bool = False) -> None:
         self._scan_wanted = True
+        self._scan_alone = self._scan_alone or not beside
         self._scan_reason = reason
         self._wake.set()
 
@@ -204,9 +207,9 @@ class SourceSet:
                     self._set_state("waiting", f"The source cannot be read: {error.strerror or error}.")
                     await asyncio.sleep(FULL_RETRY_SECONDS)
                 finally:
-                    self._close_session()
+                    await self._close_session()
         finally:
-            self._close_session()
+            await self._close_session()
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _give_up_spool(self) -> None:
@@ -227,7 +230,8 @@ class SourceSet:
             return  # what a person has to see stays to be seen
         self.state, self.detail = state, detail
 
-    def _close_session(self) -> None:
+    async def _close_session(self) -> None:
+        scanning, self._scanning = self._scanning, None
         if self._watcher is not None:
             self._loop.remove_reader(self._watcher.fd)
             self._watcher.close()
@@ -241,6 +245,8 @@ class SourceSet:
                 roots.close()
 
         self._thread.submit(close)  # behind whatever the thread is still doing with them
+        if scanning is not None:
+            await scanning.cancel()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await in_pool(self._thread, work)
@@ -276,13 +282,17 @@ class SourceSet:
                 return
             now = self._loop.time()
             if now >= self._next_reconcile:
-                self._want_scan("reconcile")
+                self._want_scan("reconcile", beside=True)
                 self._next_reconcile = now + (RECONCILE_SECONDS if self._watcher else SCAN_ONLY_SECONDS)
             if now >= next_poll:
                 await self._poll()
                 next_poll = now + POLL_SECONDS
-            if self._scan_wanted:
+            if self._scanning is not None and self._scanning.done:
+                await self._scanned_beside()
+            elif self._scan_wanted and not self._scans_beside():
                 await self._scan()
+            elif self._scan_wanted and self._scanning is None:
+                await self._scan_beside()
             elif self._emptied:
                 # One path alone would be a half truth: only whole scans say whether the files are back.
                 self._settle.take(self._now())
@@ -292,12 +302,22 @@ class SourceSet:
             elif self._due_in() <= 0:
                 await self._point(())
             self._wake.clear()
-            if not self._scan_wanted and self._due_in() > 0:
+            if self._may_sleep():
                 wait = min(self._due_in(), min(next_poll, self._next_reconcile) - self._loop.time())
                 # Not wait_for: in Python 3.11 it swallows a cancellation that comes as it is woken.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(wait, 0)):
                         await self._wake.wait()
+
+    def _may_sleep(self) -> bool:
+        """Whether there is nothing to do until something happens."""
+        if self._scanning is not None:
+            return (
+                not self._scanning.done
+                and self._due_in() > 0
+                and (not self._scan_wanted or self._scans_beside())
+            )
+        return not self._scan_wanted and self._due_in() > 0
 
     def _due_in(self) -> float:
         due = self._settle.due()
@@ -431,19 +451,53 @@ class SourceSet:
 
     # -- points
 
+    def _scans_beside(self) -> bool:
+        """Whether the scan that is wanted may run while points go on being taken: events have told everything
+        so far as is known, so that a point taken meanwhile is whole without it."""
+        return not (
+            self._scan_alone
+            or self._watcher is None
+            or self.newest is None
+            or self._staged
+            or self._emptied
+            or self._accept
+            or self.state != "ok"
+        )
+
     async def _scan(self) -> None:
-        """Compare the whole set with the newest image in a process of its own and capture what differs."""
-        serving = self._scans_asked
-        self._scan_wanted = False
-        reason = self._scan_reason
+        """Compare the whole set with the newest image in a process of its own and capture what differs,
+        before anything else is captured."""
+        serving, reason = self._scans_asked, self._scan_reason
+        self._scan_wanted = self._scan_alone = False
+        if self._scanning is not None:
+            scanning, self._scanning = self._scanning, None
+            await scanning.cancel()
         self._set_state("scanning", reason)
         await self._cookie()
-        dirty = await self._run_scan()
-        if dirty and reason == "reconcile":
-            self.found_by_scan += len(dirty)
+        await self._scanned(await scan_set(self._scan_request()), serving, reason)
+
+    async def _scan_beside(self) -> None:
+        """The same, while points are taken: a million files take seconds, and a change is not to wait for
+        them."""
+        self._scan_wanted = False
+        await self._cookie()
+        self._scanning = Scanning(self._scan_request(), self._scans_asked, self._scan_reason, self._wake.set)
+
+    async def _scanned_beside(self) -> None:
+        scanning, self._scanning = self._scanning, None
+        assert scanning is not None
+        dirty = await scanning.result()
+        found = scanning.unannounced(dirty)
+        await self._scanned(dirty, scanning.serving, scanning.reason, len(found))
+
+    async def _scanned(self, dirty: list[bytes], serving: int, reason: str, found: int | None = None) -> None:
+        """Capture what a scan found; `found` of it without an event (default: all)."""
+        found = len(dirty) if found is None else found
+        if found and reason == "reconcile":
+            self.found_by_scan += found
             self.journal(
                 "source",
-                f"Set {self.spec.name}: the reconcile scan found {len(dirty)} changes without events.",
+                f"Set {self.spec.name}: the reconcile scan found {found} changes without events.",
             )
         # What could not be taken has no entry that a scan would compare: it is looked at again here.
         dirty += [path for path, _ in await self.writer.submit(self.catalog.lost, LOST_MOST)]
@@ -465,8 +519,8 @@ class SourceSet:
             await asyncio.sleep(0.2)
             self._want_scan(reason)
 
-    async def _run_scan(self) -> list[bytes]:
-        request = scan.encode_request(
+    def _scan_request(self) -> str:
+        return scan.encode_request(
             list(self.spec.paths),
             list(self.spec.include),
             list(self.spec.exclude),
@@ -474,32 +528,6 @@ class SourceSet:
             self._view,
             self.spec.uuid,
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "crnode.capture.scan",
-            request,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stdout is not None and process.stderr is not None
-        dirty: list[bytes] = []
-        rest, ended = b"", False
-        try:
-            while data := await process.stdout.read(1 << 20):
-                paths, rest, ended = scan.decode_paths(rest + data)
-                dirty += paths
-            text = await process.stderr.read()
-            await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if not ended:
-            last = text.decode(errors="replace").strip().splitlines()
-            raise OSError(5, f"the scan ended early: {last[-1] if last else process.returncode}")
-        return dirty
 
     async def _look(self) -> None:
         """Learn from the catalog what to compare with: the staged image that is being resumed, else the
@@ -524,6 +552,8 @@ class SourceSet:
         flags = CLEAN
         try:
             for round_ in range(ROUNDS + 1):
+                if self._scanning is not None:
+                    self._scanning.note(path for path, _ in todo)
                 for path, _ in todo[:POLL_MOST]:
                     self._recent[path] = self.now_ns()
                     self._recent.move_to_end(path)
