@@ -90,6 +90,7 @@ class TargetCommit:
         self.archive = archive
         self.now_ns = now_ns
         self.retain_roots = retain_roots
+        self.syncing: int | None = None  # ordinal that the live tree is being made durable at
 
     # -- objects
 
@@ -464,6 +465,8 @@ class TargetCommit:
         live = self.catalog.live()
         if live is not None:
             roots |= {live.at, live.target, live.synced}
+        if self.syncing is not None:
+            roots.add(self.syncing)
         return self.catalog.prune(roots, limit, spare_deleted=self.archive)
 
     def thin(self, limit: int) -> int:

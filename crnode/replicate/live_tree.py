@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from crnode.errors import CrnodeError
-from crnode.platform.files import boot_id, make_private_dir, syncfs
+from crnode.platform.files import boot_id, make_private_dir
 from crnode.replicate.place import Place
 from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
@@ -177,25 +177,15 @@ class LiveTree:
         self.record(write)
         return chosen[0]
 
-    def sync(self) -> int | None:
-        """Make what the tree shows durable; returns the ordinal that is now synced, None when nothing was
-        due."""
+    def to_sync(self) -> tuple[int, int] | None:
+        """(descriptor on the destination's file system, ordinal) of what the tree shows and is not durable
+        yet; None when nothing is due. After syncfs of the descriptor, which the caller closes, everything of
+        that image is durable, whatever was written meanwhile."""
         live = self.reader.live()
         if live is None or live.synced == live.at or self._begun or self._redo:
             return None  # between moves the tree is exactly at `at`, however far the next one is on its way
         fd = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syncfs(fd)
-        finally:
-            os.close(fd)
-
-        def write() -> None:
-            now = self.catalog.live()
-            if now is not None:
-                self.catalog.set_live(now._replace(synced=live.at))
-
-        self.record(write)
-        return live.at
+        return fd, live.at
 
     def repair(self, paths: Iterable[bytes]) -> Report:
         """Put `paths` right, which a scan found to differ from what was applied; what differs is kept

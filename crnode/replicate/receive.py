@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from crnode.capture import scan
 from crnode.cluster.document import Mode, ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
-from crnode.platform.files import boot_id
+from crnode.platform.files import boot_id, syncfs
 from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
@@ -143,6 +144,7 @@ class TargetSet:
         self._tree: LiveTree | None = None
         self._settled = asyncio.Condition()
         self._sync_due: float | None = None
+        self._syncing: asyncio.Task[None] | None = None
         self._apply_again = False  # content that paths of the live tree lacked may be here now
         self._no_room = False  # the move that was begun did not fit
         self._accepted = False  # a person says that what is found at the destination may be set aside
@@ -355,9 +357,7 @@ class TargetSet:
             next_check = self._loop.time() + RECONCILE_SECONDS
             await self._recover()
             while True:
-                wait = min(next_check - self._loop.time(), LOOK_SECONDS)
-                if self._sync_due is not None:
-                    wait = min(wait, self._sync_due - self._loop.time())
+                wait = min(next_check - self._loop.time(), LOOK_SECONDS, self._due_to_sync())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(wait, 0)):
                         await self._wake.wait()
@@ -367,7 +367,9 @@ class TargetSet:
                     await self._move()
                     if self._apply_again:
                         await self._apply_lacking()
-                    if self._sync_due is not None and self._loop.time() >= self._sync_due:
+                    if self._syncing is not None and self._syncing.done():
+                        await self._synced()
+                    if self._due_to_sync() <= 0:
                         self._sync_due = None
                         await self._sync()
                     if self._loop.time() >= next_check:
@@ -378,6 +380,8 @@ class TargetSet:
         finally:
             if self._tree is not None:
                 self._tree.stopping = True
+            if self._syncing is not None:
+                await asyncio.wait([self._syncing])
             self._reads.shutdown(wait=False, cancel_futures=True)
             # Nothing may write at this place any more when whoever comes next begins there.
             await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
@@ -467,6 +471,12 @@ class TargetSet:
                 self._tree = None
         await self._live_tree()
 
+    def _due_to_sync(self) -> float:
+        """Seconds until the tree has to be made durable; one sync at a time."""
+        if self._sync_due is None or self._syncing is not None:
+            return LOOK_SECONDS
+        return self._sync_due - self._loop.time()
+
     def accept(self) -> None:
         """A person says that the destination as it is now is meant: what is there is set aside (rule 64)."""
         self._accepted = True
@@ -529,8 +539,33 @@ class TargetSet:
             )
 
     async def _sync(self) -> None:
+        """Begin to make durable what the tree shows. Moves go on meanwhile: on a disk with much to write,
+        for whomever, this takes seconds, and no change is to wait for it."""
         tree = await self._live_tree()
-        await self._in_live(tree.sync)
+        due = await self._in_live(tree.to_sync)
+        if due is None:
+            return
+        fd, ordinal = due
+        self.commit.syncing = (
+            ordinal  # the next move leaves this image, and its rows must stay until it is noted
+        )
+
+        async def sync() -> None:
+            try:
+                await asyncio.to_thread(_syncfs_and_close, fd)
+                if self._tree is tree:  # else the destination was replaced, and this was another one
+                    await self.writer.submit(self.catalog.note_synced, ordinal)
+            finally:
+                self.commit.syncing = None
+                self._wake.set()
+
+        self._syncing = asyncio.create_task(sync())
+
+    async def _synced(self) -> None:
+        """Whether that ended well, and what it changed."""
+        task, self._syncing = self._syncing, None
+        assert task is not None
+        await task
         await self._announce()
 
     async def _announce(self) -> None:
@@ -628,6 +663,13 @@ class TargetSet:
         if self._session is not None and not self._session[0].closed:
             self._session[0].fail("denied", reason, retry=True)
         self._looked_up.set()
+
+
+def _syncfs_and_close(fd: int) -> None:
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def _sentence(error: CrnodeError | OSError) -> str:

@@ -324,6 +324,13 @@ class Catalog(Reader):
     def set_live(self, live: Live) -> None:
         self._db.execute("INSERT OR REPLACE INTO live VALUES (1,?,?,?,?,?)", tuple(live))
 
+    def note_synced(self, ordinal: int) -> None:
+        """The live tree at image `ordinal` is durable (rule 61), unless nothing is known of it any more."""
+        with self.transaction():
+            live = self.live()
+            if live is not None and live.synced < ordinal <= live.at:
+                self.set_live(live._replace(synced=ordinal))
+
     def note_touched(self, at: int, wanted: int) -> None:
         """Remember the paths in which image `wanted` differs from image `at`: a move to it that is given up
         may have written them."""

@@ -266,3 +266,22 @@ def test_a_damaged_or_newer_catalog_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CrnodeError) as caught:
         Catalog(tmp_path / "newer.db", SET)
     assert caught.value.exit_code == ExitCode.REFUSED
+
+
+def test_a_live_tree_is_noted_durable_only_where_it_has_been(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "set.db", SET)
+    commit(catalog, [file(b"a", None, 0)])
+    newest = commit(catalog, [file(b"b", None, 0)])
+    with catalog.transaction():
+        catalog.set_live(Live(2, 2, 1, "clean", "boot"))
+    catalog.note_synced(1)  # older than what is known
+    assert catalog.live() == Live(2, 2, 1, "clean", "boot")
+    catalog.note_synced(3)  # not shown yet
+    assert catalog.live() == Live(2, 2, 1, "clean", "boot")
+    catalog.note_synced(2)
+    assert catalog.live() == Live(2, 2, 2, "clean", "boot")
+    with catalog.transaction():
+        catalog.forget_tree("boot")  # the destination was replaced while its file system was synced
+    catalog.note_synced(2)
+    assert catalog.live() == Live(0, newest.ordinal, 0, "moving", "boot")
+    catalog.put_away()
