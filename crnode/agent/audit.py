@@ -151,6 +151,7 @@ class Audit:
         found = await scrub(agent.store, agent.writer, bytes_per_second=pace, packs=numbers)
         left = 0
         if found.damaged:
+            maintenance.inventory.look_again()  # each minute, should this attempt end early
             report = await maintenance.inventory.run(lambda _: None)
             await maintenance.forget_garbage(report)
             left = sum(1 for one in found.damaged if one.id in agent.store.damaged)

@@ -44,7 +44,13 @@ class State:
     place: deep.Place | None = None
     running: bool = False
     ordinal: int = 0  # of the newest image when the pass began; 0: it proves nothing
-    unread: list[str] = field(default_factory=list)  # paths, hex, that this pass could not compare
+    unread: list[str] = field(default_factory=list)  # paths, hex, that this pass did not find equal
+
+    def proves_nothing_of(self, path: str) -> None:
+        """This path, in hex, was not found to be what was captured."""
+        self.unread.append(path)
+        if len(self.unread) > UNREAD_MOST:
+            self.ordinal, self.unread = 0, []
 
     def due(self, now_ns: int) -> bool:
         """Whether there is something to do."""
@@ -84,13 +90,14 @@ async def compare(
             match line["event"]:
                 case "changed":
                     out.changed += 1
+                    state.proves_nothing_of(line["path"])
                     source.look_at(bytes.fromhex(line["path"]))
                 case "unread":
-                    state.unread.append(line["path"])
-                    if len(state.unread) > UNREAD_MOST:
-                        state.ordinal, state.unread = 0, []
+                    state.proves_nothing_of(line["path"])
                 case "differs":
-                    await _differs(source, bytes.fromhex(line["path"]), line["stretches"], out)
+                    if not await _suspect(source, bytes.fromhex(line["path"]), line["stretches"], out):
+                        # Capture may come to it only when the pass has ended: it was not read as captured.
+                        state.proves_nothing_of(line["path"])
                 case "at" | "end":
                     out.files, out.size, out.unread = line["files"], line["bytes"], line["unread"]
                     state.place = line["place"]
@@ -114,12 +121,14 @@ async def _save(source: SourceSet, state: State) -> None:
     await source.writer.submit(source.commit.save_meta, META, json.dumps(vars(state)).encode())
 
 
-async def _differs(source: SourceSet, path: bytes, stretches: list[list[int]], out: Compared) -> None:
+async def _suspect(source: SourceSet, path: bytes, stretches: list[list[int]], out: Compared) -> bool:
+    """Whether what differs may be damage; else it is a change, and captured."""
     if await source.examine(path, [start for start, _ in stretches]):
         out.differing.append((path, ranges(Stretch(start, end, b"") for start, end in stretches)))
-        return
+        return True
     out.changed += 1
     source.look_at(path)
+    return False
 
 
 def rows(name: str, found: Compared) -> list[dict[str, str]]:

@@ -3,14 +3,13 @@ so."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from crnode.agent.search import ContentSearch
 from crnode.agent.threads import in_thread
 from crnode.capture.roots import OpenRoots, Root
-from crnode.errors import CrnodeError
+from crnode.errors import CrnodeError, ExitCode
 from crnode.replicate.receive import TargetSet
 from crnode.store.packs import Lane, Record
 from crnode.store.store import CHUNK, identify
@@ -47,6 +46,7 @@ class Healer:
             )
         lost = ids - healed.keys()
         if lost:
+            self.agent.calls.maintenance.inventory.look_again()
             self.agent.journal.add(
                 "damage",
                 f"{len(lost)} objects are damaged here and no reachable node has them; it is tried again.",
@@ -58,12 +58,16 @@ class Healer:
     ) -> dict[bytes, str]:
         """id -> where it came from, for everything that could be fetched into the store.
 
-        `paths`: where in the set they belong; this node's own live tree is then looked at first.
+        `paths`: where in the set they belong; this node's own live tree is then looked at first. Ends early
+        where there is no room.
         """
         found: dict[bytes, str] = {}
         running = self.agent.sets.targets.get(uuid)
         if paths and running is not None:
-            await self._own_tree(running.target, ids, paths, found)
+            try:
+                await self._own_tree(running.target, ids, paths, found)
+            except CrnodeError:  # no room to keep anything
+                return found
         for name in self.holders(uuid):
             wanted = [i for i in ids if i not in found]
             if not wanted:
@@ -79,9 +83,9 @@ class Healer:
             try:
                 for at in range(0, len(wanted), IDS_A_QUESTION):
                     await link.fetch(uuid, wanted[at : at + IDS_A_QUESTION], take)
-            except (CrnodeError, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError):
-                    raise
+            except CrnodeError as error:
+                if error.exit_code == ExitCode.FULL:
+                    break
                 continue  # the next holder is asked
         return found
 
@@ -108,6 +112,7 @@ class Healer:
             roots.close()
 
     def _keep(self, records: list[Record]) -> None:
+        self.agent.store.check_room(sum(len(record.stored) for record in records))
         self.agent.store.put(records, Lane.BULK, cache=False)
         self.agent.store.sync()
 

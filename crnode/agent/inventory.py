@@ -76,18 +76,41 @@ class Stocktaker:
             except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
                 # A full disk, for one: nothing is taken meanwhile.
                 self.agent.journal.add("store", f"The object store could not be looked through: {error}")
+            for uuid in [u for u, c in sets.catalogs.items() if c.suspect and not c.looked_up]:
+                await self._make_readable(uuid)
             if any(c.suspect and not c.looked_up for c in sets.catalogs.values()):
                 await asyncio.sleep(5.0)
+
+    async def _make_readable(self, uuid: str) -> None:
+        """A catalog that cannot be walked keeps its set waiting: it is looked at now, not when its week is
+        over, and made again if it is damaged."""
+        try:
+            await self.maintenance.audit.catalog(uuid, time.time_ns())
+        except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
+            self.agent.journal.add("damage", f"Set {self._name(uuid)}: its catalog: {error}")
 
     async def again(self) -> None:
         """Try once more to get what was lacking, if it is time: at once when another node can be reached,
         else less and less often."""
+        store = self.agent.store
+        met = [name for name in list(store.damaged) if store.locate(name) is not None]
+        if met:  # by whoever wanted to read them
+            await self.agent.writer.submit(store.note_lost, met)
+            self.look_again()
         up = {name for name, link in self.agent.links.items() if link.peer is not None}
-        if self.lacking and (up - self._asked or time.monotonic() >= self._due):
+        news = up - self._asked
+        self._asked &= up  # one that went away and comes back is news again
+        if self.lacking and (news or time.monotonic() >= self._due):
             self._asked = up
             self._wait = min(self._wait * 2, RETRY_MOST)
             self._due = time.monotonic() + self._wait
-            await self.run(lambda _: None)
+            report = await self.run(lambda _: None)
+            await self.maintenance.forget_garbage(report)
+
+    def look_again(self) -> None:
+        """Something is lacking that the last inventory did not know of, or what it wanted may be had now."""
+        self.lacking = True
+        self._wait, self._due = RETRY_FIRST, 0.0
 
     async def run(self, progress: Progress) -> Report:
         """Walk all catalogs, fetch what is lacking, tell what stays so. Raises CrnodeError, ChildFailed."""
@@ -173,22 +196,10 @@ class Stocktaker:
                 agent.journal.add("damage", f"Set {self._name(uuid)}: {text}")
             self._told[uuid] = text
             running = agent.sets.targets.get(uuid)
-            if running is None or not catalog.looked_up:
-                continue
-            if catalog.lacking_many:
-                await self._too_much(uuid, text)
-            else:
+            if running is not None and catalog.looked_up:
                 running.target.lacks(text, bool(catalog.lacking))
-
-    async def _too_much(self, uuid: str, text: str) -> None:
-        """So much of the newest image is gone that asking for it path by path would hold everything up: when
-        the source can be reached and does not have it either, the set begins anew and is copied again. Until
-        then nothing is taken."""
-        spec = self.agent.document.set_by_uuid(uuid)
-        link = self.agent.links.get(spec.source) if spec is not None else None
-        if link is not None and link.peer is not None:
-            why = f"the object store lost most of what it names: {text}"
-            await self.agent.rebuild_catalog(uuid, why, anew=True)
+        if all((one := report.sets.get(u)) and not one.unreadable for u in agent.sets.catalogs):
+            await agent.writer.submit(agent.store.settle_doubt)  # each catalog knows by itself what it lacks
 
     def _name(self, uuid: str) -> str:
         spec = self.agent.document.set_by_uuid(uuid)
@@ -202,7 +213,6 @@ class Stocktaker:
             return ""  # nothing is known: whoever waits for it goes on waiting
         catalog.looked_up = True
         catalog.lacking = set(found.paths) if left else set()
-        catalog.lacking_many = bool(left) and found.newest > len(found.paths)
         if not left:
             self.agent.store.sync()
             with catalog.transaction():
@@ -212,14 +222,16 @@ class Stocktaker:
                     if (image.evidence or "").startswith(EVIDENCE):
                         catalog.set_verdict(image.ordinal, UNTESTED, None)
             return ""
-        if uuid in self.agent.sets.sources:
-            return ""  # what is lacking here is made again from the files themselves
+        catalog.suspect = True  # a restart has to look again
+        if uuid in self.agent.sets.sources:  # what is lacking here is made again from the files themselves
+            with catalog.transaction():
+                catalog.set_meta("store", None)
+            return ""
         broken = [i for i in catalog.images() if found.touches(i.ordinal)]
         path = next((one.path for one in left if one.path is not None), None)
         example = os.fsdecode(path) if path is not None else ""
-        catalog.suspect = True
         with catalog.transaction():
-            catalog.set_meta("store", None)  # a restart has to look again
+            catalog.set_meta("store", None)
             for image in broken:
                 catalog.set_verdict(image.ordinal, BAD, f"{EVIDENCE}{found.rows} files, one is {example}")
         numbers = _ranges([image.sequence for image in broken])

@@ -196,6 +196,8 @@ class Maintenance:
             pace = int(args.get("bytes_per_second") or 0)
             begun = time.monotonic()
             found = await scrub(agent.store, agent.writer, progress, bytes_per_second=pace)
+            if found.damaged:
+                self.inventory.look_again()  # each minute, should this attempt end early
             report = await self.inventory.run(progress)
             garbage = await self.forget_garbage(report)
             self.audit.read(agent.store.packs.numbers(), time.time_ns())

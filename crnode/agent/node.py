@@ -287,10 +287,9 @@ class Agent:
                     self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
             await self.sets.apply(document)
 
-    async def rebuild_catalog(self, uuid: str, why: str, *, anew: bool = False) -> None:
-        """A running set's catalog is damaged: it is set aside and made again (`anew`: without what the store
-        could say of it), and the set goes on."""
-        await self.sets.start_over(uuid, why, anew=anew)
+    async def rebuild_catalog(self, uuid: str, why: str) -> None:
+        """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
+        await self.sets.start_over(uuid, why)
         await self._follow(self.document)
 
     def _is_master(self) -> bool:

@@ -193,20 +193,16 @@ class Sets:
         if await self.writer.submit(look):
             self.doubted()
 
-    async def _set_aside(self, uuid: str, why: str, *, anew: bool = False) -> None:
+    async def _set_aside(self, uuid: str, why: str) -> None:
         path = self.data / "sets" / f"{uuid}.db"
         aside = path.with_name(f"{path.name}.damaged-{self.now_ns() // 10**9}")
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{path}{suffix}", f"{aside}{suffix}")
         text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
-        if anew:
-            self.journal("damage", f"{text}. The set is copied again from its source.")
-            self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
-            return
         self.catalogs[uuid] = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text)
 
-    async def start_over(self, uuid: str, why: str, *, anew: bool = False) -> None:
+    async def start_over(self, uuid: str, why: str) -> None:
         """Stop a set whose catalog turned out to be damaged and make that again; the next :meth:`apply`
         starts the set."""
         async with self._turn:
@@ -215,7 +211,7 @@ class Sets:
             if uuid in self.targets:
                 await self._stop_target(uuid, removed=False)
             await self.writer.submit(self._close_catalog, uuid)
-            await self._set_aside(uuid, why, anew=anew)
+            await self._set_aside(uuid, why)
             await self._compare_with_store(self.catalogs[uuid])
 
     def _rebuild(self, path: Path, uuid: bytes, text: str) -> Catalog:

@@ -55,6 +55,10 @@ class Point:
     again: list[bytes] = field(default_factory=list)  # paths that changed their kind meanwhile: look again
 
 
+class _Unchanged(Exception):
+    """What was taken is what the newest image has already: there is nothing to make an image of."""
+
+
 class SourceCommit:
     """Makes images of one set.
 
@@ -126,6 +130,16 @@ class SourceCommit:
                     self._side_rows(batch)
             return None
         self._put(batch, spool)
+        try:
+            return self._finish(newest, batch, flags, staged, confirm, accept)
+        except _Unchanged:
+            with self.catalog.transaction():
+                self._side_rows(batch)
+            return None
+
+    def _finish(
+        self, newest: Image | None, batch: Batch, flags: int, staged: bool, confirm: bool, accept: bool
+    ) -> Point:
         with self.catalog.transaction():
             staging = self.catalog.staging()
             if staging is None:
@@ -134,6 +148,9 @@ class SourceCommit:
                 ordinal, totals = staging.ordinal, self.catalog.staged_totals() or self.catalog.totals()
             totals = self.catalog.change(ordinal, totals, batch.changed.values(), batch.removed)
             totals, again = self._keep_tree(ordinal, newest, totals, batch, staged)
+            may_be_same = newest is not None and not (staged or confirm or again)
+            if may_be_same and newest is not None and self.catalog.digest(totals) == newest.digest:
+                raise _Unchanged
             if newest is not None and newest.entries > self.roots >= totals.entries and not accept:
                 raise EmptiedSet(
                     "Everything in the set was deleted at once. Targets keep what they have. If this is"
@@ -165,17 +182,23 @@ class SourceCommit:
                 again |= self._not_a_tree({entry.path: entry for _, entry in page}, (), ordinal)
         else:
             again |= self._not_a_tree(batch.changed, batch.removed, ordinal)
-        orphans = {
-            entry.path
-            for top in again
-            for entry in self.catalog.subtree(top, ordinal)
-            if entry.path != top
-        }
+        if not again:
+            return totals, []
+        lost: dict[bytes, str | None] = {**dict(self.catalog.lost(100_000)), **batch.lost}
+        cannot = {path for path, reason in lost.items() if reason}
+        orphans = set()
+        for top in again:
+            for entry in self.catalog.subtree(top, ordinal):
+                if entry.path != top:
+                    orphans.add(entry.path)
+                    if top in cannot:
+                        batch.lost[entry.path] = "its folder cannot be taken, see there"
         for path in orphans:
             batch.changed.pop(path, None)
             batch.removed.add(path)
             batch.prints[path] = None
-        return self.catalog.change(ordinal, totals, (), orphans) if orphans else totals, sorted(again)
+        # A folder that cannot be taken is no better when it is looked at again at once.
+        return self.catalog.change(ordinal, totals, (), orphans), sorted(again - cannot)
 
     def _not_a_tree(
         self, changed: Mapping[bytes, Entry], removed: Iterable[bytes], ordinal: int

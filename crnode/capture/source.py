@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +47,7 @@ POLL_SECONDS = 1.0  # recently changed files are looked at by stat this often (r
 POLL_WINDOW_NS = 3600 * 10**9
 POLL_MOST = 2000
 LOST_MOST = 100_000
+AGAIN_MOST = 5  # points in a row that look at a folder again whose rows do not make a tree
 ROOT_RETRY_SECONDS = 2.0
 FULL_RETRY_SECONDS = 5.0
 EMPTIED_SECONDS = 3.0  # an emptied set is scanned this often, to see whether its files are back
@@ -121,6 +122,7 @@ class SourceSet:
         self._after_crash = store.recovery.unclean_boot
         self.guard = RotGuard(store.load, now_ns, rot_wait, writers)
         self._restless = Restless(store.load)
+        self._repeated: Counter[bytes] = Counter()  # folders looked at again, and how many points in a row
         self._judged = asyncio.Event()  # a point was taken: whatever was suspected may be known
 
     # -- asked from outside
@@ -619,8 +621,10 @@ class SourceSet:
             self.newest = point.image
             self._view = point.image.ordinal
             self.on_point(point)
-            for path in point.again:
-                self._settle.note(path, Change.TREE, self._now())
+            self._repeated = Counter({path: self._repeated[path] + 1 for path in point.again})
+            for path, times in self._repeated.items():
+                if times <= AGAIN_MOST:  # else the next scan comes to it
+                    self._settle.note(path, Change.TREE, self._now())
         if lost:
             self.lost = await self.writer.submit(self.catalog.lost)
         if self._emptied:

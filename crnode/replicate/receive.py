@@ -652,10 +652,13 @@ class TargetSet:
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
         report = await self._in_live(lambda: tree.repair(paths))
+        if report.damaged:
+            await self._heal_then_retry(report)
         self._tell(report)
         if report.written or report.removed or report.set_aside:
             self._sync_due = self._loop.time() + SYNC_SECONDS
             self._wake.set()
+        await self._announce()  # whoever waits for this look is told what it could not put right
         return report
 
     async def close_session(self, reason: str) -> None:

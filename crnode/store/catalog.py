@@ -53,7 +53,6 @@ class Catalog(Reader):
         self.suspect = False  # the store may not be the one that the rows were written with (rule 32)
         self.looked_up = False  # since then every id was looked up, and what is lacking is known
         self.lacking: set[bytes] = set()  # paths of the newest image whose content is not all here
-        self.lacking_many = False  # there are more of them than these
         self.pruned_rows = 0  # since it was opened: a hint that there is something to collect
         db = self._db
         try:

@@ -30,7 +30,6 @@ from crproto.ids import HOLE
 _PAGE = 2000
 _SPANS = 1000  # intervals of images gathered before they are merged
 _BATCH = 2000  # lacking ids handed over at a time
-NEWEST_TOLD = 2000  # paths of the newest image that lack something and are named; more are counted
 MANIFEST = 2  # a third kind beside CHUNK and RECIPE
 
 Row = tuple[bytes, int, int, bytes, int]  # path, born, died, content, level
@@ -55,8 +54,7 @@ class SetInventory:
     rows: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
     unreadable: str = ""
-    newest: int = 0  # rows of the newest image among them, and the paths of the first NEWEST_TOLD of these
-    paths: set[bytes] = field(default_factory=set)
+    paths: set[bytes] = field(default_factory=set)  # those of them that are in the newest image
 
     def touches(self, ordinal: int) -> bool:
         """Whether the image with this ordinal lacks something."""
@@ -101,9 +99,7 @@ async def take_inventory(
                 case "set":
                     spans = [(born, died) for born, died in line["spans"]]
                     paths = newest.get(line["set"], set())
-                    out.sets[line["set"]] = SetInventory(
-                        line["rows"], spans, line["unreadable"], line["newest"], paths
-                    )
+                    out.sets[line["set"]] = SetInventory(line["rows"], spans, line["unreadable"], paths)
                     out.certain = out.certain and not line["unreadable"]
                 case "end":
                     out.ids = line["ids"]
@@ -234,7 +230,7 @@ def _one_set(
             path=row[0].hex(), born=row[1], died=row[2],
         )  # fmt: skip
 
-    rows, newest, ids, certain, unreadable = 0, 0, 0, True, ""
+    rows, ids, certain, unreadable = 0, 0, True, ""
     spans: set[tuple[int, int]] = set()
     try:
         with open_reader(Path(path)) as reader:
@@ -244,9 +240,7 @@ def _one_set(
                     rows += 1
                     spans.add((row[1], row[2]))
                     if row[2] == OPEN:
-                        newest += 1
-                        if newest <= NEWEST_TOLD:
-                            child.say(event="row", set=uuid, path=row[0].hex())
+                        child.say(event="row", set=uuid, path=row[0].hex())
                     if len(spans) > _SPANS:
                         spans = set(merged(spans))
             manifests = Walker(store.get, lacks, lambda *_: None, chunks=True)
@@ -258,9 +252,7 @@ def _one_set(
             ids, certain = walker.ids + manifests.ids, walker.certain and manifests.certain
     except apsw.Error as error:
         unreadable = f"{type(error).__name__}: {error}"
-    child.say(
-        event="set", set=uuid, rows=rows, newest=newest, spans=merged(spans), unreadable=unreadable
-    )
+    child.say(event="set", set=uuid, rows=rows, spans=merged(spans), unreadable=unreadable)
     return ids, certain
 
 

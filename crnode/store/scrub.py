@@ -89,9 +89,9 @@ async def scrub(
         for name, place in found.items():
             where = store.index.get(name)
             if where is not None and (where.pack, where.offset) == place:
-                store.damaged.add(name)
                 still.append(name)
-        store.index.remove(still)  # for the next start too
+        if still:
+            store.note_lost(still)
         return still
 
     for name in await writer.submit(note):

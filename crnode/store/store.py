@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,6 +129,7 @@ class ObjectStore:
         )
         self._unexpanded: deque[bytes] = deque()  # of these, recipes' children became live as well
         self.damaged: set[bytes] = set()
+        self._in_doubt = False  # objects were lost, and not every catalog knows yet whether it needs them
         self._appended_since_commit = 0
         self._ends: dict[int, int] = {}
         self._last_commit = self._last_check = clock()
@@ -229,6 +230,27 @@ class ObjectStore:
         if place.exists():
             place.unlink()
             fsync_dir(self.directory)
+
+    def note_lost(self, ids: Iterable[bytes]) -> None:
+        """These objects are damaged: they leave the index, for later starts too. Until every catalog knows
+        what it lacks (:meth:`settle_doubt`) a later start takes this for another store, and asks."""
+        self._doubt()
+        self._in_doubt = True
+        lost = list(ids)
+        self.damaged.update(lost)
+        try:
+            self.index.remove(lost)
+        except lmdb.Error as error:
+            if free_bytes(self.directory)[0] > self.floor():
+                raise StoreFailed(f"index commit failed: {error}") from error
+            # A full disk shows here as EIO (rule 34): they count as missing meanwhile, and are met again.
+
+    def settle_doubt(self) -> None:
+        """Everything was looked up since :meth:`note_lost`: this is again the store that it was."""
+        if self._in_doubt:
+            with _unless_full():
+                atomic_write(self.directory / "id", self.id.hex().encode())
+                self._in_doubt = False
 
     def _commit_index(self, ends: dict[int, int]) -> None:
         """Commit while opening. A full disk shows as EIO here (rule 34): the reserve is given up for it, and

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
-from harness import Cluster, crnode, wait_for
+from harness import Cluster, Node, crnode, wait_for
 
 from crnode.errors import CrnodeError, ExitCode
+from crnode.store.catalog import Catalog
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -211,31 +215,138 @@ def test_data_removed_under_a_running_agent_ends_its_acknowledgements(
     assert box2.call("scrub")["lacking"] == 0
 
 
-def test_more_than_can_be_asked_for_path_by_path_begins_the_set_anew(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("mode", ["mirror", "archive"])
+def test_a_lost_pack_costs_no_version_that_is_whole(cluster: Cluster, tmp_path: Path, mode: str) -> None:
     cluster.init()
     cluster.join("box2")
+    box2 = cluster.nodes["box2"]
     source, live = tmp_path / "source", tmp_path / "live"
     source.mkdir()
+    precious = os.urandom(30_000)
+    (source / "precious").write_bytes(precious)
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"], privileged=False, mode=mode)
+    cluster.sync("docs")
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    box2.stop()
+    db = Catalog(catalog, bytes.fromhex(catalog.stem))
+    newest = db.newest()
+    assert newest is not None
+    with db.transaction():
+        db.set_pin(newest.ordinal, "release", "a person")
+    db.put_away()
+    first = newest.sequence
     for number in range(2500):
         (source / f"f{number}").write_bytes(b"%d" % number)
-    cluster.add_set("docs", "shop1", source, [f"box2:{live}"], privileged=False)
+    (source / "precious").unlink()
+    box2.start()
     cluster.sync("docs")
+    box2.stop()
+    cluster.master.stop()
+    for path in source.iterdir():  # nobody has what the target loses: the source has other content by now
+        path.write_bytes(path.read_bytes() + b" changed")
+    for pack in (box2.data / "store" / "packs").glob("*.pack"):
+        if precious[:100] not in pack.read_bytes():
+            pack.unlink()
+    for path in live.glob("f*"):
+        path.unlink()
+    cluster.master.start()
+    box2.start()
+    out = cluster.sync("docs")
+    if mode == "mirror":
+        assert files(live) == files(source)
+        assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert not list((box2.data / "sets").glob("*.damaged-*"))
+    assert box2.call("status")["sets"][0]["targets"][0]["state"] == "in sync"
+    where = ("--node", "box2", "--to", str(tmp_path / "out"), "--data", str(box2.data))
+    crnode("restore", "docs:precious", "--version", str(first), *where)
+    assert (tmp_path / "out" / "precious").read_bytes() == precious
+
+
+def spoil(node: Node, content: bytes) -> None:
+    """Flip a byte of the one record that holds these bytes."""
+    places = [(p, at) for p in (node.data / "store" / "packs").glob("*.pack")
+              if (at := p.read_bytes().find(content[1000:1100])) >= 0]  # fmt: skip
+    ((pack, at),) = places
+    with open(pack, "r+b") as file:
+        file.seek(at)
+        file.write(bytes([content[1000] ^ 0xFF]))
+
+
+def test_damage_that_a_repair_meets_is_fetched(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    spoil(box2, (source / "f7").read_bytes())
+    (live / "f7").unlink()
+    box2.start()
+    (target,) = cluster.sync("docs")["targets"]
+    assert files(live) == files(source)
+    assert target["unapplied"] == 0
+
+
+def test_a_kill_after_a_scrub_found_damage_forgets_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
     box2 = cluster.nodes["box2"]
     box2.stop()
     cluster.master.stop()
-    shutil.rmtree(box2.data / "store")
-    shutil.rmtree(live)
-    for path in source.iterdir():  # nobody has what the target lost: the source has other content by now
-        path.write_bytes(path.read_bytes() + b" changed")
+    spoil(box2, (source / "f7").read_bytes())
+    (live / "f7").unlink()
+    box2.start()
+
+    def scrub() -> None:
+        with contextlib.suppress(CrnodeError):
+            box2.call("scrub")
+
+    asking = threading.Thread(target=scrub)
+    asking.start()
+    # It has told the index, and waits for the source, which is down.
+    wait_for(lambda: not (box2.data / "store" / "id").exists())
+    box2.kill()
+    asking.join()
     cluster.master.start()
     box2.start()
-    wait_for(lambda: any("copied again from its source" in text for text in box2.events()), 60)
-    out = cluster.sync("docs")
-    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    wait_for(lambda: any("whole again" in text for text in box2.events()), 60)
+    cluster.sync("docs")
     assert files(live) == files(source)
     assert box2.call("scrub")["lacking"] == 0
+    assert (box2.data / "store" / "id").exists()
+
+
+def test_a_doubted_store_and_an_unreadable_catalog_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    cluster.join("box2")
+    box2 = cluster.nodes["box2"]
+    source, live = tmp_path / "source", tmp_path / "live"
+    source.mkdir()
+    for number in range(1500):
+        (source / f"file-number-{number}").write_bytes(b"%d" % number)
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"], privileged=False)
+    cluster.sync("docs")
+    box2.stop()
+    (box2.data / "store" / "id").unlink()
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    data = bytearray(catalog.read_bytes())
+    spoiled = 0
+    for at in range(4096, len(data), 4096):
+        if b"file-number-700" in data[at : at + 4096] and data[at] in (10, 13):  # a leaf of a table or index
+            data[at : at + 16] = os.urandom(16)
+            spoiled += 1
+    assert spoiled
+    catalog.write_bytes(data)
+    box2.start()
+    (source / "new").write_bytes(b"new")
+    out = wait_for(lambda: tried(cluster), 90)
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert any("set aside" in text for text in box2.events())
+
+
+def tried(cluster: Cluster) -> dict[str, Any] | None:
+    """`crnode sync`; None while it cannot be."""
+    try:
+        return cluster.sync("docs", timeout=20)
+    except CrnodeError:
+        return None
 
 
 def test_rows_that_do_not_give_the_digest_are_made_again(cluster: Cluster, tmp_path: Path) -> None:

@@ -180,6 +180,29 @@ def test_a_write_with_an_event_or_a_writer_is_a_change(tmp_path: Path, memory: P
         rotting.close()
 
 
+def test_a_change_that_capture_comes_to_after_the_pass_is_a_change(
+    tmp_path: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that found a file to differ has not read it as it was captured, whenever that is looked at."""
+    rotting = Rotting(memory / "f", os.urandom(300_000))
+
+    async def work(here: Capturing) -> None:
+        good = here.content(b"f")
+        rotting.flip(4321)
+        with monkeypatch.context() as patch:
+            patch.setattr(here.source, "look_at", lambda path: None)  # a full disk, or a busy thread
+            found = await deep.compare(here.source, anew=True)
+        assert (found.differing, found.changed, found.ended) == ([], 1, True)
+        await here.looked(b"f")
+        assert here.content(b"f") not in (None, good)
+        assert not here.source.lost
+
+    try:
+        capturing(tmp_path, memory, 0.3, work)
+    finally:
+        rotting.close()
+
+
 def test_what_no_pass_has_verified_is_a_change(tmp_path: Path, memory: Path) -> None:
     """A page that was dirty when it was captured is written once more through a mapping: no time moves, and
     the program has ended when, long after, somebody comes upon it."""

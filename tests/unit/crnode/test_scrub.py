@@ -44,6 +44,30 @@ def test_a_sound_store_is_clean(tmp_path: Path) -> None:
     assert not found.stretches
 
 
+def test_what_a_scrub_finds_is_not_forgotten_by_a_kill(tmp_path: Path) -> None:
+    """Until each catalog was asked what it lacks, a later start takes the store for another one."""
+    store = small_store(tmp_path / "store")
+    records = random_chunks(3, 700)
+    store.put(records, Lane.BULK, cache=False)
+    store.sync()
+    mark = store.mark()
+    assert store.holds(mark)
+    _spoil(store, records[1].id)
+    assert [rotten.id for rotten in _scrub(store).damaged] == [records[1].id]
+    store.close()
+    again = small_store(tmp_path / "store")
+    assert not again.holds(mark)
+    assert again.missing([r.id for r in records]) == [records[1].id]
+    settled = again.mark()
+    again.note_lost([records[2].id])
+    again.settle_doubt()
+    again.close()
+    last = small_store(tmp_path / "store")
+    assert last.holds(settled)
+    assert set(last.missing([r.id for r in records])) == {records[1].id, records[2].id}
+    last.close()
+
+
 def test_damage_is_found_and_clean_after_healing(tmp_path: Path) -> None:
     store = small_store(tmp_path / "store")
     records = random_chunks(3, 700)

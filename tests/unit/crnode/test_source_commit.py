@@ -57,6 +57,28 @@ def test_a_directory_that_is_gone_leaves_nothing_behind(commit: SourceCommit) ->
     assert point.again == [b"a"]
 
 
+def test_a_folder_that_cannot_be_taken_makes_no_images_for_ever(commit: SourceCommit) -> None:
+    first = finish(commit, [directory(b"")])
+    for _ in range(3):
+        batch = Batch()
+        batch.changed = {b"odd/f": file(b"odd/f", None, 0)}
+        batch.lost = {b"odd": "its time is beyond what can be replicated"}
+        assert commit.finish(batch, CLEAN, False, False, False, False) is None
+        newest = commit.catalog.newest()
+        assert newest is not None
+        assert newest.id == first.image.id
+        told = dict(commit.catalog.lost())
+        assert told[b"odd"].startswith("its time")
+        assert "folder" in told[b"odd/f"]
+    # with another change beside it, and with what is known already of the folder
+    batch = Batch()
+    batch.changed = {b"odd/f": file(b"odd/f", None, 0), b"g": file(b"g", None, 0)}
+    point = commit.finish(batch, CLEAN, False, False, False, False)
+    assert point is not None
+    assert paths(commit, point) == [b"", b"g"]
+    assert point.again == []
+
+
 def test_rows_of_a_staged_image_make_a_tree_too(commit: SourceCommit) -> None:
     first = Batch()
     first.changed = {e.path: e for e in (directory(b""), directory(b"a"), file(b"a/x", None, 0))}
