@@ -68,7 +68,9 @@ class Audit:
         left of it. The newest one is what everything goes on from: the catalog is set aside and made again.
         """
         agent = self.agent
-        catalog = agent.sets.catalogs[uuid]
+        catalog = agent.sets.catalogs.get(uuid)
+        if catalog is None:  # closed meanwhile
+            return []
         spec = agent.document.set_by_uuid(uuid)
         name = spec.name if spec is not None else uuid
         key = f"catalog {name}"

@@ -16,7 +16,14 @@ import apsw
 from crnode.errors import CrnodeError
 from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
-from crnode.store.inventory import MANIFEST, Inventory, Lacking, SetInventory, take_inventory
+from crnode.store.inventory import (
+    MANIFEST,
+    Inventory,
+    Lacking,
+    SetInventory,
+    take_inventory,
+    whole_below,
+)
 from crnode.store.reader import BAD, OPEN, UNTESTED
 from crnode.store.store import RECIPE
 
@@ -43,6 +50,8 @@ class Report:
     left_count: int = 0
     sets: dict[str, SetInventory] = field(default_factory=dict)
     certain: bool = False
+    settled: bool = False  # the last round found the same as it ended: what was not met is here
+    damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when the last round began
 
 
 class Stocktaker:
@@ -92,10 +101,7 @@ class Stocktaker:
     async def again(self) -> None:
         """Try once more to get what was lacking, if it is time: at once when another node can be reached,
         else less and less often."""
-        store = self.agent.store
-        met = [name for name in list(store.damaged) if store.locate(name) is not None]
-        if met:  # by whoever wanted to read them
-            await self.agent.writer.submit(store.note_lost, met)
+        if self._met():
             self.look_again()
         up = {name for name, link in self.agent.links.items() if link.peer is not None}
         news = up - self._asked
@@ -107,6 +113,11 @@ class Stocktaker:
             report = await self.run(lambda _: None)
             await self.maintenance.forget_garbage(report)
 
+    def _met(self) -> list[bytes]:
+        """Objects that whoever wanted to read them found damaged, and that the index still names."""
+        store = self.agent.store
+        return [name for name in list(store.damaged) if store.locate(name) is not None]
+
     def look_again(self) -> None:
         """Something is lacking that the last inventory did not know of, or what it wanted may be had now."""
         self.lacking = True
@@ -115,6 +126,8 @@ class Stocktaker:
     async def run(self, progress: Progress) -> Report:
         """Walk all catalogs, fetch what is lacking, tell what stays so. Raises CrnodeError, ChildFailed."""
         async with self._turn:
+            if met := self._met():  # a restart must not take what the index still says for a good answer
+                await self.agent.writer.submit(self.agent.store.note_lost, met)
             report = await self._rounds(progress)
             await self._tell(report)
             return report
@@ -124,24 +137,33 @@ class Stocktaker:
         agent = self.agent
         for _ in range(ROUNDS):
             before = len(report.healed)
-            report.left, report.left_count = {}, 0
+            report.left, report.left_count, report.settled = {}, 0, True
             out = Inventory()
             async for batch in take_inventory(agent.store, agent.writer, self.maintenance.catalogs(), out):
-                real = await agent.writer.submit(self._still_lacking, batch)
+                real, came = await agent.writer.submit(self._still_lacking, batch)
+                # A recipe that came while the walk went on hid what lies below it.
+                report.settled = report.settled and not came
                 report.healed |= await self._heal(real)
                 for one in real:
                     if one.id not in report.healed:
                         self._leave(report, one)
                 progress({"text": f"{len(report.healed)} objects healed, {report.left_count} lacking"})
             report.ids, report.sets, report.certain = out.ids, out.sets, out.certain
+            report.damaged = out.damaged
             report.found = len(report.healed) + report.left_count
-            if len(report.healed) == before:
+            if len(report.healed) == before and report.settled:
                 return report
+            report.settled = False
         return report
 
-    def _still_lacking(self, batch: Sequence[Lacking]) -> list[Lacking]:
-        """What the agent's own index does not have either (in the writer thread)."""
-        return [one for one in batch if one.kind == MANIFEST or not self.agent.store.has(one.id)]
+    def _still_lacking(self, batch: Sequence[Lacking]) -> tuple[list[Lacking], bool]:
+        """What the agent's own index does not have either, and whether a recipe among the rest is here by now
+        and what it names is not (in the writer thread)."""
+        store, sources = self.agent.store, self.agent.sets.sources
+        real = [one for one in batch if one.kind == MANIFEST or not store.has(one.id)]
+        lacking = {one.id for one in real}
+        came = [one for one in batch if one.kind == RECIPE and one.id not in lacking]
+        return real, not all(whole_below(store, one.id, chunks=one.set not in sources) for one in came)
 
     def _leave(self, report: Report, one: Lacking) -> None:
         if one.set not in self.agent.sets.catalogs:
@@ -180,7 +202,7 @@ class Stocktaker:
 
     async def _tell(self, report: Report) -> None:
         agent = self.agent
-        self.lacking = report.left_count > 0
+        self.lacking = report.left_count > 0 or not report.settled
         if not self.lacking:
             self._wait, self._due = RETRY_FIRST, 0.0
         if report.healed:
@@ -198,7 +220,8 @@ class Stocktaker:
             running = agent.sets.targets.get(uuid)
             if running is not None and catalog.looked_up:
                 running.target.lacks(text, bool(catalog.lacking))
-        if all((one := report.sets.get(u)) and not one.unreadable for u in agent.sets.catalogs):
+        known = all((one := report.sets.get(u)) and not one.unreadable for u in agent.sets.catalogs)
+        if known and report.settled:
             await agent.writer.submit(agent.store.settle_doubt)  # each catalog knows by itself what it lacks
 
     def _name(self, uuid: str) -> str:
@@ -209,7 +232,7 @@ class Stocktaker:
         """Set verdicts by what is lacking, and say it in a sentence; '' when all is there (in the writer
         thread)."""
         found = report.sets.get(uuid)
-        if found is None or found.unreadable:
+        if found is None or found.unreadable or not (left or report.settled):
             return ""  # nothing is known: whoever waits for it goes on waiting
         catalog.looked_up = True
         catalog.lacking = set(found.paths) if left else set()

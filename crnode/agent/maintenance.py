@@ -259,7 +259,8 @@ class Maintenance:
         needed = {one.id for left in report.left.values() for one in left}
         if report.left_count > sum(map(len, report.left.values())):
             return []
-        spare = [name for name in list(agent.store.damaged) if name not in needed]
+        # Only what the walk knew to be damaged did it ask for.
+        spare = [name for name in list(agent.store.damaged) if name in report.damaged - needed]
         return await agent.writer.submit(forget_garbage, agent.store, spare)
 
     # -- manifests

@@ -188,6 +188,10 @@ class Sets:
             mark = catalog.meta("store")
             known = mark is not None and self.store.holds(mark)
             catalog.suspect = not known and catalog.newest() is not None
+            if catalog.suspect and mark is not None:
+                # A store put back from an older copy grows, and soon looks like the one that it was.
+                with catalog.transaction():
+                    catalog.set_meta("store", None)
             return catalog.suspect
 
         if await self.writer.submit(look):

@@ -350,15 +350,18 @@ class SourceCommit:
     def leave_out(self, path: bytes, target: str) -> Point | None:
         """Make an image without `path`, which cannot be read and keeps `target` from having all the rest.
 
-        None when another target acknowledged it: then it comes from that holder when it is back."""
+        None when another target acknowledged these bytes: they come from that holder when it is back. One
+        that has the path with other bytes is none."""
         newest = self.catalog.newest()
         if newest is None or self.catalog.staging() is not None:
             return None
-        holders = [c for c in self.catalog.cursors() if c.target != target]
-        if any(self.catalog.entry(path, c.ordinal) is not None for c in holders):
+        wanted = self.catalog.entry(path, newest.ordinal)
+        if wanted is None:
             return None
-        if self.catalog.entry(path, newest.ordinal) is None:
-            return None
+        for cursor in self.catalog.cursors():
+            held = self.catalog.entry(path, cursor.ordinal) if cursor.target != target else None
+            if held is not None and held.content == wanted.content:
+                return None
         batch = Batch()
         batch.removed.add(path)
         batch.prints[path] = None

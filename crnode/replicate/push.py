@@ -528,12 +528,14 @@ class Push:
                 await self._news.wait()
         reason = dict(await self.source.writer.submit(self.source.catalog.lost, 100_000)).get(path)
         if reason is not None and not await self._heal_path(path):
-            self._journal(
-                "source",
-                f"Set {self.set_name}: {path.decode(errors='replace')} is left out of new images, because"
-                f" {reason}; no other node has its bytes. It is taken again when it can be read.",
-            )
+            before = self.source.newest
             await self.source.publish(self.commit.leave_out, path, self.target)
+            if self.source.newest is not before:
+                self._journal(
+                    "source",
+                    f"Set {self.set_name}: {path.decode(errors='replace')} is left out of new images, because"
+                    f" {reason}; no other node has its bytes. It is taken again when it can be read.",
+                )
 
     async def _heal_path(self, path: bytes) -> bool:
         """Fetch from other holders what the newest entry of `path` needs; True when all of it is here now."""

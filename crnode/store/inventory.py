@@ -68,6 +68,7 @@ class Inventory:
     sets: dict[str, SetInventory] = field(default_factory=dict)
     ids: int = 0
     certain: bool = True
+    damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when it began
 
 
 async def take_inventory(
@@ -77,6 +78,7 @@ async def take_inventory(
     the walk waits. Raises ChildFailed, CrnodeError (FULL), StoreFailed."""
     await writer.submit(store.flush_index)
     damaged = sorted(store.damaged)
+    out.damaged = frozenset(damaged)
     request = {
         "store": str(store.directory),
         "damaged": len(damaged),
@@ -124,6 +126,18 @@ def forget_garbage(store: ObjectStore, ids: Iterable[bytes]) -> list[bytes]:
         store.index.remove(gone)
         store.damaged.difference_update(gone)
     return gone
+
+
+def whole_below(store: ObjectStore, name: bytes, *, chunks: bool) -> bool:
+    """Whether all that recipe `name` needs is held, recipes below it included; chunks only if asked for."""
+    try:
+        recipe = parse_recipe(store.get(name))
+    except (Missing, Damaged, RemoteProtocolError):
+        return False
+    below = [child for _, child in recipe.iter_items() if child != HOLE]
+    if recipe.level > 1:
+        return all(whole_below(store, child, chunks=chunks) for child in below)
+    return not chunks or not store.missing(below)
 
 
 # -- the child
@@ -208,12 +222,17 @@ def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
-def _rows(reader: Reader) -> Iterator[Row]:
+def _rows(reader: Reader, newest: int) -> Iterator[Row]:
+    """Rows of complete images. A row of the newest one counts as open, also where an image that is still on
+    its way has closed it: that one may never be completed."""
     after: tuple[int, bytes, int] | None = None
     while page := reader.content_rows(after, _PAGE):
         for key, row in page:
             after = key
-            yield row
+            if row[1] <= newest < row[2]:
+                yield (row[0], row[1], OPEN, row[3], row[4])
+            elif row[1] <= newest:
+                yield row
 
 
 def _one_set(
@@ -235,7 +254,8 @@ def _one_set(
     try:
         with open_reader(Path(path)) as reader:
             walker = Walker(store.get, lacks, tell, chunks=not source or spools(reader, targets))
-            for row in _rows(reader):
+            newest = reader.newest()
+            for row in _rows(reader, newest.ordinal if newest is not None else 0):
                 if not walker.row(row):
                     rows += 1
                     spans.add((row[1], row[2]))

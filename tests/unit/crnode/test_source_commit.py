@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from store_samples import INCARNATION, SET, directory, file, small_store
+from store_samples import INCARNATION, SET, directory, file, random_chunks, small_store
 
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.job import Batch
@@ -77,6 +77,22 @@ def test_a_folder_that_cannot_be_taken_makes_no_images_for_ever(commit: SourceCo
     assert point is not None
     assert paths(commit, point) == [b"", b"g"]
     assert point.again == []
+
+
+def test_a_holder_has_the_bytes_that_are_wanted_and_no_older_ones(commit: SourceCommit) -> None:
+    old, new = random_chunks(2, 700)
+    first = finish(commit, [directory(b""), file(b"f", (old.id, 0), 700)])
+    for target in ("box2", "box3"):
+        assert first.image.id is not None
+        commit.acknowledged(target, first.image.id)
+    second = finish(commit, [file(b"f", (new.id, 0), 700)])
+    assert second.image.id is not None
+    commit.acknowledged("box3", second.image.id)
+    assert commit.leave_out(b"f", "box2") is None  # box3 has them
+    commit.acknowledged("box3", first.image.id)
+    point = commit.leave_out(b"f", "box2")
+    assert point is not None
+    assert paths(commit, point) == [b""]
 
 
 def test_rows_of_a_staged_image_make_a_tree_too(commit: SourceCommit) -> None:

@@ -1,0 +1,194 @@
+"""What an inventory concludes while the store and the catalog go on changing, and over restarts (rule 32)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from store_samples import INCARNATION, SET, digest_of, file, file_records, flip, random_chunks, with_writer
+from test_lost_content import Target
+
+import crnode.agent.inventory as module
+from crnode.agent.inventory import Report, Stocktaker
+from crnode.agent.maintenance import Maintenance
+from crnode.agent.sets import Sets
+from crnode.store.collect import CatalogRef
+from crnode.store.packs import Lane
+from crnode.store.store import Damaged
+from crnode.store.writer import Writer
+from crproto.ids import image_id
+from crproto.limits import DIGEST_SCHEME
+from crproto.messages import ImageBegin
+
+Work = Callable[[Stocktaker], Coroutine[Any, Any, Any]]
+
+
+def taking(target: Target, work: Work | None = None) -> Any:
+    """Run an inventory (or `work`) for a target that no other node can be asked by."""
+
+    async def run(writer: Writer) -> Any:
+        async def nothing(*_: object) -> dict[bytes, str]:
+            return {}
+
+        ref = CatalogRef(SET.hex(), target.catalog.path, False, (), target.catalog)
+        agent = SimpleNamespace(
+            store=target.store,
+            writer=writer,
+            links={},
+            sets=SimpleNamespace(catalogs={SET.hex(): target.catalog}, sources={}, targets={}),
+            healer=SimpleNamespace(fetch=nothing),
+            journal=SimpleNamespace(add=lambda *_: None),
+            document=SimpleNamespace(set_by_uuid=lambda _: None),
+        )
+        maintenance = SimpleNamespace(catalogs=lambda: [ref])
+        taker = Stocktaker(agent, maintenance)  # type: ignore[arg-type]
+        if work is not None:
+            return await work(taker)
+        return await taker.run(lambda _: None)
+
+    return with_writer(run)
+
+
+def reopened(target: Target, place: Path) -> Target:
+    """The same after a restart, with its doubts."""
+    entries, sequence = target.entries, target.sequence
+    target.store.close()
+    target.catalog.close()
+    again = Target(place)
+    again.entries, again.sequence = entries, sequence
+
+    async def look(writer: Writer) -> None:
+        sets = SimpleNamespace(store=again.store, writer=writer, doubted=lambda: None)
+        await Sets._compare_with_store(sets, again.catalog)  # type: ignore[arg-type]
+
+    with_writer(look)
+    return again
+
+
+def test_a_store_put_back_from_an_older_copy_is_doubted_however_it_grows(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    old, new = random_chunks(2, 700)
+    target.put([old])
+    assert target.push([file(b"a", (old.id, 0), 700)]) == []
+    target.store.close()
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    target = reopened(Target(tmp_path), tmp_path)
+    target.entries, target.sequence = {b"a": file(b"a", (old.id, 0), 700)}, 1
+    target.put([new])
+    assert target.push([file(b"a", (new.id, 0), 700)]) == []
+    target.store.close()
+    target.catalog.close()
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "copy").rename(tmp_path / "store")
+    target = reopened(Target(tmp_path), tmp_path)
+    assert target.catalog.suspect
+    for part in random_chunks(5, 700, seed=9):  # another set's push, before the look-up has come to its end
+        target.put([part])
+    target.store.sync()
+    target = reopened(target, tmp_path)
+    assert target.catalog.suspect
+    assert taking(target).left_count == 1
+    assert target.catalog.lacking == {b"a"}
+
+
+def test_a_recipe_that_comes_while_it_is_looked_for_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(tmp_path)
+    data = bytes(random_chunks(1, 100_000)[0].stored)
+    name, level, records = file_records(data)
+    target.put(records)
+    assert target.push([file(b"big", (name, level), len(data))]) == []
+    target.lose([r.id for r in records], {b"big"})
+    (recipe,) = [r for r in records if r.id == name]
+    real = module.take_inventory
+
+    async def with_a_session(*args: Any) -> AsyncIterator[Any]:
+        async for batch in real(*args):
+            await args[1].submit(
+                target.put, [recipe]
+            )  # what the source was asked for, before it is looked up
+            yield batch
+
+    monkeypatch.setattr(module, "take_inventory", with_a_session)
+    report = taking(target)
+    assert report.left_count == 3  # recipes below the one that came
+    assert target.catalog.lacking == {b"big"}
+    assert target.push([file(b"other", None, 0)]) != []
+
+
+def test_an_image_that_is_not_complete_hides_nothing_of_the_newest(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    old, new = random_chunks(2, 700)
+    target.put([old, new])
+    assert target.push([file(b"a", (old.id, 0), 700)]) == []
+    newest = target.catalog.newest()
+    assert newest is not None and newest.id is not None
+    changed = [file(b"a", (new.id, 0), 700)]
+    digest = digest_of(changed)
+    name = image_id(newest.id, SET, INCARNATION, 0, 2, 2, digest)
+    header = ImageBegin(
+        name, newest.id, newest.id, INCARNATION, 0, 2, 2, digest, 1, 1, 700, DIGEST_SCHEME, False, False
+    )
+    incoming = target.commit.begin(header)
+    target.commit.add(incoming, changed, [])
+    target.commit._spill(incoming)  # staged, and then cut off
+    target.store.index.remove([old.id])
+    target.store.cache._items.clear()
+    taking(target)
+    assert target.catalog.lacking == {b"a"}
+    assert target.push([file(b"b", None, 0)]) == [old.id]
+
+
+def test_damage_that_a_reader_met_is_known_after_a_restart(tmp_path: Path) -> None:
+    target = Target(tmp_path)
+    (a,) = random_chunks(1, 700)
+    target.put([a])
+    target.store.sync()
+    assert target.push([file(b"a", (a.id, 0), 700)]) == []
+    target.store.tick(force=True)
+    where = target.store.locate(a.id)
+    assert where is not None
+    flip(target.store.packs.path(where.pack), where.offset + where.size - 1)
+    target.store.cache._items.clear()
+    with pytest.raises(Damaged):
+        target.store.get(a.id)
+    taking(target)
+    assert target.push([file(b"b", None, 0)]) == [a.id]
+    target = reopened(target, tmp_path)
+    assert target.catalog.suspect
+    taking(target)
+    assert target.push([file(b"b", None, 0)]) == [a.id]
+    target.store.put([a], Lane.BULK, cache=False)
+    taking(target)
+    assert not target.catalog.suspect
+    assert target.push([file(b"b", None, 0)]) == []
+
+
+def test_what_is_met_damaged_while_an_inventory_walks_is_no_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(tmp_path)
+    needed, spare = random_chunks(2, 700)
+    target.put([needed, spare])
+    assert target.push([file(b"a", (needed.id, 0), 700)]) == []
+    target.store.damaged.add(spare.id)
+    real = module.take_inventory
+
+    async def with_a_reader(*args: Any) -> AsyncIterator[Any]:
+        async for batch in real(*args):
+            yield batch
+        target.store.damaged.add(needed.id)
+
+    monkeypatch.setattr(module, "take_inventory", with_a_reader)
+
+    async def work(taker: Stocktaker) -> list[bytes]:
+        report: Report = await taker.run(lambda _: None)
+        return await Maintenance.forget_garbage(SimpleNamespace(agent=taker.agent), report)  # type: ignore[arg-type]
+
+    assert taking(target, work) == [spare.id]
+    assert target.store.damaged == {needed.id}
