@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable
 
 from crnode.capture import scan
+from crnode.platform.python import python
 
 TOLD_MOST = 100_000  # paths that are remembered to tell what a scan found from what events told meanwhile
 
@@ -68,10 +68,7 @@ def _upwards(path: bytes) -> Iterable[bytes]:
 async def scan_set(request: str) -> list[bytes]:
     """Scan, and return the paths that differ. Raises OSError when the scan ended early."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "crnode.capture.scan",
-        request,
+        *python("-m", "crnode.capture.scan", request),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

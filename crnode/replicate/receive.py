@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from crnode.capture import scan
+from crnode.capture.scanning import scan_set
 from crnode.cluster.document import Mode, ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
@@ -634,21 +634,10 @@ class TargetSet:
             live.at,
             "",
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "crnode.capture.scan",
-            request,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, said = await process.communicate()
-        paths, _, ended = scan.decode_paths(out)
-        if not ended:
-            last = said.decode(errors="replace").strip().splitlines()
-            why = last[-1] if last else f"The scan ended with {process.returncode}."
-            raise CrnodeError("The live tree could not be scanned.", why)
+        try:
+            paths = await scan_set(request)
+        except OSError as error:
+            raise CrnodeError("The live tree could not be scanned.", error.strerror or "") from error
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
         report = await self._in_live(lambda: tree.repair(paths))

@@ -15,6 +15,8 @@ import struct
 import sys
 from typing import Any, NamedTuple, Self
 
+from crnode.platform.python import python
+
 _LENGTHS = struct.Struct(">II")
 _NICE = 10  # of children: anything that serves somebody goes first
 
@@ -40,7 +42,7 @@ class Child:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", self._module, json.dumps(self._request),
+            *python("-m", self._module, json.dumps(self._request)),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         return self

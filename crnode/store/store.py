@@ -12,7 +12,6 @@ import secrets
 import shutil
 import struct
 import subprocess
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import lmdb
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, free_bytes, fsync_dir
+from crnode.platform.python import python
 from crnode.store.fetch import CHUNK, RECIPE, Damaged, Missing, StoreReader, fetch, identify, sound
 from crnode.store.index import Index, unpack
 from crnode.store.packs import (
@@ -167,7 +167,7 @@ class ObjectStore:
             "import sys; from pathlib import Path; from crnode.store.index import Index\n"
             "index = Index(Path(sys.argv[1])); assert index.walk() == index.count(); index.positions()"
         )
-        done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, check=False)
+        done = subprocess.run(python("-c", code, str(place)), capture_output=True, check=False)
         return done.returncode == 0
 
     def _set_aside(self, place: Path) -> None:
