@@ -102,7 +102,8 @@ class Maintenance:
             spec = document.set_by_uuid(path.stem)
             source = spec is not None and spec.source == name
             targets = tuple(spec.targets) if spec is not None and source else ()
-            out.append(CatalogRef(path.stem, path, source, targets, self.agent.sets.catalogs.get(path.stem)))
+            held = self.agent.sets.catalogs.get(path.stem)
+            out.append(CatalogRef(path.stem, path, source, targets, held, removed=spec is None))
         return out
 
     def _waiting_manifests(self) -> list[tuple[bytes, int]]:

@@ -56,13 +56,15 @@ Progress = Callable[[dict[str, Any]], None]
 
 class CatalogRef(NamedTuple):
     """A catalog that is a root of collection. `source`: this node is the source of the set, `targets` its
-    targets; `catalog` is the open one, for dropping block hashes."""
+    targets; `catalog` is the open one, for dropping block hashes; `removed`: the set is not in the document
+    any more."""
 
     uuid: str
     path: Path
     source: bool = False
     targets: tuple[str, ...] = ()
     catalog: Catalog | None = None
+    removed: bool = False
 
 
 class Gone(NamedTuple):

@@ -82,7 +82,9 @@ async def take_inventory(
     request = {
         "store": str(store.directory),
         "damaged": len(damaged),
-        "catalogs": [[ref.uuid, str(ref.path), ref.source, list(ref.targets)] for ref in catalogs],
+        "catalogs": [
+            [ref.uuid, str(ref.path), ref.source, list(ref.targets), ref.removed] for ref in catalogs
+        ],
     }
     batch: list[Lacking] = []
     newest: dict[str, set[bytes]] = {}
@@ -236,7 +238,13 @@ def _rows(reader: Reader, newest: int) -> Iterator[Row]:
 
 
 def _one_set(
-    uuid: str, path: str, source: bool, targets: list[str], store: StoreReader, bad: set[bytes]
+    uuid: str,
+    path: str,
+    source: bool,
+    targets: list[str],
+    removed: bool,
+    store: StoreReader,
+    bad: set[bytes],
 ) -> tuple[int, bool]:
     """Walk one catalog and say what it lacks; returns (ids looked up, whether all could be followed)."""
 
@@ -253,7 +261,13 @@ def _one_set(
     spans: set[tuple[int, int]] = set()
     try:
         with open_reader(Path(path)) as reader:
-            walker = Walker(store.get, lacks, tell, chunks=not source or spools(reader, targets))
+            if removed and reader.meta("roots") is not None:
+                chunks = (
+                    False  # this node was its source: the chunks are in the files, and nobody waits for them
+                )
+            else:
+                chunks = not source or spools(reader, targets)
+            walker = Walker(store.get, lacks, tell, chunks=chunks)
             newest = reader.newest()
             for row in _rows(reader, newest.ordinal if newest is not None else 0):
                 if not walker.row(row):
@@ -284,8 +298,8 @@ def main() -> None:
         bad |= {bytes.fromhex(name) for name in child.receive()["ids"]}
     store = StoreReader(Path(body["store"]))
     ids, certain = 0, True
-    for uuid, path, source, targets in body["catalogs"]:
-        here, all_followed = _one_set(uuid, path, source, targets, store, bad)
+    for uuid, path, source, targets, removed in body["catalogs"]:
+        here, all_followed = _one_set(uuid, path, source, targets, removed, store, bad)
         ids += here
         certain = certain and all_followed
     child.say(event="end", ids=ids, certain=certain)
