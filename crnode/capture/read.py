@@ -266,8 +266,11 @@ class PathReader:
         parent = self._open_parent(path[: len(path) - len(name)], root_fd, head)
         link = None
         if info.st_nlink > 1:
-            if self._parent_info is not None and info.st_uid != self._parent_info.st_uid:
-                raise Unreadable("a hard link to a file of another owner than its directory's is not taken")
+            if self._parent_info is not None and _planted(info, self._parent_info):
+                raise Unreadable(
+                    "it is a hard link to a file of another owner, in a folder in which others than root may"
+                    " make links; make it a copy, or take their right to write from the folder"
+                )
             link = self.roots.root_index(path).to_bytes(2, "big") + info.st_ino.to_bytes(8, "big")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=parent)
@@ -506,6 +509,14 @@ class _Sink:
         named = self.builder.finish()
         self._drain()
         return named
+
+
+def _planted(file: os.stat_result, parent: os.stat_result) -> bool:
+    """Whether somebody may have linked a file here that is not theirs, so that it would be read for them
+    (rule 56). Where only root can make names nobody did. Group bits are the mask of an ACL, if there is
+    one."""
+    only_root = parent.st_uid == 0 and not parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return file.st_uid != parent.st_uid and not only_root
 
 
 def _segments(name: bytes, level: int, load: Load) -> Iterator[bytes]:

@@ -92,6 +92,7 @@ class LiveTree:
         self._cleared: set[bytes] = set()
         self.stopping = False  # set from outside: a move ends at its next path and is redone later
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
+        self._writing: TreeWriter | None = None  # while a move or a repair runs
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
 
@@ -235,10 +236,11 @@ class LiveTree:
         make_private_dir(self.place.temporary)
         root = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         temporary = os.open(self.place.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        writer = TreeWriter(root, temporary, self._load, self.policy)
+        writer = self._writing = TreeWriter(root, temporary, self._load, self.policy)
         try:
             yield writer
         finally:
+            self._writing = None
             writer.close()
             os.close(temporary)
             os.close(root)
@@ -254,6 +256,7 @@ class LiveTree:
         if self.archive:
             for path in gone:
                 self._prints.setdefault(path, self.reader.fingerprint(path))
+                self._cleared.add(path)  # what could not be held of it is nobody's concern any more
             return
         for path in sorted(gone, reverse=True):  # what is inside a directory comes before it
             self._guarded(path, partial(self._remove, writer, path))
@@ -300,7 +303,10 @@ class LiveTree:
     def _make_directory(self, writer: TreeWriter, path: bytes, entry: Entry) -> None:
         info = writer.lstat(path)
         if info is not None and not stat.S_ISDIR(info.st_mode):
-            self._clear_drift(writer, path, None)
+            if self.archive and self._ours(path, info, leaving=True):
+                self._rename_deleted(writer, path)
+            else:
+                self._clear_drift(writer, path, None)
         writer.directory(entry)
 
     def _write(self, writer: TreeWriter, entry: Entry, old: Entry | None, to: int) -> None:
@@ -310,6 +316,9 @@ class LiveTree:
         link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
         if info is not None and (not ours or stat.S_ISDIR(info.st_mode)):
             self._clear_drift(writer, entry.path, entry)
+        elif self.archive and info is not None and stat.S_ISLNK(info.st_mode) != (entry.kind == SYMLINK):
+            self._rename_deleted(writer, entry.path)
+            info, ours = None, False
         if entry.kind == SYMLINK:
             self._done(entry.path, writer.symlink(entry), entry)
             return
@@ -426,7 +435,8 @@ class LiveTree:
         self._report.set_aside.append(path)
 
     def _rename_deleted(self, writer: TreeWriter, path: bytes) -> None:
-        """An archive keeps a directory that a file now replaces, under a name that says so (rule 49)."""
+        """An archive keeps what something of another kind now replaces, under a name that says so (rule
+        49)."""
         parent, name = writer.parent(path)
         stamp = os.fsencode(time.strftime(" (deleted %Y-%m-%d %H.%M)"))
         other = name[: 255 - len(stamp)] + stamp
@@ -449,7 +459,31 @@ class LiveTree:
             self._guarded(path, partial(self._finish_directory, writer, entry))
 
     def _finish_directory(self, writer: TreeWriter, entry: Entry) -> None:
-        self._done(entry.path, writer.finish_directory(entry), entry)
+        try:
+            outcome = writer.finish_directory(entry)
+        except FileNotFoundError:  # it was taken away; what belongs into it is put back by the next repair
+            writer.directory(entry)
+            outcome = writer.finish_directory(entry)
+        self._done(entry.path, outcome, entry)
+
+    def _make_way(self, path: bytes) -> bool:
+        """An archive leaves a file or a link where the source deleted it: where a folder is to be by now, and
+        a path below it comes before the folder itself, it is kept under another name. False when there is
+        nothing of the kind."""
+        writer = self._writing
+        if not self.archive or writer is None:
+            return False
+        parts = path.split(b"/")[:-1]
+        for count in range(1, len(parts) + 1):
+            above = b"/".join(parts[:count])
+            info = writer.lstat(above)
+            if info is not None and not stat.S_ISDIR(info.st_mode):
+                known = self._known(above)
+                if known is None:
+                    return False  # not ours: reported
+                self._rename_deleted(writer, above)
+                return True
+        return False
 
     def _guarded(self, path: bytes, action: Callable[[], None]) -> None:
         """One path that cannot be written is reported and does not stop the rest (rule 68); a full disk
@@ -457,7 +491,12 @@ class LiveTree:
         if self.stopping:
             raise CrnodeError("The live tree stops here.", "", "It goes on where it was.")
         try:
-            action()
+            try:
+                action()
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR) or not self._make_way(path):
+                    raise
+                action()
         except OSError as error:
             if is_full(error):
                 raise full_error(self.place.destination, error) from error

@@ -179,6 +179,25 @@ def test_holes_stay_holes(source: Source) -> None:
     assert walked[-1][2] == HOLE
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files to other owners takes root")
+def test_a_foreign_hard_link_is_taken_where_only_root_can_have_made_it(source: Source) -> None:
+    path = source.root / "mail"
+    path.write_bytes(b"mail")
+    os.chown(path, 33, 33)
+    os.link(path, source.root / "link")
+    source.root.chmod(0o755)
+    entry, _ = source.take(b"mail")
+    assert source.bytes_of(entry, path) == b"mail"
+    for mode, owner in ((0o775, 0), (0o1777, 0), (0o755, 5)):
+        source.root.chmod(mode)
+        os.chown(source.root, owner, owner)
+        with pytest.raises(Unreadable, match="another owner"):
+            source.take(b"link")
+        source.reader.close()
+    os.chown(source.root, 33, 33)
+    assert source.take(b"link")[0].content == entry.content
+
+
 def test_hard_links_share_a_group(source: Source) -> None:
     (source.root / "a").write_bytes(b"x")
     os.link(source.root / "a", source.root / "b")
