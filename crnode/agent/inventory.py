@@ -45,13 +45,22 @@ class Report:
 
     ids: int = 0  # looked up
     found: int = 0  # lacking or damaged when it began
-    healed: dict[bytes, str] = field(default_factory=dict)  # id -> where it came from
+    healed: dict[bytes, str] = field(default_factory=dict)  # id -> where it came from, of the first
+    healed_count: int = 0
+    origins: set[str] = field(default_factory=set)
     left: dict[str, list[Lacking]] = field(default_factory=dict)  # set -> what nobody could give
     left_count: int = 0
     sets: dict[str, SetInventory] = field(default_factory=dict)
     certain: bool = False
     settled: bool = False  # the last round found the same as it ended: what was not met is here
     damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when the last round began
+
+    def note_healed(self, healed: dict[bytes, str]) -> None:
+        """These are whole again. A lost store may have millions: most are only counted."""
+        self.healed_count += len(healed)
+        self.origins.update(healed.values())
+        if len(self.healed) < NAMED:
+            self.healed |= healed
 
 
 class Stocktaker:
@@ -136,22 +145,23 @@ class Stocktaker:
         report = Report()
         agent = self.agent
         for _ in range(ROUNDS):
-            before = len(report.healed)
+            before = report.healed_count
             report.left, report.left_count, report.settled = {}, 0, True
             out = Inventory()
             async for batch in take_inventory(agent.store, agent.writer, self.maintenance.catalogs(), out):
                 real, came = await agent.writer.submit(self._still_lacking, batch)
                 # A recipe that came while the walk went on hid what lies below it.
                 report.settled = report.settled and not came
-                report.healed |= await self._heal(real)
+                healed = await self._heal(real)
+                report.note_healed(healed)
                 for one in real:
-                    if one.id not in report.healed:
+                    if one.id not in healed:
                         self._leave(report, one)
-                progress({"text": f"{len(report.healed)} objects healed, {report.left_count} lacking"})
+                progress({"text": f"{report.healed_count} objects healed, {report.left_count} lacking"})
             report.ids, report.sets, report.certain = out.ids, out.sets, out.certain
             report.damaged = out.damaged
-            report.found = len(report.healed) + report.left_count
-            if len(report.healed) == before and report.settled:
+            report.found = report.healed_count + report.left_count
+            if report.healed_count == before and report.settled:
                 return report
             report.settled = False
         return report
@@ -205,11 +215,11 @@ class Stocktaker:
         self.lacking = report.left_count > 0 or not report.settled
         if not self.lacking:
             self._wait, self._due = RETRY_FIRST, 0.0
-        if report.healed:
-            names = ", ".join(sorted(set(report.healed.values())))
+        if report.healed_count:
+            names = ", ".join(sorted(report.origins))
             agent.journal.add(
                 "healed",
-                f"{len(report.healed)} missing or damaged objects are whole again; they came from {names}.",
+                f"{report.healed_count} missing or damaged objects are whole again; they came from {names}.",
             )
         for uuid, catalog in list(agent.sets.catalogs.items()):
             left = report.left.get(uuid, [])

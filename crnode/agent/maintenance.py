@@ -219,7 +219,7 @@ class Maintenance:
             agent.journal.add(
                 "damage",
                 f"A scrub found {len(found.damaged)} damaged and {report.found} lacking objects that versions"
-                f" need; {len(report.healed)} were healed, {report.left_count} were not.",
+                f" need; {report.healed_count} were healed, {report.left_count} were not.",
             )
         return {
             "objects": found.objects, "bytes": found.bytes, "damaged": rows, "looked_up": report.ids,

@@ -29,6 +29,7 @@ from crproto.ids import HOLE
 
 _PAGE = 2000
 _SPANS = 1000  # intervals of images gathered before they are merged
+_REMEMBERED = 1_000_000  # ids that a walk remembers: a lost store may have names of many more
 _BATCH = 2000  # lacking ids handed over at a time
 MANIFEST = 2  # a third kind beside CHUNK and RECIPE
 
@@ -183,6 +184,8 @@ class Walker:
 
     def _note(self, name: bytes, kind: int, row: Row) -> None:
         newest = row[2] == OPEN
+        if len(self._told) >= _REMEMBERED:
+            self._told.clear()  # then some are told again, and by then they are here or lacking still
         if name not in self._told or (newest and not self._told[name]):
             self._told[name] = newest
             self._tell(name, kind, row)
@@ -207,6 +210,9 @@ class Walker:
                     whole = self._recipe(below, level - 1, row) and whole
                 elif self._chunks and below != HOLE:
                     whole = self._chunk(below, row) and whole
+        if len(self._whole) >= _REMEMBERED:
+            self._whole.clear()  # then some are walked again
+            self._for_newest.clear()
         self._whole[name] = whole
         if not whole and newest:
             self._for_newest.add(name)
