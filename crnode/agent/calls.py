@@ -191,8 +191,9 @@ class Calls:
             raise CrnodeError(f"Set {spec.name} cannot be received by {self.agent.node.name}.", why)
         running = self._source(spec)
         await asyncio.to_thread(_check_source, spec)
+        if running.source.state in WAITS_FOR_A_PERSON:
+            self._accepted[spec.uuid] = time.monotonic()
         running.source.accept()
-        self._accepted[spec.uuid] = time.monotonic()
         self.agent.journal.add("source", f"Set {running.spec.name}: a person accepted the source as it is.")
         return {"accepted": running.spec.name}
 
@@ -294,6 +295,8 @@ class Calls:
                 now = time.monotonic()
                 # What a person has just accepted shows so only after a scan, which takes its time.
                 accepted = now - self._accepted.get(spec.uuid, -SYNC_SECONDS) < SYNC_SECONDS
+                if source.state == "ok":
+                    self._accepted.pop(spec.uuid, None)
                 if source.state not in WAITS_FOR_A_PERSON or accepted:
                     since = None
                 elif since is None:
@@ -306,6 +309,7 @@ class Calls:
                         ExitCode.BEHIND,
                     )
             scan.result()
+            self._accepted.pop(spec.uuid, None)
         finally:
             scan.cancel()
 

@@ -112,8 +112,10 @@ def named(problems: Iterable[tuple[bytes, str]]) -> list[Out]:
 
 
 def _plain(reason: str) -> str:
-    """The protocol's own words name the path as Python does; it stands beside the reason already."""
-    return _QUOTED.sub("it", reason)
+    """The protocol's own words name the path as Python does; it stands beside the reason already. And no
+    file system gives a mode or a number of an owner that is out of bounds."""
+    said = _QUOTED.sub("it", reason)
+    return said.replace("mode, owner or time of it is", "its time of last change, or its owner's name, is")
 
 
 def _quality(flags: int) -> str:

@@ -84,14 +84,16 @@ def join_cluster(
         with joiner.prepare():
             return asyncio.run(_join(joiner, listen or done.node.listen, advertise, report))
     except CrnodeError as error:
+        way = (
+            "To change it, stop this node's agent and repeat 'crnode join' with the token that it joined"
+            " with, while that is good and the master answers. Where the agent listens, but not where it is"
+            f" called, can also be said with: crnode --role {done.node.role.value} --listen HOST:PORT"
+        )
         raise CrnodeError(
             f"'{done.node.name}' has joined already, and its new address was not taken: it listens at"
             f" {done.node.listen} and is called at {done.node.advertise} as before. {error.what}",
             error.why,
-            f"{error.hint} The address is changed by repeating 'crnode join' with the very token of this node"
-            " while that is good and the master answers, and with this node's agent stopped; where the agent"
-            " listens alone also by: crnode --role"
-            f" {done.node.role.value} --listen HOST:PORT".lstrip(),
+            f"{error.hint} {way}".strip(),
             error.exit_code,
         ) from error
 

@@ -121,6 +121,14 @@ def test_exit_codes_of_findings(agent: Agent, capsys: pytest.CaptureFixture[str]
     agent.answers["sync"] = CrnodeError("Not in sync.", "box2 is off.", "Start it.", ExitCode.BEHIND)
     assert main(["sync", "web"]) == ExitCode.BEHIND
     assert "Not in sync. box2 is off. Start it." in capsys.readouterr().err
+    lacking = {"node": "box2", "ok": False, "reason": "", "unapplied": 2}
+    agent.answers["sync"] = {**ANSWERS["sync"], "targets": [lacking], "left_out": 3}
+    assert main(["sync", "web"]) == main(["sync", "web", "--json"]) == ExitCode.BEHIND
+    said = "In sync, except 3 paths that the source could not take and 2 paths that box2 cannot hold:"
+    assert said in capsys.readouterr().out
+    agent.answers["sync"] = {**ANSWERS["sync"], "targets": [{**lacking, "ok": True}]}  # an archive
+    assert main(["sync", "web"]) == 0
+    capsys.readouterr()
 
 
 def test_errors_are_json_with_json_and_a_sentence_without(
