@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent import doctor, status
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.restore import Restore
 from crnode.agent.sets import RunningSource
-from crnode.cluster.document import ReplicationSet, Role
+from crnode.cluster.document import Mode, ReplicationSet, Role
 from crnode.cluster.membership import SetSpec, add_set, remove_node, remove_set
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
@@ -32,6 +34,10 @@ Handler = Callable[[Args, Progress], Awaitable[Args]]
 SYNC_SECONDS = 60.0
 BEGIN_WAITS, BEGIN_WAIT_SECONDS = 100, 0.05
 SETTLE_SECONDS = 10.0  # a target that has the image and cannot show it gets so long for what passes by itself
+GRACE_SECONDS = 2.5  # a source that is missing or emptied for so long is not only passing by
+WAITS_FOR_A_PERSON = ("root missing", "emptied")
+EXAMPLES = 5  # paths that an answer names of many
+ALL = 1_000_000  # paths that are counted
 VERDICTS = ("untested", "good", "suspect", "bad")
 
 
@@ -42,6 +48,7 @@ class Calls:
         self.agent = agent
         self.restore = Restore(agent)
         self.maintenance = Maintenance(agent)
+        self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
     def control_handlers(self) -> dict[str, Handler]:
         """For the control socket: whoever can open it owns the node."""
@@ -175,10 +182,17 @@ class Calls:
         spec = self._set(str(args["set"]))
         target = self.agent.sets.targets.get(spec.uuid)
         if target is not None:
+            text = await asyncio.to_thread(_what_is_accepted, spec.name, target.target.destination)
             target.target.accept()
             self.agent.journal.add("live", f"Set {spec.name}: a person accepted the destination as it is.")
-            return {"accepted": spec.name}
+            return {"accepted": spec.name, "text": text}
+        if spec.source != self.agent.node.name:
+            why = self.agent.sets.refused.get(spec.uuid, "It is being started.")
+            raise CrnodeError(f"Set {spec.name} cannot be received by {self.agent.node.name}.", why)
         running = self._source(spec)
+        await asyncio.to_thread(_check_source, spec)
+        if running.source.state in WAITS_FOR_A_PERSON:
+            self._accepted[spec.uuid] = time.monotonic()
         running.source.accept()
         self.agent.journal.add("source", f"Set {running.spec.name}: a person accepted the source as it is.")
         return {"accepted": running.spec.name}
@@ -231,15 +245,16 @@ class Calls:
         deadline = begun + seconds
         try:
             async with asyncio.timeout(seconds):
-                await running.source.scan_now()
+                await self._captured(running)
         except TimeoutError:
             state, detail = running.source.state, running.source.detail
             raise CrnodeError(
                 f"Set {spec.name} could not be captured within {seconds:.0f} s.",
                 f"Its source is in state '{state}'. {detail}".strip(),
-                "See crnode status.",
+                status.advice(spec.name, state, detail) or "See crnode status.",
                 ExitCode.BEHIND,
             ) from None
+        lost = await self.agent.writer.submit(running.source.catalog.lost, ALL)
         newest = running.source.newest
         sequence = newest.sequence if newest is not None else 0
         results = await asyncio.gather(
@@ -251,8 +266,12 @@ class Calls:
             "sequence": sequence,
             "digest": newest.digest.hex() if newest is not None else "",
             "seconds": time.monotonic() - begun,
+            "ok": all(r["ok"] for r in results),
+            "left_out": len(lost),
+            "left_out_examples": status.named(lost[:EXAMPLES]),
         }
-        missing = [r for r in results if not r["ok"]]
+        # A mirror that shows all but some paths is no failure of the call: the answer says what it lacks.
+        missing = [r for r in results if not r["ok"] and not r.get("unapplied")]
         if missing:
             said = "; ".join(f"{r['node']}: {r['reason']}" for r in missing)
             raise CrnodeError(
@@ -262,6 +281,37 @@ class Calls:
                 ExitCode.BEHIND,
             )
         return out
+
+    async def _captured(self, running: RunningSource) -> None:
+        """Wait until everything written before the call is in an image. CrnodeError(BEHIND) as soon as it is
+        sure that a person has to do something first: that the source is missing may pass by within seconds,
+        but waiting longer brings nothing."""
+        spec, source = running.spec, running.source
+        scan = asyncio.ensure_future(source.scan_now())
+        since: float | None = None
+        try:
+            while not scan.done():
+                await asyncio.wait((scan,), timeout=0.1)
+                now = time.monotonic()
+                # What a person has just accepted shows so only after a scan, which takes its time.
+                accepted = now - self._accepted.get(spec.uuid, -SYNC_SECONDS) < SYNC_SECONDS
+                if source.state == "ok":
+                    self._accepted.pop(spec.uuid, None)
+                if source.state not in WAITS_FOR_A_PERSON or accepted:
+                    since = None
+                elif since is None:
+                    since = now
+                elif now - since >= GRACE_SECONDS:
+                    raise CrnodeError(
+                        f"Set {spec.name} cannot be captured: {status.shown_state(source.state)}.",
+                        source.detail,
+                        status.advice(spec.name, source.state, source.detail),
+                        ExitCode.BEHIND,
+                    )
+            scan.result()
+            self._accepted.pop(spec.uuid, None)
+        finally:
+            scan.cancel()
 
     async def _sync_target(
         self, running: RunningSource, name: str, sequence: int, deadline: float, progress: Progress
@@ -299,14 +349,16 @@ class Calls:
         if put_right := int(str(answer.get("put_right", 0))):
             said.append(f"{put_right} local changes were put right")
         if unapplied := int(str(answer.get("unapplied", 0))):
-            said.append(f"{unapplied} paths cannot be held there, see crnode status")
+            said.append(f"{counted(unapplied)} cannot be held there, see crnode status")
         reason = "; ".join(said)
         return {
             "node": name,
-            "ok": True,
+            # An archive is there for its versions, which have all; a mirror shall show what the source has.
+            "ok": not unapplied or running.spec.targets[name].mode is not Mode.MIRROR,
             "reason": reason,
             "digest": answer.get("digest"),
-            "unapplied": answer.get("unapplied"),
+            "unapplied": unapplied,
+            "unapplied_examples": answer.get("problems", []),
         }
 
     async def _peer_settle(self, sender: str, args: Args) -> Args:
@@ -330,6 +382,7 @@ class Calls:
             "put_right": len(report.put_right),
             "digest": newest.digest.hex() if newest is not None else "",
             "unapplied": running.target.status.unapplied,
+            "problems": status.named(running.target.status.problems[:EXAMPLES]),
         }
 
     # -- versions
@@ -439,6 +492,65 @@ class Calls:
 
     async def _doctor(self, args: Args, progress: Progress) -> Args:
         return {"checks": await doctor.checks(self.agent)}
+
+
+def _check_source(spec: ReplicationSet) -> None:
+    """CrnodeError(REFUSED) when a path of the source is no directory: what is accepted has to be there, or
+    the consent would be used for whatever appears there later, the bare mount point of a disk for one."""
+    for path in spec.paths:
+        if not os.path.isdir(path):
+            raise CrnodeError(
+                f"The source of set {spec.name} was not accepted.",
+                f"There is no folder {path} that could count as it is.",
+                "Mount the disk or bring the folder back; if the set is to be emptied, make an empty folder"
+                " there and repeat this.",
+                ExitCode.REFUSED,
+            )
+
+
+def _what_is_accepted(name: str, destination: Path) -> str:
+    """What accepting a destination will do, for the person who does. CrnodeError(REFUSED) while it is nothing
+    that could become one: the consent would wait and be used for what comes later."""
+    what = f"The destination of set {name} was not accepted."
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        kind = "a symbolic link" if destination.is_symlink() else "not a folder"
+        raise CrnodeError(
+            what,
+            f"{destination} is {kind}, and crnode writes only into real folders.",
+            "Move it away and repeat this; without anything there the folder is made anew.",
+            ExitCode.REFUSED,
+        )
+    try:
+        there = sum(1 for child in destination.iterdir() if child.name != ".crnode")
+    except FileNotFoundError:
+        above = next(place for place in destination.parents if place.exists())
+        if not above.is_dir():
+            raise CrnodeError(
+                what,
+                f"{destination} cannot be made: {above} is not a folder.",
+                "Move that away and repeat this.",
+                ExitCode.REFUSED,
+            ) from None
+        return f"There is no {destination}: it is made, and everything of the newest image is written there."
+    except OSError as error:
+        raise CrnodeError(
+            what,
+            f"{destination} cannot be looked into: {error.strerror or error}.",
+            "Let the agent's user read it, and repeat this.",
+            ExitCode.REFUSED,
+        ) from error
+    if not there:
+        return f"{destination} is empty: everything of the newest image is written there."
+    return (
+        f"{destination} is brought to the newest image; where it is another folder than the one that was"
+        " prepared, what it holds now is first moved aside, to '.crnode"
+        f"-{destination.name}/aside' beside it (in '.crnode/aside' where it is a mount point)."
+    )
+
+
+def counted(paths: int) -> str:
+    """'1 path', '2 paths'."""
+    return f"{paths} path{'' if paths == 1 else 's'}"
 
 
 def _check_known(name: str, path: str | None, answers: list[Args], silent: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from crnode.agent.links import OFFSET_WARNING_S
+from crnode.agent.status import FOLLOWING, advice, named, shown_state
 from crnode.cluster.identity import valid_until_ns
 from crnode.cluster.node_file import CERTIFICATE_FILE
 from crnode.errors import CrnodeError
@@ -19,9 +20,10 @@ from crnode.store.reader import MINIMUM_SQLITE
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
-    from crnode.agent.sets import RunningTarget
+    from crnode.agent.sets import RunningSource, RunningTarget
 
 Check = dict[str, Any]
+LOST_KNOWN = 100  # paths that are left out and that a source keeps at hand
 
 
 def _check(name: str, ok: bool | None, text: str, hint: str = "") -> Check:
@@ -151,19 +153,21 @@ def _sets(agent: Agent) -> list[Check]:
                 f"set {running.spec.name}",
                 fine,
                 f"Source: {running.source.state}. {running.source.detail}".strip(),
+                advice(running.spec.name, running.source.state),
             )
         )
+        if running.source.lost:
+            out.append(_left_out(running))
         for name, (push, _) in running.pushes.items():
-            out.append(
-                _check(
-                    f"set {running.spec.name} to {name}",
-                    push.state in ("in sync", "behind", "copying", "waiting"),
-                    f"{push.state}. {push.reason}".strip(),
-                )
-            )
+            well: bool | None = push.state in ("in sync", "behind", "copying", "waiting")
+            text = f"{push.state}. {push.reason}".strip()
+            if push.state == "in sync" and running.source.state not in FOLLOWING:
+                well = None
+                text = f"{shown_state(running.source.state)}. {name} has all that was captured before."
+            out.append(_check(f"set {running.spec.name} to {name}", well, text))
     for target in agent.sets.targets.values():
-        if (advice := _mount_options(target)) is not None:
-            out.append(advice)
+        if (mount := _mount_options(target)) is not None:
+            out.append(mount)
         status = target.target.status
         if status.lacking or status.live:
             out.append(
@@ -178,11 +182,25 @@ def _sets(agent: Agent) -> list[Check]:
                 _check(
                     f"live tree {target.spec.name}",
                     None,
-                    f"{target.target.status.unapplied} paths cannot be represented here.",
+                    f"{target.target.status.unapplied} paths cannot be held here.",
                     "See crnode status.",
                 )
             )
     return out
+
+
+def _left_out(running: RunningSource) -> Check:
+    """Paths that are in no copy; `lost` holds the first ones."""
+    lost = running.source.lost
+    first = named(lost[:1])[0]
+    many = f"{len(lost)} paths are" if len(lost) > 1 else "1 path is"
+    return _check(
+        f"set {running.spec.name} left out",
+        None,
+        f"{many if len(lost) < LOST_KNOWN else f'At least {many}'} in no copy. {first['path']}:"
+        f" {first['reason']}.".replace("..", "."),
+        "See crnode status; exclude what need not be copied.",
+    )
 
 
 def _mount_options(target: RunningTarget) -> Check | None:

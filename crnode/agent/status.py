@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.links import OFFSET_WARNING_S
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 Out = dict[str, Any]
 ANSWER_SECONDS = 2.0
+FOLLOWING = ("ok", "scanning", "capturing", "starting", None)
+"""States of a source that follows its files, or of which nothing is known here."""
+_QUOTED = re.compile(r"""(?:the \w+ )?\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 
 def nodes(agent: Agent) -> list[Out]:
@@ -63,7 +68,7 @@ def _source(agent: Agent, running: RunningSource) -> Out:
     source = running.source
     newest = source.newest
     now = time.time_ns()
-    problems = [{"path": p.decode("utf-8", "replace"), "reason": r} for p, r in source.lost[:20]]
+    problems = named(source.lost[:20])
     return {
         "state": source.state,
         "detail": source.detail,
@@ -78,6 +83,39 @@ def _source(agent: Agent, running: RunningSource) -> Out:
         "problem_count": len(source.lost),
         "targets": {name: _push(running, name) for name in running.pushes},
     }
+
+
+def shown_state(state: str) -> str:
+    """What a target's row shows while its source does not follow its files: that the target has all which
+    was captured is true then, and no comfort."""
+    return "source missing" if state == "root missing" else f"source {state}"
+
+
+def advice(name: str, state: str, detail: str = "") -> str:
+    """What a person can do about a source in `state`, '' where nothing is known that helps or `detail`, which
+    is shown before it, says so already."""
+    if f"crnode set rebase {name}" in detail:
+        return ""
+    if state == "root missing":
+        return (
+            "Mount the disk or bring the folder back; if what is there now is meant:"
+            f" crnode set rebase {name}"
+        )
+    if state == "emptied":
+        return f"Bring the files back; if they were deleted on purpose: crnode set rebase {name}"
+    return ""
+
+
+def named(problems: Iterable[tuple[bytes, str]]) -> list[Out]:
+    """Paths with the reason of each, as answers carry them."""
+    return [{"path": path.decode("utf-8", "replace"), "reason": _plain(reason)} for path, reason in problems]
+
+
+def _plain(reason: str) -> str:
+    """The protocol's own words name the path as Python does; it stands beside the reason already. And no
+    file system gives a mode or a number of an owner that is out of bounds."""
+    said = _QUOTED.sub("it", reason)
+    return said.replace("mode, owner or time of it is", "its time of last change, or its owner's name, is")
 
 
 def _quality(flags: int) -> str:
@@ -121,7 +159,7 @@ async def _target(agent: Agent, running: RunningTarget) -> Out:
         "bytes": newest.bytes if newest else 0,
         "lacking": target.status.lacking,
         "unapplied": target.status.unapplied,
-        "problems": [{"path": p.decode("utf-8", "replace"), "reason": r} for p, r in target.status.problems],
+        "problems": named(target.status.problems),
         "set_aside": target.status.set_aside,
     }
 
@@ -175,9 +213,12 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
             state == "in sync" and there.get("state") == "live tree waits"
         ):
             state, reason = there["state"], there["reason"]
+        lag = push.get("lag_s")
+        if state == "in sync" and source.get("state") not in FOLLOWING:
+            state, lag = shown_state(source["state"]), None
+            reason = source.get("detail", "")
         if there.get("lacking"):
             warnings.append(f"Set {spec.name} on {name}: {there['lacking']}")
-        lag = push.get("lag_s")
         if lag is not None and lag > safe:
             warnings.append(f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {safe:g} s).")
         targets.append(
@@ -206,8 +247,10 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
             warnings.append(f"Set {spec.name}: {name} cannot hold {problem['path']}: {problem['reason']}")
     if not spec.targets:
         warnings.append(f"Set {spec.name} has no target: nothing of it is copied anywhere.")
-    if source.get("state") not in ("ok", "scanning", "capturing", "starting", None):
-        warnings.append(f"Set {spec.name}: {source['state']}. {source.get('detail', '')}".strip())
+    if source.get("state") not in FOLLOWING:
+        detail = source.get("detail", "")
+        said = (f"Set {spec.name}: {source['state']}.", detail, advice(spec.name, source["state"], detail))
+        warnings.append(" ".join(part for part in said if part))
     return {
         "name": spec.name,
         "uuid": spec.uuid,

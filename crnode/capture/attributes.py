@@ -11,6 +11,8 @@ import struct
 from functools import lru_cache
 
 from crproto.entries import Extra
+from crproto.errors import RemoteProtocolError
+from crproto.limits import I64_MAX, I64_MIN
 
 ACL_ACCESS = "system.posix_acl_access"
 ACL_DEFAULT = "system.posix_acl_default"
@@ -103,7 +105,10 @@ def acl_to_bytes(acl: Acl) -> bytes:
 
 
 def read_extra(fd: int, info: os.stat_result, link: bytes | None, *, fuzzy: bool = False) -> Extra:
-    """xattrs and ACLs of the open file or directory `fd`. Raises OSError only for a disk that cannot read."""
+    """xattrs and ACLs of the open file or directory `fd`. Raises OSError only for a disk that cannot read,
+    RemoteProtocolError for a time that no entry can carry: here it can still be said that it is the time."""
+    if not I64_MIN <= info.st_mtime_ns <= I64_MAX:
+        raise RemoteProtocolError("its time of last change is not in the years 1677 to 2262")
     try:
         names = os.listxattr(fd)
     except OSError as error:

@@ -35,6 +35,11 @@ def data_dir(data: Path | None) -> Path:
     """
     if given := data or _chosen:
         return given.expanduser().absolute()
+    return usual_data_dir()
+
+
+def usual_data_dir() -> Path:
+    """The data directory where none is named: what a command without --data finds."""
     if named := os.environ.get("CRNODE_DATA"):
         return Path(named).expanduser().absolute()
     return Path("/var/lib/crnode") if os.geteuid() == 0 else Path.home() / ".local/share/crnode"

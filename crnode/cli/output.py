@@ -24,8 +24,8 @@ MOMENT_S = 0.5
 """A call that takes longer shows that it is under way."""
 
 _GOOD = frozenset({"up", "self", "in sync", "clean", "good", "ok", "yes"})
-_BAD = frozenset({"down", "refused", "full", "bad", "failed", "damaged", "offline", "no"})
-_FAIR = frozenset({"behind", "copying", "paused", "rolling", "fuzzy", "suspect", "unsure"})
+_BAD = frozenset({"down", "refused", "full", "bad", "failed", "damaged", "offline", "no", "source missing"})
+_FAIR = frozenset({"behind", "copying", "paused", "rolling", "fuzzy", "suspect", "unsure", "incomplete"})
 
 
 def open_streams() -> None:

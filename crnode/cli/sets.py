@@ -191,10 +191,11 @@ def rebase(
         answer = ask(data, "set.rebase", {"name": name, "node": node} if node else {"name": name}, report)
     if as_json:
         print_json(answer)
-    elif node:
-        show(f"The destination of '{name}' on {node} is taken as it is now and brought to the newest image.")
+    elif node and (text := answer.get("text")):
+        show(f"The destination of '{name}' on {node} is taken as it is now. {text}")
     else:
-        show(f"The source of '{name}' counts as it is now; its changes go to the targets.")
+        whose = f"'{name}' on {node}" if node else f"'{name}'"
+        show(f"The source of {whose} counts as it is now; its changes go to the targets.")
 
 
 def _confirm(name: str, confirmed: str | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crnode.cli.common import Data, Json, ask, data_dir
+from crnode.cli.common import Data, Json, ask, data_dir, usual_data_dir
 from crnode.cli.output import moment, print_json, print_warning, progress, show
 from crnode.errors import CrnodeError, ExitCode
 
@@ -43,11 +45,12 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a new cluster; this node becomes its master."""
-    from crnode.cluster.create import choose_places, create_cluster
+    from crnode.cluster.create import check_places, choose_places, create_cluster
     from crnode.cluster.sizes import parse_quota, set_quota
 
     place = data_dir(data)
     places = choose_places(listen, advertise)
+    check_places(listen, advertise)
     most = parse_quota(quota) if quota is not None else None
     document = create_cluster(place, name, cluster or name, places, time.time_ns())
     if most is not None:
@@ -74,8 +77,13 @@ def init(
         f"The cluster '{document.name}' was made; its master is '{name}' at {places.advertise}, data in "
         f"{place}.",
         f"Start the agent:   {start}",
-        "Then invite others: crnode invite NAME --role replica",
+        f"Then invite others: crnode invite NAME --role replica{_elsewhere(place)}",
     )
+
+
+def _elsewhere(place: Path) -> str:
+    """What a command has to be given besides when a node lies at `place`, where it is not looked for."""
+    return "" if place == usual_data_dir() else f" --data {shlex.quote(str(place))}"
 
 
 def parse_span(text: str) -> int:
@@ -113,8 +121,9 @@ def invite(
 def join(
     token: Annotated[str, typer.Argument(help="What 'crnode invite' printed on the master.")],
     listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where the agent listens.")
-    ] = "0.0.0.0:7400",
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the agent listens (default: 0.0.0.0:7400)."),
+    ] = None,
     advertise: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where the other nodes call it (default: found out)."),
@@ -146,6 +155,7 @@ def join(
                 "address": node.advertise,
                 "start": start,
                 "already": joined.already,
+                "moved": joined.moved,
                 "warnings": list(joined.warnings),
             }
         )
@@ -153,6 +163,8 @@ def join(
     for warning in joined.warnings:
         print_warning(warning)
     done = "had joined already" if joined.already else "joined"
+    if joined.moved:
+        done = "has a new address now in"
     show(
         f"'{node.name}' {done} the cluster '{joined.document.name}' as {node.role.value}, reached at "
         f"{node.advertise}.",

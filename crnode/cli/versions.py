@@ -25,16 +25,18 @@ def sync(
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait.")] = 60.0,
     data: Data = None,
     as_json: Json = False,
-) -> None:
-    """Wait until every target has what the set holds now. Exit code 5 when one has not."""
+) -> int:
+    """Wait until every target has what the set holds now. Exit code 5 when one has not, or when a mirror
+    cannot hold some of it."""
     with progress(f"Synchronising {name}", as_json) as report:
         # The agent keeps the time; the silence allowed here only notices an agent that hangs.
         answer = ask(data, "sync", {"set": name, "timeout_s": timeout}, report, timeout_s=timeout + 30)
+    code = int(ExitCode.OK if all(target["ok"] for target in answer["targets"]) else ExitCode.BEHIND)
     if as_json:
         print_json(answer)
-        return
+        return code
     rows = [
-        (target["node"], "in sync" if target["ok"] else "behind", target.get("reason"))
+        (target["node"], "in sync" if target["ok"] else "incomplete", target.get("reason"))
         for target in answer["targets"]
     ]
     show(
@@ -45,6 +47,38 @@ def sync(
             "It has no targets.",
         )
     )
+    if lacking := _lacking(answer):
+        show(lacking)
+        for whose, item in _examples(answer):
+            show(f"{whose}: {item.get('path')}: {item.get('reason')}")
+    return code
+
+
+def _lacking(answer: dict[str, Any]) -> str:
+    """What the copies do not show though all is in sync, as a sentence; '' when that is nothing."""
+    said = []
+    if left_out := int(answer.get("left_out") or 0):
+        said.append(f"{_paths(left_out)} that the source could not take")
+    for target in answer["targets"]:
+        if unapplied := int(target.get("unapplied") or 0):
+            said.append(f"{_paths(unapplied)} that {target['node']} cannot hold")
+    return f"In sync, except {' and '.join(said)}: see crnode status." if said else ""
+
+
+def _examples(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The first few of them, each with who it is that lacks it."""
+    return [
+        *(("left out", item) for item in answer.get("left_out_examples", [])[:3]),
+        *(
+            (target["node"], item)
+            for target in answer["targets"]
+            for item in target.get("unapplied_examples", [])[:3]
+        ),
+    ]
+
+
+def _paths(count: int) -> str:
+    return f"{count} path{'' if count == 1 else 's'}"
 
 
 def split_place(text: str) -> tuple[str, str | None]:

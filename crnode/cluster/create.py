@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -76,6 +77,51 @@ def choose_places(listen: str, advertise: str | None, local_ip: str | None = Non
             f"The other nodes are told to call {called}, which only this machine can reach; see --advertise."
         )
     return Places(join_address(host, port), join_address(called, port), warning)
+
+
+def check_places(listen: str, advertise: str | None) -> None:
+    """Look both addresses up on this machine; they must have the right form (:func:`choose_places`).
+    CrnodeError(USAGE) when nothing could ever listen or call there: said before a cluster or a token is used
+    for it.
+    """
+    host, _ = split_address(listen)
+    if host not in _EVERYWHERE and not any(_ours(place) for place in _lookup(host, f"--listen {listen}")):
+        raise CrnodeError(
+            f"crnode could not listen at {listen}.",
+            "This machine does not have that address.",
+            "Give --listen an address of this machine (ip address shows them), or leave it out to listen on"
+            " all of them; how others call it, through a router for one, is for --advertise.",
+            ExitCode.USAGE,
+        )
+    if advertise is not None:
+        _lookup(split_address(advertise)[0], f"--advertise {advertise}")
+
+
+def _lookup(host: str, option: str) -> list[tuple[socket.AddressFamily, Any]]:
+    """The addresses of `host` as sockets take them. CrnodeError(USAGE) when the name has none."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        said = error.strerror if isinstance(error, socket.gaierror) else str(error)
+        raise CrnodeError(
+            f"The address of '{option}' cannot be used.",
+            f"No machine called '{host}' is known here: {said}.",
+            "Give an IP address and a port, like 192.168.1.10:7400, or a name that resolves.",
+            ExitCode.USAGE,
+        ) from error
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def _ours(found: tuple[socket.AddressFamily, Any]) -> bool:
+    """Whether this machine has the address: asked by binding to a free port of it, so that nobody is
+    disturbed."""
+    family, place = found
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(place)
+    except OSError as error:
+        return error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL)
+    return True
 
 
 def bad_address(error: ValueError) -> CrnodeError:

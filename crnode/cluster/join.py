@@ -173,12 +173,15 @@ def _node(
 
 
 class Joined(NamedTuple):
-    """How a join ended. `already` when this very node had joined before; `warnings` are sentences."""
+    """How a join ended. `already` when this very node had joined before, `moved` when it has another address
+    now; `warnings` are sentences.
+    """
 
     document: ClusterDocument
     node: NodeFile
     already: bool
     warnings: tuple[str, ...]
+    moved: bool = False
 
 
 class Joiner:
@@ -267,16 +270,20 @@ class Joiner:
                 "Make a new token on the master and try again.",
                 ExitCode.REFUSED,
             )
-        me = NodeFile(
-            name=node.name,
-            role=node.role,
-            cluster=document.id,
-            incarnation=node.incarnation,
-            machine_id=machine_id(),
-            listen=places.listen,
-            advertise=places.advertise,
-            hash_seed=secrets.randbits(64),
-        )
+        before = read_node_file(self.data) if (self.data / NODE_FILE).exists() else None
+        if before is None:
+            me = NodeFile(
+                name=node.name,
+                role=node.role,
+                cluster=document.id,
+                incarnation=node.incarnation,
+                machine_id=machine_id(),
+                listen=places.listen,
+                advertise=places.advertise,
+                hash_seed=secrets.randbits(64),
+            )
+        else:  # only its address is new: what it has stored goes with the rest of its node file
+            me = before.model_copy(update={"listen": places.listen, "advertise": places.advertise})
         try:
             make_private_dir(self.data / "ca")
             atomic_write(self.data / CA_CERTIFICATE_FILE, ca_pem)
@@ -286,7 +293,8 @@ class Joiner:
         except OSError as error:
             raise cannot_write(self.data, error) from error
         warnings = [places.warning, clock_warning(master_clock_ns, own_clock_ns)]
-        return Joined(document, me, False, tuple(text for text in warnings if text))
+        again = before is not None
+        return Joined(document, me, again, tuple(text for text in warnings if text), again)
 
 
 def clock_warning(theirs_ns: int, ours_ns: int) -> str:

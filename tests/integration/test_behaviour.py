@@ -102,6 +102,22 @@ def test_local_changes_in_a_mirror_are_kept_aside_and_put_right(cluster: Cluster
     assert any("changed locally" in text for text in cluster.nodes["box2"].events())
 
 
+def waits_at_once(cluster: Cluster, shown: str) -> None:
+    """Nothing claims that all is well while the source waits for a person, and `sync` does not wait with
+    it."""
+    began = time.monotonic()
+    done = crnode("sync", "docs", "--data", str(cluster.master.data), check=False)
+    assert done.returncode == ExitCode.BEHIND and time.monotonic() - began < 10
+    assert shown in done.stderr and "crnode set rebase docs" in done.stderr, done.stderr
+    answer = cluster.master.call("status")
+    (target,) = answer["sets"][0]["targets"]
+    assert (target["state"], target["lag_s"]) == (shown, None) and target["reason"]
+    assert any("crnode set rebase docs" in warning for warning in answer["warnings"])
+    checks = {c["name"]: c for c in cluster.master.call("doctor")["checks"]}
+    assert "crnode set rebase docs" in checks["set docs"]["hint"]
+    assert checks["set docs to box2"]["text"].startswith(shown)
+
+
 def test_a_missing_root_deletes_nothing_and_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     source, live = pair(cluster, tmp_path)
     hidden = tmp_path / "hidden"
@@ -110,10 +126,13 @@ def test_a_missing_root_deletes_nothing_and_comes_back(cluster: Cluster, tmp_pat
     source.mkdir()  # as an unmounted mount point looks: another, empty directory
     wait_for(lambda: "accept this one" in str(cluster.master.call("status")["sets"][0]["detail"]), 10)
     assert (live / "a").read_bytes() == b"first"
-    with pytest.raises(CrnodeError) as caught:
-        cluster.sync("docs", timeout=2)
-    assert caught.value.exit_code == ExitCode.BEHIND
+    waits_at_once(cluster, "source missing")
     source.rmdir()
+    wait_for(lambda: "No such file" in str(cluster.master.call("status")["sets"][0]["detail"]), 10)
+    waits_at_once(cluster, "source missing")
+    with pytest.raises(CrnodeError, match="no folder") as caught:  # or it would be for what comes there later
+        cluster.master.call("set.rebase", {"name": "docs"})
+    assert caught.value.exit_code == ExitCode.REFUSED
     hidden.rename(source)
     (source / "late").write_bytes(b"late")
     wait_for(lambda: state(cluster) == "ok", 20)
@@ -128,6 +147,7 @@ def test_an_emptied_set_waits_for_a_person(cluster: Cluster, tmp_path: Path) -> 
     for _ in range(30):  # and it stays so, through polls and scans
         time.sleep(0.1)
         assert state(cluster) == "emptied"
+    waits_at_once(cluster, "source emptied")
     assert (live / "a").read_bytes() == b"first"
     cluster.master.call("set.rebase", {"name": "docs"})
     wait_for(lambda: not (live / "a").exists())
@@ -143,7 +163,14 @@ def test_special_and_odd_files_are_reported_and_stop_nothing(cluster: Cluster, t
     (source / ".crnode" / "x").write_bytes(b"x")
     odd = os.fsdecode(b"not-utf8-\xff\xfe")
     (source / odd).write_bytes(b"odd")
-    cluster.sync("docs")
+    out = cluster.sync("docs")
+    assert out["ok"] and {p["path"] for p in out["left_out_examples"]} == {"pipe", "sock", ".crnode"}
+    assert out["left_out"] == 3
+    said = crnode("sync", "docs", "--data", str(cluster.master.data)).stdout  # and its exit code is 0
+    assert "In sync, except 3 paths that the source could not take: see crnode status." in said
+    assert "left out: pipe: " in said
+    checks = {c["name"]: c for c in cluster.master.call("doctor")["checks"]}
+    assert checks["set docs left out"]["ok"] is None and "3 paths" in checks["set docs left out"]["text"]
     assert (live / odd).read_bytes() == b"odd"
     assert not (live / ".crnode").exists()
     problems = {p["path"]: p["reason"] for p in cluster.master.call("status")["sets"][0]["problems"]}
@@ -152,6 +179,19 @@ def test_special_and_odd_files_are_reported_and_stop_nothing(cluster: Cluster, t
     (source / "pipe").unlink()
     cluster.sync("docs")
     assert "pipe" not in {p["path"] for p in cluster.master.call("status")["sets"][0]["problems"]}
+
+
+def test_a_time_that_no_copy_can_have_is_named_as_such(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = pair(cluster, tmp_path)
+    year_2300 = 10_413_792_000  # most file systems can have it, nanoseconds in 64 bits cannot
+    (source / "odd").write_bytes(b"x")
+    os.utime(source / "odd", (year_2300, year_2300))
+    if (source / "odd").stat().st_mtime != year_2300:
+        pytest.skip("this file system has no such times")
+    cluster.sync("docs")
+    (problem,) = cluster.master.call("status")["sets"][0]["problems"]
+    assert problem["path"] == "odd" and "its time of last change" in problem["reason"]
+    assert "b'" not in problem["reason"] and not (live / "odd").exists()
 
 
 def test_patterns_have_gitignore_meaning(cluster: Cluster, tmp_path: Path) -> None:

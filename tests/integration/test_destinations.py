@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Cluster, rsync_difference, wait_for
+from harness import Cluster, crnode, rsync_difference, wait_for
 
 from crnode.errors import CrnodeError, ExitCode
 
@@ -109,8 +109,15 @@ def test_a_path_that_cannot_be_written_is_said_by_sync(cluster: Cluster, tmp_pat
         pytest.skip(f"this file system has no immutable files: {flag.stderr}")
     try:
         (source / "big").write_bytes(b"changed")
-        reason = cluster.sync("docs")["targets"][0]["reason"]
-        assert "1 paths cannot be held there" in reason and "put right" not in reason
+        out = cluster.sync("docs")
+        (there,) = out["targets"]
+        assert "1 path cannot be held there" in there["reason"] and "put right" not in there["reason"]
+        assert (out["ok"], there["ok"], there["unapplied"], out["left_out"]) == (False, False, 1, 0)
+        assert there["unapplied_examples"][0]["path"] == "big"
+        done = crnode("sync", "docs", "--data", str(cluster.master.data), check=False)
+        assert done.returncode == ExitCode.BEHIND, done.stderr
+        assert "In sync, except 1 path that box2 cannot hold: see crnode status." in done.stdout
+        assert "box2: big: " in done.stdout
     finally:
         subprocess.run(["chattr", "-i", str(live / "big")], check=True)
     cluster.sync("docs")
@@ -163,6 +170,28 @@ def test_a_replaced_destination_waits_and_says_so_until_a_person_accepts_it(
     cluster.sync("docs")
     assert rsync_difference(source, live) == ""
     assert (tmp_path / ".crnode-live" / "aside" / "before first copy" / "mine").read_bytes() == b"mine"
+
+
+def test_what_cannot_become_a_destination_is_not_accepted(cluster: Cluster, tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    source = pair(cluster, tmp_path, live)
+    rebase = ("set", "rebase", "docs", "--node", "box2", "--data", str(cluster.master.data))
+    shutil.rmtree(live)
+    live.write_bytes(b"an obstacle")
+    for kind in ("not a folder", "a symbolic link"):
+        done = crnode(*rebase, check=False)
+        assert done.returncode == ExitCode.REFUSED and kind in done.stderr, done.stderr
+        live.unlink()
+        live.symlink_to(tmp_path / "elsewhere")
+    live.unlink()
+    live.mkdir()
+    (live / "mine").write_bytes(b"mine")
+    with pytest.raises(CrnodeError, match="was replaced by another directory"):
+        cluster.sync("docs", timeout=30)  # no consent is left over that this would use
+    said = " ".join(crnode(*rebase).stdout.split())
+    assert ".crnode-live/aside" in said
+    cluster.sync("docs")
+    assert rsync_difference(source, live) == ""
 
 
 @pytest.mark.parametrize("below", ["copy", ""], ids=["below the mount point", "the mount point itself"])

@@ -22,7 +22,7 @@ from crnode.cluster.document import ClusterDocument, Node, fingerprint, parse_do
 from crnode.cluster.identity import CertificateAuthority, certificate_pem, create_key_and_csr, valid_until_ns
 from crnode.cluster.join import JoinDesk, Joined, Joiner, clock_warning
 from crnode.cluster.membership import remove_node
-from crnode.cluster.node_file import NodeFile, read_node_file
+from crnode.cluster.node_file import DataLock, NodeFile, read_node_file
 from crnode.cluster.tokens import TokenError, format_token, parse_token
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.dial import dial
@@ -33,7 +33,19 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.net.tls import client_context, joining_context, server_context
 from crproto.connection import Connected
 from crproto.frames import header
-from crproto.messages import Call, CaReply, CaRequest, JoinRequest, Objects, Result, SetOpen, SetState, encode
+from crproto.messages import (
+    Call,
+    CaReply,
+    CaRequest,
+    Document,
+    DocumentRequest,
+    JoinRequest,
+    Objects,
+    Result,
+    SetOpen,
+    SetState,
+    encode,
+)
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -95,6 +107,8 @@ class Master:
                 await peer.send(Result(message.number, True, message.body))
             elif isinstance(message, SetOpen):
                 await peer.send(SetState(b"", 0, b"", b"", b"", b"", b"", ""))
+            elif isinstance(message, DocumentRequest):
+                await peer.send(Document(self.document.to_bytes()))
             peer.consumed(received.cost)
 
     async def start(self) -> None:
@@ -125,7 +139,8 @@ async def running(tmp_path: Path) -> AsyncIterator[Master]:
 
 async def join(data: Path, token: str, **more: Any) -> Joined:
     """`crnode join` as the command does it, with its own event loop, in a thread."""
-    return await asyncio.to_thread(join_cluster, data, token, "127.0.0.1:7999", more.get("advertise"), quiet)
+    place = more.get("listen", "127.0.0.1:7999")
+    return await asyncio.to_thread(join_cluster, data, token, place, more.get("advertise"), quiet)
 
 
 async def call(master: Master, data: Path, mark: str | None = None) -> tuple[Peer, Connected]:
@@ -380,6 +395,82 @@ def test_a_removed_node_is_turned_away_and_told_so(tmp_path: Path) -> None:
         master.document = remove_node(master.document, "box2", time.time_ns())
         error = await refused(PeerClosed, call(master, tmp / "box2"), "was removed from the cluster")
         assert error.exit_code is ExitCode.REFUSED and master.sessions == []
+
+    case(work, tmp_path)
+
+
+def test_a_removed_node_does_not_join_again_where_it_was(tmp_path: Path) -> None:
+    async def work(master: Master, tmp: Path) -> None:
+        first = master.token()
+        await join(tmp / "box2", first)
+        master.document = remove_node(master.document, "box2", time.time_ns())
+        before = (tmp / "box2" / "node.json").read_bytes()
+        again = master.token()
+        for token in (again, first):
+            error = await refused(CrnodeError, join(tmp / "box2", token), "was removed from the cluster")
+            assert error.exit_code is ExitCode.REFUSED and "empty directory" in error.hint
+        assert (tmp / "box2" / "node.json").read_bytes() == before
+        assert not (await join(tmp / "empty", again)).already  # the token was not used
+        assert len(master.document.nodes) == 2
+
+    case(work, tmp_path)
+
+
+def test_a_join_that_is_repeated_while_the_master_is_away_says_what_it_does_not_know(tmp_path: Path) -> None:
+    async def work(master: Master, tmp: Path) -> None:
+        token = master.token()
+        await join(tmp / "box2", token)
+        assert (await join(tmp / "box2", token)).warnings == ()
+        await master.listener.close()
+        joined = await join(tmp / "box2", token)
+        assert joined.already and "could not be asked" in joined.warnings[0]
+        error = await refused(
+            CrnodeError, join(tmp / "box2", token, listen="127.0.0.1:7998"), "address was not taken"
+        )
+        assert error.exit_code is ExitCode.UNREACHABLE and "127.0.0.1:7999" in error.what
+        assert read_node_file(tmp / "box2").listen == "127.0.0.1:7999"
+
+    case(work, tmp_path)
+
+
+def test_an_address_that_cannot_be_is_refused_before_the_token_is_used(tmp_path: Path) -> None:
+    async def work(master: Master, tmp: Path) -> None:
+        token, data = master.token(), tmp / "box2"
+        for more, said in (
+            ({"listen": "nonsense.invalid"}, "No machine called 'nonsense.invalid' is known here"),
+            ({"listen": "203.0.113.7:7400"}, "does not have that address"),
+            ({"advertise": "nonsense.invalid:7400"}, "No machine called"),
+            ({"advertise": "127.0.0.1:x"}, "no port number"),
+        ):
+            error = await refused(CrnodeError, join(data, token, **more), said)
+            assert error.exit_code is ExitCode.USAGE and error.hint
+            assert not data.exists() and len(master.document.nodes) == 1
+        assert not (await join(data, token)).already
+
+    case(work, tmp_path)
+
+
+def test_a_repeated_join_with_another_address_takes_it(tmp_path: Path) -> None:
+    async def work(master: Master, tmp: Path) -> None:
+        token, data = master.token(), tmp / "box2"
+        before = (await join(data, token)).node
+        joined = await join(data, token, listen="0.0.0.0:7998", advertise="10.0.0.2:7998")
+        assert joined.already and joined.moved
+        moved = {"listen": "0.0.0.0:7998", "advertise": "10.0.0.2:7998"}
+        assert read_node_file(data) == before.model_copy(update=moved)
+        assert master.document.nodes[1].address == "10.0.0.2:7998"
+        assert not (await join(data, token, listen=None)).moved  # nothing was asked for, nothing changes
+        assert read_node_file(data).advertise == "10.0.0.2:7998"
+        assert (await join(data, token, listen=None, advertise="10.0.0.3:1")).node.listen == "0.0.0.0:7998"
+        with DataLock(data):  # its agent runs
+            error = await refused(
+                CrnodeError, join(data, token, advertise="10.0.0.4:1"), "address was not taken"
+            )
+        assert error.exit_code is ExitCode.REFUSED and "is in use" in error.what
+        assert read_node_file(data).advertise == master.document.nodes[1].address == "10.0.0.3:1"
+        master.clock_ns = 3601 * 10**9
+        await refused(CrnodeError, join(data, token, advertise="10.0.0.4:1"), "It expired")
+        assert (await join(data, token, listen=None)).already
 
     case(work, tmp_path)
 

@@ -121,6 +121,14 @@ def test_exit_codes_of_findings(agent: Agent, capsys: pytest.CaptureFixture[str]
     agent.answers["sync"] = CrnodeError("Not in sync.", "box2 is off.", "Start it.", ExitCode.BEHIND)
     assert main(["sync", "web"]) == ExitCode.BEHIND
     assert "Not in sync. box2 is off. Start it." in capsys.readouterr().err
+    lacking = {"node": "box2", "ok": False, "reason": "", "unapplied": 2}
+    agent.answers["sync"] = {**ANSWERS["sync"], "targets": [lacking], "left_out": 3}
+    assert main(["sync", "web"]) == main(["sync", "web", "--json"]) == ExitCode.BEHIND
+    said = "In sync, except 3 paths that the source could not take and 2 paths that box2 cannot hold:"
+    assert said in capsys.readouterr().out
+    agent.answers["sync"] = {**ANSWERS["sync"], "targets": [{**lacking, "ok": True}]}  # an archive
+    assert main(["sync", "web"]) == 0
+    capsys.readouterr()
 
 
 def test_errors_are_json_with_json_and_a_sentence_without(
@@ -151,6 +159,9 @@ def test_errors_are_json_with_json_and_a_sentence_without(
         ["init", "--name", "shop1", "--listen", "nowhere:0"],
         ["init", "--name", "shop1", "--listen", "127.0.0.1:99999"],
         ["init", "--name", "shop1", "--advertise", "[::1]:99999"],
+        ["init", "--name", "shop1", "--listen", "no-such-machine.invalid"],
+        ["init", "--name", "shop1", "--listen", "203.0.113.7:7400"],
+        ["init", "--name", "shop1", "--advertise", "no-such-machine.invalid:7400"],
         ["--role", "master", "--listen", "127.0.0.1:99999"],
         ["--role", "master", "--listen", "a..b:7400"],
         ["set", "remove", "web", "--now", "--confirm", "db"],
@@ -211,6 +222,14 @@ def test_init_then_no_agent_then_init_again(tmp_path: Path) -> None:
     assert before.returncode == ExitCode.UNREACHABLE and json.loads(before.stderr)["error"]["exit_code"] == 3
     again = crnode("init", "--name", "shop1", "--data", str(data))
     assert again.returncode == ExitCode.REFUSED and "already" in again.stderr
+
+
+def test_what_init_suggests_finds_the_node_that_it_made(tmp_path: Path) -> None:
+    words = ("init", "--name", "shop1", "--listen", "127.0.0.1:7400")
+    named = crnode(*words, "--data", str(tmp_path / "my data"))
+    assert f"crnode invite NAME --role replica --data '{tmp_path}/my data'" in " ".join(named.stdout.split())
+    usual = crnode(*words, env={**os.environ, "CRNODE_DATA": str(tmp_path / "usual")})
+    assert usual.returncode == 0 and "crnode invite NAME --role replica\n" in usual.stdout
 
 
 def test_the_system_refusing_is_a_sentence(tmp_path: Path) -> None:
