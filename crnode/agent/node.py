@@ -57,6 +57,7 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.net.tls import client_context, server_context
 from crnode.observe.journal import Journal
 from crnode.platform.files import atomic_write, machine_id
+from crnode.store.index import IndexDamaged
 from crnode.store.packs import StoreFailed
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
@@ -179,8 +180,9 @@ class Agent:
                 self.relieve()
                 return
             self._failure = error
-            with contextlib.suppress(FileNotFoundError):
-                (self.data / "store" / "boot").unlink()  # the next start reads recent records again
+            if not isinstance(error, IndexDamaged):  # what is in the packs is not in question then
+                with contextlib.suppress(FileNotFoundError):
+                    (self.data / "store" / "boot").unlink()  # the next start reads recent records again
             self.journal.add("failed", f"The store failed and the agent stops: {error}")
             self._stop.set()
 
@@ -200,6 +202,9 @@ class Agent:
 
     def _crashed(self, error: BaseException) -> None:
         """A defect in a task of ours: say so and stop, rather than go on half alive."""
+        if isinstance(error, StoreFailed):  # no defect: whoever meets a store that failed first says it
+            self._store_failed(error)
+            return
         log.error("a task ended by a defect", exc_info=error)
         if self._failure is None:
             self._failure = error
