@@ -120,7 +120,7 @@ class Index:
         if isinstance(error, UNHARMED):
             return StoreFailed(f"the index of the object store cannot be read: {error}")
         self._on_damage(error)
-        return IndexDamaged(f"the index of the object store is damaged ({error}); the next start makes it again")
+        return IndexDamaged(f"the index of the store is damaged ({error}); the next start makes it again")
 
     def put(self, content: bytes, where: Location) -> None:
         self.pending[content] = where

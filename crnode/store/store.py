@@ -194,7 +194,7 @@ class ObjectStore:
         if damaged or free_bytes(self.directory)[0] > self.floor():
             self._note_index(error)
             raise IndexDamaged(
-                f"the index of the object store is damaged (commit failed: {error}); the next start makes it again"
+                f"the index of the store is damaged (commit failed: {error}); the next start makes it again"
             ) from error
 
     def _set_aside(self, place: Path) -> None:
