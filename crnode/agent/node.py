@@ -11,10 +11,11 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import apsw
 import uvloop
 
 from crnode import __version__
@@ -57,6 +58,8 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.net.tls import client_context, server_context
 from crnode.observe.journal import Journal
 from crnode.platform.files import atomic_write, machine_id
+from crnode.store.catalog import CatalogDamaged
+from crnode.store.child import ChildFailed
 from crnode.store.index import IndexDamaged
 from crnode.store.packs import StoreFailed
 from crnode.store.store import ObjectStore
@@ -65,6 +68,8 @@ from crproto.connection import Connected
 from crproto.messages import Hello
 
 SWITCH_SECONDS = 0.0005  # one busy thread of Python may hold the loop up no longer than this
+MEND_SECONDS = 60.0  # between two times that a catalog is made again
+LOOK_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +90,9 @@ class Agent:
         self._background: list[asyncio.Task[None]] = []
         self._relief: set[asyncio.Task[Any]] = set()
         self._stocktaking: asyncio.Task[None] | None = None
+        self._mending: set[str] = set()  # sets whose catalog is being made again
+        self._mended: dict[str, float] = {}  # set -> monotonic seconds at which that was done last
+        self._looking: asyncio.Task[None] | None = None
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -103,7 +111,9 @@ class Agent:
         )
         self._tell_recovery()
         self.sets: Sets
-        self.writer = Writer(self._loop, self._keep_house, self._store_failed)
+        self.writer = Writer(
+            self._loop, self._keep_house, self._store_failed, damaged=self._writer_met_damage
+        )
         self.healer = Healer(self)
         self.sets = Sets(
             self.data,
@@ -116,6 +126,7 @@ class Agent:
             now_ns=time.time_ns,
             crashed=self._crashed,
             doubted=self._doubt,
+            damaged=self._catalog_damaged,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -296,6 +307,56 @@ class Agent:
         """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
         await self.sets.start_over(uuid, why)
         await self._follow(self.document)
+
+    def _catalog_damaged(self, uuid: str, error: BaseException) -> None:
+        """Something of a set met a damaged catalog: it is made again, and the set waits until then."""
+        if uuid in self._mending or uuid not in self.sets.catalogs:
+            return
+        self._mending.add(uuid)
+        self.sets.refused[uuid] = f"Its catalog is damaged ({error}); it is made again."
+        self._in_background(self._mend_catalog(uuid, str(error)), "catalog")
+
+    async def _mend_catalog(self, uuid: str, why: str) -> None:
+        try:
+            while True:
+                # A disk that damages it again at once is not to be asked for it without an end.
+                since = time.monotonic() - self._mended.get(uuid, -MEND_SECONDS)
+                await asyncio.sleep(max(MEND_SECONDS - since, 0))
+                self._mended[uuid] = time.monotonic()
+                try:
+                    await self.rebuild_catalog(uuid, why)
+                    return
+                except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+                    self.journal.add("damage", f"A damaged catalog could not be made again: {error}")
+                    self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
+        finally:
+            self._mending.discard(uuid)
+
+    def _writer_met_damage(self, error: BaseException) -> None:
+        """A job met a damaged catalog. Where it does not say which, all are looked at."""
+        if isinstance(error, CatalogDamaged):
+            self._catalog_damaged(Path(error.args[0]).stem, error)
+        elif self._looking is None or self._looking.done():
+            self._looking = self._in_background(self._look_at_catalogs(), "catalogs")
+
+    async def _look_at_catalogs(self) -> None:
+        await asyncio.sleep(LOOK_SECONDS)  # a task that ended by it says which one it is
+        for uuid in list(self.sets.catalogs):
+            if (
+                uuid in self._mending
+                or time.monotonic() - self._mended.get(uuid, -MEND_SECONDS) < MEND_SECONDS
+            ):
+                continue
+            try:
+                await self.calls.maintenance.audit.catalog(uuid, time.time_ns())
+            except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
+                self.journal.add("damage", f"A catalog could not be checked: {error}")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._task_ended)
+        self._background.append(task)
+        return task
 
     def _is_master(self) -> bool:
         return self.document.master.name == self.node.name

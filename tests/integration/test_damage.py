@@ -528,3 +528,35 @@ def test_a_catalog_cut_short_is_made_again(cluster: Cluster, tmp_path: Path, pag
     assert files(live) == files(source)
     assert set(kept) <= ids_of(catalog)
     assert box2.call("status")["sets"][0]["targets"][0]["state"] == "in sync"
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_catalog_damaged_under_a_running_agent_is_made_again(
+    cluster: Cluster, tmp_path: Path, role: str
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    node = cluster.nodes["box2"] if role == "target" else cluster.master
+    (catalog,) = (node.data / "sets").glob("*.db")
+    spoil_pages(catalog)
+    deadline = time.monotonic() + 60
+    number = 0
+    while "made again" not in damage_said(node) and "begun anew" not in damage_said(node):
+        assert time.monotonic() < deadline, node.log.read_text()
+        number += 1
+        (source / f"more{number}").write_bytes(os.urandom(3000))
+        (source / f"f{number % 50}").write_bytes(os.urandom(3000))
+        time.sleep(0.2)
+    assert node.process is not None and node.process.poll() is None
+    out = wait_for(lambda: tried(cluster), 90)
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert "Traceback" not in node.log.read_text()
+
+
+def spoil_pages(catalog: Path) -> None:
+    """Overwrite all pages but the first, in the file and in what the write-ahead log would put over them."""
+    for path, start in ((catalog, 4096), (Path(f"{catalog}-wal"), 32)):
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            file.seek(start)
+            file.write(os.urandom(max(size - start, 0)))
