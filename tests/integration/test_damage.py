@@ -560,3 +560,47 @@ def spoil_pages(catalog: Path) -> None:
         with open(path, "r+b") as file:
             file.seek(start)
             file.write(os.urandom(max(size - start, 0)))
+
+
+def test_a_catalog_that_names_no_set_is_damaged_and_not_another_ones(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    kept = versions_kept(cluster, source, [False])
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    db = apsw.Connection(str(catalog))
+    db.execute("DELETE FROM meta WHERE key='set'")
+    db.close()
+    box2.start()
+    assert "does not say which set it belongs to" in damage_said(box2)
+    cluster.sync("docs")
+    assert files(live) == files(source)
+    assert set(kept) <= ids_of(catalog)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_an_index_damaged_while_the_agent_is_stopped_is_made_again(
+    cluster: Cluster, tmp_path: Path, how: str
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    assert box2.stop() == ExitCode.OK
+    index = box2.data / "store" / "index" / "data.mdb"
+    data = bytearray(index.read_bytes())
+    if how == "flipped":
+        for at in range(0, len(data), max(len(data) // 300, 1)):
+            data[at] ^= 0xFF
+    else:
+        del data[len(data) // 2 :]
+    index.write_bytes(data)
+    box2.start()
+    assert any("rebuilt from the packs" in text for text in box2.events())
+    (source / "new").write_bytes(os.urandom(9000))
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert box2.call("scrub")["lacking"] == 0
+    box2.stop()
+    box2.start()
+    assert " ".join(box2.events()).count("rebuilt from the packs") == 1
