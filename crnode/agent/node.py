@@ -92,6 +92,7 @@ class Agent:
         self._stocktaking: asyncio.Task[None] | None = None
         self._mending: set[str] = set()  # sets whose catalog is being made again
         self._mended: dict[str, float] = {}  # set -> monotonic seconds at which that was done last
+        self._later: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
@@ -127,6 +128,7 @@ class Agent:
             crashed=self._crashed,
             doubted=self._doubt,
             damaged=self._catalog_damaged,
+            full=self._follow_later,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -305,8 +307,18 @@ class Agent:
 
     async def rebuild_catalog(self, uuid: str, why: str) -> None:
         """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
-        await self.sets.start_over(uuid, why)
+        await self._start_over(uuid, why)
         await self._follow(self.document)
+
+    async def _start_over(self, uuid: str, why: str) -> None:
+        """What the set's tasks still say of the damaged catalog while they end asks for no other one; what
+        they say of the one that was made does."""
+        self._mending.add(uuid)
+        try:
+            await self.sets.start_over(uuid, why)
+            self._mended[uuid] = time.monotonic()
+        finally:
+            self._mending.discard(uuid)
 
     def _catalog_damaged(self, uuid: str, error: BaseException) -> None:
         """Something of a set met a damaged catalog: it is made again, and the set waits until then."""
@@ -317,20 +329,36 @@ class Agent:
         self._in_background(self._mend_catalog(uuid, str(error)), "catalog")
 
     async def _mend_catalog(self, uuid: str, why: str) -> None:
-        try:
-            while True:
-                # A disk that damages it again at once is not to be asked for it without an end.
-                since = time.monotonic() - self._mended.get(uuid, -MEND_SECONDS)
-                await asyncio.sleep(max(MEND_SECONDS - since, 0))
-                self._mended[uuid] = time.monotonic()
-                try:
-                    await self.rebuild_catalog(uuid, why)
-                    return
-                except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+        told = ""
+        while True:
+            self._mending.add(uuid)
+            # A disk that damages it again at once is not to be asked for it without an end.
+            before = self._mended.get(uuid)
+            since = time.monotonic() - (before if before is not None else -MEND_SECONDS)
+            await asyncio.sleep(max(MEND_SECONDS - since, 0))
+            if self._mended.get(uuid) != before:
+                break  # a check has done it meanwhile
+            try:
+                await self._start_over(uuid, why)
+                break
+            except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+                if str(error) != told:
                     self.journal.add("damage", f"A damaged catalog could not be made again: {error}")
-                    self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
-        finally:
-            self._mending.discard(uuid)
+                told = str(error)
+                self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
+                await asyncio.sleep(MEND_SECONDS)
+        self._mending.discard(uuid)
+        await self._follow(self.document)
+
+    def _follow_later(self) -> None:
+        """A set could not start because the disk is full: it is tried again without anybody's doing."""
+        if self._later is None or self._later.done():
+            self._later = self._in_background(self._follow_again(), "again")
+
+    async def _follow_again(self) -> None:
+        await asyncio.sleep(MEND_SECONDS)
+        self._later = None  # what is full still asks for another one
+        await self._follow(self.document)
 
     def _writer_met_damage(self, error: BaseException) -> None:
         """A job met a damaged catalog. Where it does not say which, all are looked at."""

@@ -90,6 +90,7 @@ class Sets:
         crashed: Callable[[BaseException], None],
         doubted: Callable[[], None],
         damaged: Callable[[str, BaseException], None] | None = None,
+        full: Callable[[], None] = lambda: None,
     ) -> None:
         self.data = data
         self.node = node
@@ -102,6 +103,7 @@ class Sets:
         self.crashed = crashed
         self.doubted = doubted
         self.damaged = damaged or (lambda _, error: crashed(error))
+        self.full = full
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
@@ -180,6 +182,8 @@ class Sets:
             if self.refused.get(spec.uuid) != str(error):
                 self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
             self.refused[spec.uuid] = str(error)
+            if error.exit_code == ExitCode.FULL:
+                self.full()
 
     def _task(self, work: Awaitable[None], name: str, uuid: str) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -257,14 +261,17 @@ class Sets:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
         path = self.data / "sets" / f"{uuid}.db"
         aside = path.with_name(f"{path.name}{ASIDE}{self.now_ns() // 10**9}")
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+        _rename_catalog(path, aside)
         if why:
             text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
         else:
             text = f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
-        self.catalogs[uuid] = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text, aside)
+        try:
+            made = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text, aside)
+        except CrnodeError:
+            _rename_catalog(aside, path)  # no room: the next attempt is to find what this one found
+            raise
+        self.catalogs[uuid] = made
 
     async def _make_again(self, uuid: str, why: str) -> None:
         if uuid in self.sources:
@@ -577,6 +584,12 @@ def _close(catalog: Catalog) -> None:
             raise
     finally:
         catalog.close()
+
+
+def _rename_catalog(path: Path, to: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{to}{suffix}")
 
 
 def _delete_catalog(path: Path) -> None:

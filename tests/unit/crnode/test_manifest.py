@@ -6,7 +6,10 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import apsw
 import pytest
 from store_samples import (
     SET,
@@ -21,6 +24,7 @@ from store_samples import (
     with_writer,
 )
 
+from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
 from crnode.store.catalog import Catalog
@@ -291,3 +295,38 @@ def test_a_disk_that_is_full_decides_nothing(tmp_path: Path, monkeypatch: pytest
     assert caught.value.exit_code == ExitCode.FULL
     assert rebuild_catalog(path, SET, store).images == 1
     assert is_logged(log_path(store), SET) and not is_logged(log_path(store), OTHER)
+
+
+def test_a_full_disk_leaves_a_damaged_catalog_for_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    db.execute("DELETE FROM meta WHERE key='set'")
+    db.close()
+    said: list[str] = []
+
+    def full(*_: object) -> None:
+        raise CrnodeError("No room.", "", "", ExitCode.FULL)
+
+    async def work(writer: Writer) -> list[bytes | None]:
+        node: Any = SimpleNamespace(name="box1", destinations=())
+        sets = Sets(
+            tmp_path, node, store, writer, dial=None, heal=None,
+            journal=lambda kind, text, *_: said.append(text), now_ns=lambda: 10**18,
+            crashed=lambda _: None, doubted=lambda: None,
+        )  # type: ignore[arg-type]  # fmt: skip
+        with monkeypatch.context() as patch, pytest.raises(CrnodeError, match="No room"):
+            patch.setattr(manifest, "_change", full)
+            await sets.catalog(SET.hex())
+        assert path.exists() and not said
+        made = await sets.catalog(SET.hex())
+        found = [image.id for image in made.images()]
+        await sets.close()
+        return found
+
+    assert with_writer(work) == [image.id for image in images]
+    assert "made again with 3 of its versions." in said[0]
+    assert "lost" not in said[0]
