@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from crnode.agent.links import OFFSET_WARNING_S
+from crnode.agent.sets import ASIDE
 from crnode.agent.status import FOLLOWING, advice, named, shown_state
 from crnode.cluster.identity import valid_until_ns
 from crnode.cluster.node_file import CERTIFICATE_FILE
@@ -36,6 +37,7 @@ async def checks(agent: Agent) -> list[Check]:
     out += _network(agent)
     out += _clocks(agent)
     out += await asyncio.to_thread(_catalogs, agent)
+    out += await asyncio.to_thread(_catalogs_kept, agent)
     out += _sets(agent)
     out += [_check(name, False, text) for name, text in agent.problems.items()]
     out.append(_certificate(agent))
@@ -139,6 +141,34 @@ def _catalogs(agent: Agent) -> list[Check]:
                 )
             )
     return out or [_check("catalogs", True, "All catalogs pass SQLite's check.")]
+
+
+def _catalogs_kept(agent: Agent) -> list[Check]:
+    """What is left of damaged catalogs. Their sets may be whole again, and yet have lost versions for ever:
+    worth knowing until a person has decided that nobody wants them any more."""
+    out = []
+    for path in sorted((agent.data / "sets").glob(f"*.db{ASIDE}*")):
+        if path.name.endswith(("-wal", "-shm")):
+            continue
+        uuid, _, second = path.name.partition(f".db{ASIDE}")
+        spec = agent.document.set_by_uuid(uuid)
+        name = spec.name if spec else uuid
+        day = (
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(int(second)))
+            if second.isdigit()
+            else "an earlier day"
+        )
+        out.append(
+            _check(
+                f"old catalog {name}",
+                None,
+                f"{path} is what is left of a catalog that was damaged on {day}. Versions of set {name} from"
+                " before that may be missing: only those that could be read are there.",
+                f"Compare with 'crnode versions {name}' and 'crnode events'. When nobody wants it any more,"
+                f" remove it: rm {path}*",
+            )
+        )
+    return out
 
 
 def _sets(agent: Agent) -> list[Check]:

@@ -11,10 +11,11 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import apsw
 import uvloop
 
 from crnode import __version__
@@ -57,6 +58,9 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.net.tls import client_context, server_context
 from crnode.observe.journal import Journal
 from crnode.platform.files import atomic_write, machine_id
+from crnode.store.catalog import CatalogDamaged
+from crnode.store.child import ChildFailed
+from crnode.store.index import IndexDamaged
 from crnode.store.packs import StoreFailed
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
@@ -64,6 +68,8 @@ from crproto.connection import Connected
 from crproto.messages import Hello
 
 SWITCH_SECONDS = 0.0005  # one busy thread of Python may hold the loop up no longer than this
+MEND_SECONDS = 60.0  # between two times that a catalog is made again
+LOOK_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -84,6 +90,10 @@ class Agent:
         self._background: list[asyncio.Task[None]] = []
         self._relief: set[asyncio.Task[Any]] = set()
         self._stocktaking: asyncio.Task[None] | None = None
+        self._mending: set[str] = set()  # sets whose catalog is being made again
+        self._mended: dict[str, float] = {}  # set -> monotonic seconds at which that was done last
+        self._later: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -102,7 +112,9 @@ class Agent:
         )
         self._tell_recovery()
         self.sets: Sets
-        self.writer = Writer(self._loop, self._keep_house, self._store_failed)
+        self.writer = Writer(
+            self._loop, self._keep_house, self._store_failed, damaged=self._writer_met_damage
+        )
         self.healer = Healer(self)
         self.sets = Sets(
             self.data,
@@ -115,6 +127,8 @@ class Agent:
             now_ns=time.time_ns,
             crashed=self._crashed,
             doubted=self._doubt,
+            damaged=self._catalog_damaged,
+            full=self._follow_later,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -179,8 +193,9 @@ class Agent:
                 self.relieve()
                 return
             self._failure = error
-            with contextlib.suppress(FileNotFoundError):
-                (self.data / "store" / "boot").unlink()  # the next start reads recent records again
+            if not isinstance(error, IndexDamaged):  # what is in the packs is not in question then
+                with contextlib.suppress(FileNotFoundError):
+                    (self.data / "store" / "boot").unlink()  # the next start reads recent records again
             self.journal.add("failed", f"The store failed and the agent stops: {error}")
             self._stop.set()
 
@@ -200,6 +215,9 @@ class Agent:
 
     def _crashed(self, error: BaseException) -> None:
         """A defect in a task of ours: say so and stop, rather than go on half alive."""
+        if isinstance(error, StoreFailed):  # no defect: whoever meets a store that failed first says it
+            self._store_failed(error)
+            return
         log.error("a task ended by a defect", exc_info=error)
         if self._failure is None:
             self._failure = error
@@ -289,8 +307,84 @@ class Agent:
 
     async def rebuild_catalog(self, uuid: str, why: str) -> None:
         """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
-        await self.sets.start_over(uuid, why)
+        await self._start_over(uuid, why)
         await self._follow(self.document)
+
+    async def _start_over(self, uuid: str, why: str) -> None:
+        """What the set's tasks still say of the damaged catalog while they end asks for no other one; what
+        they say of the one that was made does."""
+        self._mending.add(uuid)
+        try:
+            await self.sets.start_over(uuid, why)
+            self._mended[uuid] = time.monotonic()
+        finally:
+            self._mending.discard(uuid)
+
+    def _catalog_damaged(self, uuid: str, error: BaseException) -> None:
+        """Something of a set met a damaged catalog: it is made again, and the set waits until then."""
+        if uuid in self._mending or uuid not in self.sets.catalogs:
+            return
+        self._mending.add(uuid)
+        self.sets.refused[uuid] = f"Its catalog is damaged ({error}); it is made again."
+        self._in_background(self._mend_catalog(uuid, str(error)), "catalog")
+
+    async def _mend_catalog(self, uuid: str, why: str) -> None:
+        told = ""
+        while True:
+            self._mending.add(uuid)
+            # A disk that damages it again at once is not to be asked for it without an end.
+            before = self._mended.get(uuid)
+            since = time.monotonic() - (before if before is not None else -MEND_SECONDS)
+            await asyncio.sleep(max(MEND_SECONDS - since, 0))
+            if self._mended.get(uuid) != before:
+                break  # a check has done it meanwhile
+            try:
+                await self._start_over(uuid, why)
+                break
+            except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+                if str(error) != told:
+                    self.journal.add("damage", f"A damaged catalog could not be made again: {error}")
+                told = str(error)
+                self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
+                await asyncio.sleep(MEND_SECONDS)
+        self._mending.discard(uuid)
+        await self._follow(self.document)
+
+    def _follow_later(self) -> None:
+        """A set could not start because the disk is full: it is tried again without anybody's doing."""
+        if self._later is None or self._later.done():
+            self._later = self._in_background(self._follow_again(), "again")
+
+    async def _follow_again(self) -> None:
+        await asyncio.sleep(MEND_SECONDS)
+        self._later = None  # what is full still asks for another one
+        await self._follow(self.document)
+
+    def _writer_met_damage(self, error: BaseException) -> None:
+        """A job met a damaged catalog. Where it does not say which, all are looked at."""
+        if isinstance(error, CatalogDamaged):
+            self._catalog_damaged(Path(error.args[0]).stem, error)
+        elif self._looking is None or self._looking.done():
+            self._looking = self._in_background(self._look_at_catalogs(), "catalogs")
+
+    async def _look_at_catalogs(self) -> None:
+        await asyncio.sleep(LOOK_SECONDS)  # a task that ended by it says which one it is
+        for uuid in list(self.sets.catalogs):
+            if (
+                uuid in self._mending
+                or time.monotonic() - self._mended.get(uuid, -MEND_SECONDS) < MEND_SECONDS
+            ):
+                continue
+            try:
+                await self.calls.maintenance.audit.catalog(uuid, time.time_ns())
+            except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
+                self.journal.add("damage", f"A catalog could not be checked: {error}")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._task_ended)
+        self._background.append(task)
+        return task
 
     def _is_master(self) -> bool:
         return self.document.master.name == self.node.name

@@ -19,18 +19,21 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
-from crnode.platform.files import boot_id
+from crnode.platform.files import atomic_write, boot_id
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged
+from crnode.store.catalog import Catalog, CatalogDamaged, is_blank, is_damage
 from crnode.store.reader import Live
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
 Journal = Callable[..., None]
+
+CATALOGS = "catalogs"  # in the store's directory: the sets that have a catalog
+ASIDE = ".damaged-"  # between a catalog's name and the second at which it was set aside
 
 SYSTEM_PLACES = (
     "/bin",
@@ -86,6 +89,8 @@ class Sets:
         now_ns: Callable[[], int],
         crashed: Callable[[BaseException], None],
         doubted: Callable[[], None],
+        damaged: Callable[[str, BaseException], None] | None = None,
+        full: Callable[[], None] = lambda: None,
     ) -> None:
         self.data = data
         self.node = node
@@ -97,10 +102,13 @@ class Sets:
         self.now_ns = now_ns
         self.crashed = crashed
         self.doubted = doubted
+        self.damaged = damaged or (lambda _, error: crashed(error))
+        self.full = full
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
         self.readers_roots: dict[str, set[int]] = {}  # ordinals that running restores of a set read
+        self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
         self._turn = asyncio.Lock()
 
@@ -111,6 +119,7 @@ class Sets:
         async with self._turn:
             mine = {s.uuid: s for s in document.sets_from(self.node.name)}
             theirs = {s.uuid: s for s in document.sets_to(self.node.name)}
+            self._sourced = set(mine)
             for uuid in [u for u in self.sources if u not in mine]:
                 await self._stop_source(uuid)
             for uuid in [u for u in self.targets if u not in theirs]:
@@ -144,42 +153,93 @@ class Sets:
             ):
                 continue
             await self.writer.submit(self._close_catalog, stone.uuid)
+            self._remember(stone.uuid, there=False)
             _delete_catalog(path)
             self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
         """A set that cannot run here does not stop the others; its status says why."""
         try:
-            await start()
+            try:
+                await start()
+            except (CatalogDamaged, apsw.Error) as error:
+                # What opening it did not show. Made again once; who meets damage then as well waits.
+                if not is_damage(error):
+                    raise
+                await self._make_again(spec.uuid, str(error))
+                try:
+                    await start()
+                except (CatalogDamaged, apsw.Error) as again:
+                    if not is_damage(again):
+                        raise
+                    raise CrnodeError(
+                        f"The catalog of set {spec.name} is damaged.",
+                        f"It was made again and is damaged once more: {again}.",
+                        "Look at the disk that the data directory is on, then start the agent again.",
+                    ) from again
             self.refused.pop(spec.uuid, None)
         except CrnodeError as error:
             if self.refused.get(spec.uuid) != str(error):
                 self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
             self.refused[spec.uuid] = str(error)
+            if error.exit_code == ExitCode.FULL:
+                self.full()
 
-    def _task(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
+    def _task(self, work: Awaitable[None], name: str, uuid: str) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         assert isinstance(task, asyncio.Task)
         task.set_name(name)
 
         def ended(done: asyncio.Task[None]) -> None:
             if not done.cancelled() and (error := done.exception()) is not None:
-                self.crashed(error)
+                if is_damage(error):
+                    self.damaged(uuid, error)
+                else:
+                    self.crashed(error)
 
         task.add_done_callback(ended)
         return task
 
     async def catalog(self, uuid: str) -> Catalog:
-        """The open catalog of a set. A damaged one is set aside and begun anew; the source sends what is
-        missing."""
+        """The open catalog of a set. One that is damaged is set aside and made again, and so is one that was
+        there and is gone: an empty one in its place would say that there never were any versions."""
         if uuid not in self.catalogs:
             path = self.data / "sets" / f"{uuid}.db"
-            try:
-                self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
-            except (CatalogDamaged, apsw.Error) as error:
-                await self._set_aside(uuid, str(error))
+            if await self.writer.submit(self._is_lost, path, uuid):
+                await self._set_aside(uuid, "")
+            else:
+                try:
+                    self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
+                except (CatalogDamaged, apsw.Error) as error:
+                    await self._set_aside(uuid, str(error))
+            await self.writer.submit(self._remember, uuid)
             await self._compare_with_store(self.catalogs[uuid])
         return self.catalogs[uuid]
+
+    # -- which catalogs there were: a file beside the packs, which outlives the folder of the catalogs
+
+    def _remembered(self) -> set[str]:
+        try:
+            return set((self.store.directory / CATALOGS).read_text().split())
+        except (FileNotFoundError, ValueError):
+            return set()
+
+    def _remember(self, uuid: str, *, there: bool = True) -> None:
+        """Keep in mind that there is a catalog of this set, or that there is none any more."""
+        known = self._remembered()
+        if (uuid in known) == there:
+            return
+        known = known | {uuid} if there else known - {uuid}
+        with contextlib.suppress(OSError):  # a full disk: the log of versions says it, or the next start
+            text = "".join(f"{name}\n" for name in sorted(known))
+            atomic_write(self.store.directory / CATALOGS, text.encode())
+
+    def _is_lost(self, path: Path, uuid: str) -> bool:
+        """Whether there is no catalog although there was one: a set that is new here has left no trace."""
+        if not is_blank(path):
+            return False
+        log = manifest.log_path(self.store)
+        return uuid in self._remembered() or manifest.is_logged(log, bytes.fromhex(uuid))
 
     async def _compare_with_store(self, catalog: Catalog) -> None:
         """Note whether the store is the one that this catalog was written with (rule 32)."""
@@ -198,33 +258,51 @@ class Sets:
             self.doubted()
 
     async def _set_aside(self, uuid: str, why: str) -> None:
+        """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
         path = self.data / "sets" / f"{uuid}.db"
-        aside = path.with_name(f"{path.name}.damaged-{self.now_ns() // 10**9}")
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
-        self.catalogs[uuid] = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text)
+        aside = path.with_name(f"{path.name}{ASIDE}{self.now_ns() // 10**9}")
+        _rename_catalog(path, aside)
+        if why:
+            text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
+        else:
+            text = f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
+        try:
+            made = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text, aside)
+        except CrnodeError:
+            _rename_catalog(aside, path)  # no room: the next attempt is to find what this one found
+            raise
+        self.catalogs[uuid] = made
+
+    async def _make_again(self, uuid: str, why: str) -> None:
+        if uuid in self.sources:
+            await self._stop_source(uuid)
+        if uuid in self.targets:
+            await self._stop_target(uuid, removed=False)
+        await self.writer.submit(self._close_catalog, uuid)
+        await self._set_aside(uuid, why)
+        await self._compare_with_store(self.catalogs[uuid])
 
     async def start_over(self, uuid: str, why: str) -> None:
         """Stop a set whose catalog turned out to be damaged and make that again; the next :meth:`apply`
         starts the set."""
         async with self._turn:
-            if uuid in self.sources:
-                await self._stop_source(uuid)
-            if uuid in self.targets:
-                await self._stop_target(uuid, removed=False)
-            await self.writer.submit(self._close_catalog, uuid)
-            await self._set_aside(uuid, why)
-            await self._compare_with_store(self.catalogs[uuid])
+            await self._make_again(uuid, why)
 
-    def _rebuild(self, path: Path, uuid: bytes, text: str) -> Catalog:
-        """Make a catalog again from the manifests among the objects; without any it begins anew (rule 31)."""
+    def _rebuild(self, path: Path, uuid: bytes, text: str, aside: Path) -> Catalog:
+        """Make a catalog again from the manifests among the objects and the rows of the one that was set
+        aside; without any it begins anew (rule 31)."""
         try:
-            rebuilt = manifest.rebuild_catalog(path, uuid, self.store)
+            rows = aside if aside.exists() and uuid.hex() not in self._sourced else None
+            rebuilt = manifest.rebuild_catalog(path, uuid, self.store, aside=rows)
             text += f" and made again with {rebuilt.images} of its versions."
+            if rebuilt.lost:
+                text += f" {rebuilt.lost} more that it named are lost: what they alone had is gone."
+            if not rebuilt.certain or rows is None:
+                text += " Which others there were cannot be read: versions may be lost."
         except CrnodeError as error:
-            text += f" and is begun anew: {error}"
+            if error.exit_code == ExitCode.FULL:
+                raise  # nothing is lost yet: the set waits, and it is made when there is room
+            text += f" and is begun anew, without any earlier version: {error}"
         self.journal("damage", text)
         catalog = Catalog(path, uuid)
         newest = catalog.newest()
@@ -279,7 +357,7 @@ class Sets:
             # has said what is there (rule 60).
             source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(
-            spec, source, commit, self._task(source.run(), f"source {spec.name}"), running_pushes
+            spec, source, commit, self._task(source.run(), f"source {spec.name}", spec.uuid), running_pushes
         )
         self.sources[spec.uuid] = running
         await self._pushes(running, spec)
@@ -344,7 +422,7 @@ class Sets:
             )
             if running.source.newest is not None:
                 push.lag.made(running.source.newest.sequence, asyncio.get_running_loop().time())
-            running.pushes[name] = (push, self._task(push.run(), f"push {spec.name} to {name}"))
+            running.pushes[name] = (push, self._task(push.run(), f"push {spec.name} to {name}", spec.uuid))
 
     async def _stop_source(self, uuid: str) -> None:
         running = self.sources.pop(uuid)
@@ -396,7 +474,7 @@ class Sets:
             root=os.geteuid() == 0,
         )
         self.targets[spec.uuid] = RunningTarget(
-            spec, here, commit, self._task(here.run(), f"target {spec.name}")
+            spec, here, commit, self._task(here.run(), f"target {spec.name}", spec.uuid)
         )
 
     def _check_target(self, spec: ReplicationSet) -> None:
@@ -478,17 +556,40 @@ class Sets:
             _close(catalog)
 
     def keep_house(self) -> None:
-        """Between jobs of the writer thread: checkpoints, and pruning that commits left over."""
+        """Between jobs of the writer thread: checkpoints, and pruning that commits left over. Raises
+        CatalogDamaged, but no set waits for what is wrong with another."""
+        damaged: CatalogDamaged | None = None
+        jobs: list[tuple[Catalog, Callable[[], object]]] = []
         for catalog in list(self.catalogs.values()):
             catalog.check_there()
-            catalog.checkpoint()
-        for running in list(self.targets.values()):
-            running.commit.thin(500)
+            jobs.append((catalog, catalog.checkpoint))
+        jobs += [(r.commit.catalog, partial(r.commit.thin, 500)) for r in list(self.targets.values())]
+        for catalog, work in jobs:
+            try:
+                work()
+            except (CatalogDamaged, apsw.Error) as error:
+                if not is_damage(error):
+                    raise
+                damaged = CatalogDamaged(catalog.path, str(error))
+                damaged.__cause__ = error.__cause__ if isinstance(error, CatalogDamaged) else error
+        if damaged is not None:
+            raise damaged
 
 
 def _close(catalog: Catalog) -> None:
-    catalog.checkpoint()
-    catalog.close()
+    try:
+        catalog.checkpoint()
+    except apsw.Error as error:  # a damaged one is closed as well
+        if not is_damage(error):
+            raise
+    finally:
+        catalog.close()
+
+
+def _rename_catalog(path: Path, to: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{to}{suffix}")
 
 
 def _delete_catalog(path: Path) -> None:
@@ -498,8 +599,7 @@ def _delete_catalog(path: Path) -> None:
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])  # how it ended was told when it did
 
 
 def _inside(path: Path, other: Path) -> bool:

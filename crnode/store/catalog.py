@@ -75,9 +75,11 @@ class Catalog(Reader):
                 )
             self._inode = path.stat().st_ino
             held = self.meta("set")
+            if held is None or len(held) != len(set_uuid):
+                raise CatalogDamaged(path, "it does not say which set it belongs to")
             if held != set_uuid:
                 raise CrnodeError(
-                    f"{path} belongs to another set ({(held or b'').hex()}).",
+                    f"{path} belongs to another set ({held.hex()}).",
                     "File names and contents of the data directory do not fit together.",
                     "Move that file away; the set is copied again from its source.",
                     ExitCode.REFUSED,
@@ -434,3 +436,24 @@ class CatalogDamaged(Exception):
 
     def __str__(self) -> str:
         return str(self.args[-1])  # journals name the file themselves
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether `error` says that SQLite cannot use a catalog's file: not that the disk is full or failed, nor
+    that we asked for something wrong."""
+    cause = error.__cause__ if isinstance(error, CatalogDamaged) else error
+    return isinstance(cause, apsw.CorruptError | apsw.NotADBError)
+
+
+def is_blank(path: Path) -> bool:
+    """Whether there is no catalog in the file `path`, or no file: opening it would begin a new one. False
+    when it cannot be read: that is damage."""
+    try:
+        if path.stat().st_size == 0:
+            return True
+        with open_reader(path) as reader:
+            return reader.version() == 0
+    except FileNotFoundError:
+        return True
+    except apsw.Error:
+        return False

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import lmdb
 
 from crnode.errors import CrnodeError, ExitCode
-from crnode.platform.files import atomic_write, free_bytes, fsync_dir
+from crnode.platform.files import atomic_write, fsync_dir
 from crnode.store import child
 from crnode.store.catalog import Catalog
 from crnode.store.index import VALUE
@@ -346,8 +346,7 @@ class PackSweep:
             try:
                 self.store.index.remove(dead[at : at + size])
             except lmdb.Error as error:
-                if free_bytes(self.store.directory)[0] > self.store.floor():
-                    raise StoreFailed(f"index commit failed: {error}") from error
+                self.store.commit_failed(error)
                 if size <= 1:
                     raise full_error(self.store.directory, OSError(28, "")) from error
                 size = STEP_DEAD_FULL if size > STEP_DEAD_FULL else 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import apsw
+import lmdb
 
 from crnode.store import child
 from crnode.store.collect import CatalogRef
@@ -126,7 +127,11 @@ def forget_garbage(store: ObjectStore, ids: Iterable[bytes]) -> list[bytes]:
     """
     gone = [name for name in ids if name in store.damaged]
     if gone:
-        store.index.remove(gone)
+        try:
+            store.index.remove(gone)
+        except lmdb.Error as error:  # on a full disk they stay until the next look
+            store.commit_failed(error)
+            return []
         store.damaged.difference_update(gone)
     return gone
 

@@ -17,10 +17,13 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import apsw
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import atomic_write, fsync_dir
@@ -28,7 +31,7 @@ from crnode.store import child
 from crnode.store.catalog import Catalog
 from crnode.store.mark import MANIFEST_MAGIC, Load, manifest_entries, manifest_part
 from crnode.store.packs import Lane, Record, StoreFailed, full_error, is_full
-from crnode.store.reader import CLEAN, STAGING, Image, Totals, open_reader
+from crnode.store.reader import CLEAN, STAGING, Image, Reader, Totals, open_reader
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
 from crnode.store.writer import Writer
 from crproto import delta
@@ -41,6 +44,7 @@ from crproto.ids import chunk_id, image_id
 LOG = "versions.log"
 DUE_SECONDS = 600.0  # between two manifests of a set
 COMPACT_BYTES = 4 << 20  # of the log, from which lines of images that are gone are left out
+SALVAGE_ENTRIES = 10_000_000  # read of a damaged catalog for versions without a manifest: minutes at most
 _WINDOW = 4 << 20
 _BATCH_BYTES = 1 << 20  # objects given to the writer at a time
 _BATCH_ROWS = 2000
@@ -271,6 +275,22 @@ class Rebuilt:
 
     images: int
     left_out: list[str]
+    lost: int = 0  # images that the damaged catalog names and that did not come back
+    certain: bool = True  # it could be read which images the damaged catalog names
+
+
+@dataclass
+class _Source:
+    """Where an image's entries are to be had."""
+
+    image: Image
+    content: bytes | None  # its manifest, with the level behind it
+    entries: Callable[[], Iterator[Entry]]
+
+
+def is_logged(log: Path, set_uuid: bytes) -> bool:
+    """Whether the log names images of a set."""
+    return any(line.set == set_uuid for line in read_log(log))
 
 
 def rebuild_log(path: Path) -> tuple[int, int]:
@@ -283,27 +303,38 @@ def rebuild_log(path: Path) -> tuple[int, int]:
     return kept, count - kept
 
 
+_UNREADABLE = (Missing, Damaged, RemoteProtocolError, apsw.Error, ValueError, TypeError)
+"""What reading entries of a damaged manifest or catalog may raise."""
+
+
 def whole(line: Line, load: Load) -> bool:
     """Whether the manifest of a line can be read and gives the digest of its image. Reads all of it."""
+    return _gives_digest(line.set, line.image, lambda: manifest_entries(line.content, line.level, load))
+
+
+def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[Entry]]) -> bool:
     lthash, count, size = LtHash(), 0, 0
     try:
-        for entry in manifest_entries(line.content, line.level, load):
+        for entry in entries():
             lthash.add(entry_bytes(entry))
             count += 1
             size += entry.size
-    except (Missing, Damaged, RemoteProtocolError):
+    except _UNREADABLE:
         return False
-    return image_digest(line.set, count, size, lthash) == line.image.digest
+    return image_digest(set_uuid, count, size, lthash) == image.digest
 
 
-def rebuild_catalog(path: Path, set_uuid: bytes, store: ObjectStore, log: Path | None = None) -> Rebuilt:
+def rebuild_catalog(
+    path: Path, set_uuid: bytes, store: ObjectStore, log: Path | None = None, aside: Path | None = None
+) -> Rebuilt:
     """Make the catalog of a target set from the log and the manifests in `store`, at `path`, where none may
     be.
 
     Each logged image whose manifest is whole comes back, oldest first, with the same rows, digest and header
-    it had; what was written to no manifest is lost and comes from the source again. It is made beside `path`
-    and put there when it is complete, so a crash leaves none. Raises CrnodeError when not one image can be
-    had."""
+    it had; so does each whose rows in `aside`, the damaged catalog, still give its digest, as long as not
+    more than the SALVAGE_ENTRIES newest have to be read. What is left is lost and comes from the source
+    again. It is made beside `path` and put there when it is complete, so a crash leaves none. Raises
+    CrnodeError when not one image can be had, and FULL, with which nothing is decided."""
     lines: dict[bytes, Line] = {}
     fence = 0
     for line in read_log(log or log_path(store)):
@@ -311,21 +342,77 @@ def rebuild_catalog(path: Path, set_uuid: bytes, store: ObjectStore, log: Path |
             lines.pop(line.image.id, None)  # the last line of an image has its newest name and verdict
             lines[line.image.id] = line
             fence = max(fence, line.fence)
-    left_out: list[str] = []
+    # Last lines of a set's images stand in the order in which these were the newest: a line that was
+    # repeated for an older image (a pin, a late manifest) goes back to its own place.
+    sources = [
+        _Source(
+            line.image,
+            line.content + bytes([line.level]),
+            partial(manifest_entries, line.content, line.level, store.get),
+        )
+        for line in lines.values()
+    ]
+    result = Rebuilt(0, [])
+    with contextlib.ExitStack() as stack:
+        named: list[Image] = []
+        if aside is not None:
+            try:
+                reader = stack.enter_context(open_reader(aside))
+                named, result.certain = reader.readable_images()
+                with contextlib.suppress(apsw.Error):
+                    fence = max(fence, int.from_bytes(reader.meta("fence_epoch") or b"", "big"))
+                sources += _salvage(reader, named, lines.keys())
+            except apsw.Error:
+                result.certain = False
+        _rebuild(path, set_uuid, sources, fence, result)
+    made = {image.id for image in _made(path)} if result.images else set()
+    result.lost = sum(image.id not in made for image in named)
+    if not result.images:
+        raise CrnodeError(
+            f"No version of the set {set_uuid.hex()} can be rebuilt.",
+            f"The log names {len(lines)} of them, and none can be read whole."
+            + (f" The damaged catalog names {len(named)}, and they are lost." if named else ""),
+            "The set is copied again from its source.",
+        )
+    return result
+
+
+def _salvage(reader: Reader, named: Sequence[Image], logged: Container[bytes]) -> list[_Source]:
+    """The images of a damaged catalog; whether their rows are still what they were shows later. Logged ones
+    are read only when their manifest is not whole."""
+    out: list[_Source] = []
+    left = SALVAGE_ENTRIES
+    for image in reversed(named):
+        if image.id not in logged:
+            left -= image.entries
+            if left < 0:
+                continue
+        out.append(_Source(image, None, partial(reader.walk, image.ordinal)))
+    return out
+
+
+def _made(path: Path) -> list[Image]:
+    with open_reader(path) as reader:
+        return reader.images()
+
+
+def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, result: Rebuilt) -> None:
     temporary = path.with_name(f".{path.name}.rebuilding")
     _remove(temporary)
-    count = 0
+    done: set[bytes] = set()
+    failed: dict[bytes, str] = {}
     catalog = Catalog(temporary, set_uuid)
     try:
-        # Last lines of a set's images stand in the order in which these were the newest: a line that was
-        # repeated for an older image (a pin, a late manifest) goes back to its own place.
-        for line in sorted(lines.values(), key=lambda one: (one.image.received_ns, one.image.at_ns)):
-            why = _rebuild_image(catalog, line, store.get)
-            if why:
-                left_out.append(f"image {line.image.sequence}: {why}")
+        for source in sorted(sources, key=lambda one: (one.image.received_ns, one.image.at_ns)):
+            name = source.image.id
+            assert name is not None
+            if name in done:
+                continue
+            if why := _rebuild_image(catalog, source):
+                failed.setdefault(name, f"image {source.image.sequence}: {why}")
             else:
-                count += 1
-        if count:
+                done.add(name)
+        if done:
             with catalog.transaction():
                 catalog.set_meta("fence_epoch", fence.to_bytes(8, "big"))
         catalog.put_away()
@@ -334,16 +421,13 @@ def rebuild_catalog(path: Path, set_uuid: bytes, store: ObjectStore, log: Path |
             catalog.close()
         _remove(temporary)
         raise
-    if not count:
+    result.images = len(done)
+    result.left_out = [why for name, why in failed.items() if name not in done]
+    if not done:
         _remove(temporary)
-        raise CrnodeError(
-            f"No version of the set {set_uuid.hex()} can be rebuilt.",
-            f"The log names {len(lines)} of them, and none can be read whole.",
-            "The set is copied again from its source.",
-        )
+        return
     os.rename(temporary, path)
     fsync_dir(path.parent)
-    return Rebuilt(count, left_out)
 
 
 def _remove(path: Path) -> None:
@@ -351,9 +435,9 @@ def _remove(path: Path) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def _rebuild_image(catalog: Catalog, line: Line, load: Load) -> str:
+def _rebuild_image(catalog: Catalog, source: _Source) -> str:
     """Add one image; returns why not, with the catalog as before."""
-    image = line.image
+    image = source.image
     named = image_id(
         image.parent,
         catalog.set_uuid,
@@ -365,8 +449,8 @@ def _rebuild_image(catalog: Catalog, line: Line, load: Load) -> str:
     )
     if named != image.id:
         return "its header does not give its id"
-    if not whole(line, load):
-        return "its manifest is missing or damaged"
+    if not _gives_digest(catalog.set_uuid, image, source.entries):
+        return f"its {'rows are' if source.content is None else 'manifest is'} missing or damaged"
     before = catalog.newest()
     base = before.ordinal if before is not None else 0
     ordinal = catalog.next_ordinal()
@@ -375,9 +459,7 @@ def _rebuild_image(catalog: Catalog, line: Line, load: Load) -> str:
         catalog.begin(image._replace(ordinal=ordinal))
     changed: list[Entry] = []
     removed: list[bytes] = []
-    for old, new in _side_by_side(
-        catalog.walk(base) if base else iter(()), manifest_entries(line.content, line.level, load)
-    ):
+    for old, new in _side_by_side(catalog.walk(base) if base else iter(()), source.entries()):
         if new is None:
             assert old is not None
             removed.append(old.path)
@@ -392,7 +474,7 @@ def _rebuild_image(catalog: Catalog, line: Line, load: Load) -> str:
             catalog.undo(ordinal)
         return "its rows do not give its digest"
     with catalog.transaction():
-        done = image._replace(ordinal=ordinal, manifest=line.content + bytes([line.level]))
+        done = image._replace(ordinal=ordinal, manifest=source.content)
         catalog.complete(done, totals)
     return ""
 

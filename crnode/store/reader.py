@@ -149,9 +149,23 @@ class Reader:
     def images(self) -> list[Image]:
         """All complete images, oldest first."""
         return [
-            Image(*r)
-            for r in self._db.execute(f"SELECT {IMAGE} FROM image WHERE state=1 ORDER BY ordinal")
+            Image(*r) for r in self._db.execute(f"SELECT {IMAGE} FROM image WHERE state=1 ORDER BY ordinal")
         ]
+
+    def readable_images(self) -> tuple[list[Image], bool]:
+        """(the complete images whose rows can be read, oldest first; whether these are all of them): for a
+        catalog that is damaged. It is read from both ends."""
+        found: dict[int, Image] = {}
+        whole = True
+        for order in ("", " DESC"):
+            try:
+                for row in self._db.execute(f"SELECT {IMAGE} FROM image ORDER BY ordinal{order}"):
+                    image = Image(*row)
+                    if image.state == COMPLETE and image.id is not None:
+                        found[image.ordinal] = image
+            except apsw.Error:
+                whole = False
+        return [found[ordinal] for ordinal in sorted(found)], whole
 
     def cursors(self) -> list[Cursor]:
         return [Cursor(*r) for r in self._db.execute("SELECT target,image,ordinal,at_ns FROM cursor")]
@@ -465,6 +479,11 @@ class Reader:
         """SQLite's own check; 'ok' or what is wrong."""
         row = self._one("PRAGMA quick_check(1)")
         return str(row[0]) if row else "no answer"
+
+    def version(self) -> int:
+        """The number of its schema; 0 when there is none yet."""
+        row = self._one("PRAGMA user_version")
+        return int(row[0]) if row else 0
 
     def totals(self) -> Totals:
         """Entries, bytes and LtHash state of the newest complete image."""

@@ -24,7 +24,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, free_bytes, fsync_dir
 from crnode.platform.python import python
 from crnode.store.fetch import CHUNK, RECIPE, Damaged, Missing, StoreReader, fetch, identify, sound
-from crnode.store.index import Index, unpack
+from crnode.store.index import UNHARMED, Index, IndexDamaged, seal, unpack
 from crnode.store.packs import (
     PACK_SIZE,
     Found,
@@ -44,6 +44,7 @@ from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE
 
 _ID_BYTES = 16
+_INDEX_DAMAGED = "index-damaged"  # a file that says so, until the index was made again
 _MARK = struct.Struct(">IQ")  # a pack that may still grow, and its end in bytes
 INDEX_COMMIT_BYTES = 64 << 20  # appended bytes after which the index is committed
 INDEX_COMMIT_SECONDS = 1.0
@@ -144,20 +145,28 @@ class ObjectStore:
 
         After any end that was not clean a child process walks it first: a damaged LMDB file may end the
         process that maps it, and would end each next one as well."""
-        place = self.directory / "index"
-        clean = (self.directory / "clean").exists() and not (self.directory / "opening").exists()
-        if (place / "data.mdb").exists() and not clean and not self._index_opens_elsewhere(place):
+        place, marker = self.directory / "index", self.directory / _INDEX_DAMAGED
+        clean = self.directory / "clean"
+        if not (place / "data.mdb").exists():
+            pass
+        elif marker.exists():
+            self._set_aside(place)
+        elif not clean.exists() or (self.directory / "opening").exists():
+            if not self._index_opens_elsewhere(place):
+                self._set_aside(place)
+        elif (sealed := clean.read_text().partition("\n")[2]) and sealed != seal(place):
+            # It is not the file that was closed, and what damage made of it may end whoever maps it.
             self._set_aside(place)
         probe = self.directory / "opening"
         with _unless_full():
             probe.write_text(boot_id())
         try:
-            index = Index(place)
+            index = Index(place, on_damage=self._note_index)
             index.count()
             index.positions()
-        except (lmdb.Error, struct.error, ValueError):
+        except (lmdb.Error, IndexDamaged):
             self._set_aside(place)
-            index = Index(place)
+            index = Index(place, on_damage=self._note_index)
         probe.unlink(missing_ok=True)
         return index
 
@@ -165,16 +174,51 @@ class ObjectStore:
     def _index_opens_elsewhere(place: Path) -> bool:
         code = (
             "import sys; from pathlib import Path; from crnode.store.index import Index\n"
-            "index = Index(Path(sys.argv[1])); assert index.walk() == index.count(); index.positions()"
+            "index = Index(Path(sys.argv[1])); assert index.walk() == index.count(); index.positions()\n"
+            "index.probe()"
         )
         done = subprocess.run(python("-c", code, str(place)), capture_output=True, check=False)
         return done.returncode == 0
+
+    def _note_index(self, error: Exception) -> None:
+        """The index cannot be used: the next start makes it again, whatever becomes of this process."""
+        with contextlib.suppress(OSError):  # without it that start comes to the same by itself
+            atomic_write(self.directory / _INDEX_DAMAGED, str(error).encode())
+
+    def commit_failed(self, error: lmdb.Error) -> None:
+        """A commit of the index failed. Returns when a full disk is why, which shows as EIO (rule 34); raises
+        StoreFailed otherwise, and the next start makes the index again unless nothing is wrong with it."""
+        if isinstance(error, UNHARMED):
+            raise StoreFailed(f"index commit failed: {error}") from error
+        damaged = isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.BadTxnError)
+        if damaged or free_bytes(self.directory)[0] > self.floor():
+            self._note_index(error)
+            raise IndexDamaged(
+                f"the index of the store is damaged (commit failed: {error}); the next start makes it again"
+            ) from error
 
     def _set_aside(self, place: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         self.recovery.rebuilt = True
 
     def _recover(self) -> None:
+        """Bring index and packs together. An index that turns out to be damaged is made again from the packs:
+        it never keeps a store from opening."""
+        suspect = self._rehash_from(self.packs.numbers())
+        try:
+            self._read_tails(suspect)
+        except (IndexDamaged, lmdb.Error):
+            self.index.close()
+            found = self.recovery
+            self.recovery = Recovery(torn_bytes=found.torn_bytes, unclean_boot=found.unclean_boot)
+            self.damaged.clear()
+            self._ends.clear()
+            self._set_aside(self.directory / "index")
+            self.index = Index(self.directory / "index", on_damage=self._note_index)
+            self._read_tails(suspect)
+        (self.directory / _INDEX_DAMAGED).unlink(missing_ok=True)
+
+    def _read_tails(self, suspect: dict[int, int]) -> None:
         """Index the packs' tails, cut torn appends off, read recent records again after an unclean boot."""
         known = self.index.positions()
         numbers = self.packs.numbers()
@@ -185,7 +229,6 @@ class ObjectStore:
             self._doubt()
         if gone:
             self._forget_lost(gone)
-        suspect = self._rehash_from(numbers)
         ends: dict[int, int] = {}
         for pack in numbers:
             indexed = known.get(pack, 0)
@@ -241,9 +284,8 @@ class ObjectStore:
         try:
             self.index.remove(lost)
         except lmdb.Error as error:
-            if free_bytes(self.directory)[0] > self.floor():
-                raise StoreFailed(f"index commit failed: {error}") from error
-            # A full disk shows here as EIO (rule 34): they count as missing meanwhile, and are met again.
+            self.commit_failed(error)
+            # A full disk: they count as missing meanwhile, and are met again.
 
     def settle_doubt(self) -> None:
         """Everything was looked up since :meth:`note_lost`: this is again the store that it was."""
@@ -260,8 +302,7 @@ class ObjectStore:
                 self.index.commit(ends)
                 return
             except lmdb.Error as error:
-                if free_bytes(self.directory)[0] > self.floor():
-                    raise StoreFailed(f"index commit failed: {error}") from error
+                self.commit_failed(error)
                 if not last and not self.drop_ballast():
                     break
         self._ends.update(ends)
@@ -522,10 +563,8 @@ class ObjectStore:
             try:
                 self.index.commit(self._ends)
             except lmdb.Error as error:
-                if free_bytes(self.directory)[0] > self.floor():
-                    raise StoreFailed(f"index commit failed: {error}") from error
-                # A full disk shows here as EIO (rule 34). Nothing is lost: the packs hold it, `pending` goes
-                # on.
+                self.commit_failed(error)
+                # A full disk. Nothing is lost: the packs hold it, `pending` goes on.
             else:
                 self._ends = {}
                 self._appended_since_commit = 0
@@ -580,7 +619,8 @@ class ObjectStore:
         self.index.close()
         if clean and not self.index.pending:
             with _unless_full():
-                atomic_write(self.directory / "clean", boot_id().encode())
+                text = f"{boot_id()}\n{seal(self.directory / 'index')}"
+                atomic_write(self.directory / "clean", text.encode())
 
 
 def refuse_second_process(error: OSError, place: Path) -> CrnodeError:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any, ParamSpec, TypeVar
 
+from crnode.store.catalog import is_damage
 from crnode.store.packs import StoreFailed
 
 P = ParamSpec("P")
@@ -29,7 +30,7 @@ _Job = tuple[Callable[[], Any], "asyncio.Future[Any] | futures.Future[Any] | Non
 class Writer:
     """A thread that runs jobs in order. `housekeeping` is called in it between jobs, at most every half
     second; `failed` is called once, in the event loop, when the disk failed and the process has to end (rule
-    33)."""
+    33). `damaged` is called there for each job that met a damaged catalog, whatever else hears of it."""
 
     def __init__(
         self,
@@ -37,10 +38,12 @@ class Writer:
         housekeeping: Callable[[], None],
         failed: Callable[[BaseException], None],
         name: str = "writer",
+        damaged: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._loop = loop
         self._housekeeping = housekeeping
         self._failed = failed
+        self._damaged = damaged
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         self._broken: BaseException | None = None
@@ -115,7 +118,9 @@ class Writer:
                 self._loop.call_soon_threadsafe(self._failed, failure)
         except BaseException as failure:  # noqa: BLE001 - it belongs to whoever asked
             error = failure
-            if future is None:  # housekeeping: nobody else would hear of it
+            if self._damaged is not None and is_damage(failure):
+                self._loop.call_soon_threadsafe(self._damaged, failure)
+            elif future is None:  # housekeeping: nobody else would hear of it
                 self._loop.call_soon_threadsafe(self._failed, failure)
         if isinstance(future, futures.Future):
             if future.set_running_or_notify_cancel():

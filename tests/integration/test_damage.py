@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from harness import Cluster, Node, crnode, wait_for
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
+from crnode.store.manifest import write_manifest
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -367,3 +372,235 @@ def test_rows_that_do_not_give_the_digest_are_made_again(cluster: Cluster, tmp_p
     assert files(live) == files(source)
     assert crnode("scrub", "--data", str(box2.data)).returncode == ExitCode.OK
     assert not any("set aside" in check["text"] for check in box2.call("doctor")["checks"])
+
+
+def keep_newest(node: Node, manifest: bool) -> str:
+    """Pin the newest version of a node that is stopped, with or without a manifest; its id."""
+    (path,) = (node.data / "sets").glob("*.db")
+
+    async def write() -> str:
+        catalog = Catalog(path, bytes.fromhex(path.stem))
+        store = ObjectStore(node.data / "store")
+        writer = Writer(asyncio.get_running_loop(), lambda: None, print)
+        newest = catalog.newest()
+        assert newest is not None and newest.id is not None
+        with catalog.transaction():
+            catalog.set_pin(newest.ordinal, f"v{newest.sequence}", "a person")
+        image = catalog.image_at(newest.ordinal)
+        assert image is not None
+        if manifest:
+            await write_manifest(store, writer, catalog, image)
+        await writer.close()
+        store.close()
+        catalog.put_away()
+        return newest.id.hex()
+
+    return asyncio.run(write())
+
+
+def versions_kept(cluster: Cluster, source: Path, manifests: list[bool]) -> list[str]:
+    """Pinned versions at box2, oldest first; box2 is stopped then."""
+    box2 = cluster.nodes["box2"]
+    out = []
+    for number, written in enumerate(manifests):
+        (source / "f0").write_bytes(b"version %d" % number)
+        cluster.sync("docs")
+        box2.stop()
+        out.append(keep_newest(box2, written))
+        if number < len(manifests) - 1:
+            box2.start()
+    return out
+
+
+def ids_of(path: Path) -> set[str]:
+    db = apsw.Connection(str(path))
+    found = {row[0].hex() for row in db.execute("SELECT id FROM image WHERE state=1")}
+    db.close()
+    return found
+
+
+def damage_said(node: Node) -> str:
+    return " ".join(
+        e["text"] for e in node.call("events", {"limit": 1000})["events"] if e["kind"] == "damage"
+    )
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_catalog_that_is_gone_is_made_again_from_the_manifests(
+    cluster: Cluster, tmp_path: Path, how: str
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    kept = versions_kept(cluster, source, [True, True])
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    if how == "removed":
+        shutil.rmtree(box2.data / "sets")
+    else:
+        catalog.write_bytes(b"")
+    box2.start()
+    assert set(kept) <= ids_of(catalog)
+    said = damage_said(box2)
+    assert "it is gone and made again with 2 of its versions" in said
+    assert "versions may be lost" in said
+    (source / "new").write_bytes(b"new")
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert box2.call("scrub")["lacking"] == 0
+    box2.stop()
+    box2.start()
+    assert damage_said(box2).count("it is gone") == 1
+
+
+def test_a_catalog_that_is_gone_and_has_no_manifest_is_said(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    assert "catalog" not in damage_said(box2)  # a new set is no loss
+    box2.stop()
+    shutil.rmtree(box2.data / "sets")
+    box2.start()
+    said = damage_said(box2)
+    assert "it is gone and is begun anew, without any earlier version" in said
+    cluster.sync("docs")
+    assert files(live) == files(source)
+
+
+def test_a_damaged_catalog_loses_no_version_whose_rows_are_whole(cluster: Cluster, tmp_path: Path) -> None:
+    source, _ = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    kept = versions_kept(cluster, source, [True, False, False])
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    db = apsw.Connection(str(catalog))
+    (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='live'").fetchone()
+    db.close()
+    with open(catalog, "r+b") as file:  # a table that says nothing of any version
+        file.seek((root - 1) * 4096)
+        file.write(os.urandom(300))
+    box2.start()
+    wait_for(lambda: "made again" in damage_said(box2))
+    cluster.sync("docs")
+    assert set(kept) <= ids_of(catalog)
+
+
+def test_what_a_damaged_catalog_lost_is_said_and_stays_said(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    kept = versions_kept(cluster, source, [True, False, False])
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    held = ids_of(catalog)
+    db = apsw.Connection(str(catalog))
+    (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='entry'").fetchone()
+    (meta,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='meta'").fetchone()
+    db.close()
+    with open(catalog, "r+b") as file:
+        for page in (root, meta):
+            file.seek((page - 1) * 4096)
+            file.write(os.urandom(300))
+    box2.start()
+    cluster.sync("docs")
+    assert kept[0] in ids_of(catalog)
+    lost = f"made again with 1 of its versions. {len(held) - 1} more that it named are lost"
+    assert lost in damage_said(box2)
+    assert files(live) == files(source)
+    assert box2.call("scrub")["damaged"] == []
+    assert crnode("scrub", "--data", str(box2.data)).returncode == ExitCode.OK
+    (aside,) = [p for p in (box2.data / "sets").glob("*.damaged-*") if not p.name.endswith(("-wal", "-shm"))]
+    (check,) = [c for c in box2.call("doctor")["checks"] if str(aside) in c["text"]]
+    assert check["ok"] is None
+    assert "may be missing" in check["text"] and f"rm {aside}" in check["hint"]
+    for path in (box2.data / "sets").glob("*.damaged-*"):
+        path.unlink()
+    assert not any("old catalog" in c["name"] for c in box2.call("doctor")["checks"])
+
+
+@pytest.mark.parametrize("pages", [0, 1, 2, 3, 5, 10])
+def test_a_catalog_cut_short_is_made_again(cluster: Cluster, tmp_path: Path, pages: int) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    kept = versions_kept(cluster, source, [True])
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    with open(catalog, "r+b") as file:
+        file.truncate(pages * 4096)
+    box2.start()
+    wait_for(lambda: "made again with" in damage_said(box2))
+    out = wait_for(lambda: tried(cluster), 60)
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert set(kept) <= ids_of(catalog)
+    assert box2.call("status")["sets"][0]["targets"][0]["state"] == "in sync"
+
+
+@pytest.mark.parametrize("role", ["source", "target"])
+def test_a_catalog_damaged_under_a_running_agent_is_made_again(
+    cluster: Cluster, tmp_path: Path, role: str
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    node = cluster.nodes["box2"] if role == "target" else cluster.master
+    (catalog,) = (node.data / "sets").glob("*.db")
+    spoil_pages(catalog)
+    deadline = time.monotonic() + 60
+    number = 0
+    while "made again" not in damage_said(node) and "begun anew" not in damage_said(node):
+        assert time.monotonic() < deadline, node.log.read_text()
+        number += 1
+        (source / f"more{number}").write_bytes(os.urandom(3000))
+        (source / f"f{number % 50}").write_bytes(os.urandom(3000))
+        time.sleep(0.2)
+    assert node.process is not None and node.process.poll() is None
+    out = wait_for(lambda: tried(cluster), 90)
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert "Traceback" not in node.log.read_text()
+
+
+def spoil_pages(catalog: Path) -> None:
+    """Overwrite all pages but the first, in the file and in what the write-ahead log would put over them."""
+    for path, start in ((catalog, 4096), (Path(f"{catalog}-wal"), 32)):
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            file.seek(start)
+            file.write(os.urandom(max(size - start, 0)))
+
+
+def test_a_catalog_that_names_no_set_is_damaged_and_not_another_ones(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    kept = versions_kept(cluster, source, [False])
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    db = apsw.Connection(str(catalog))
+    db.execute("DELETE FROM meta WHERE key='set'")
+    db.close()
+    box2.start()
+    assert "does not say which set it belongs to" in damage_said(box2)
+    cluster.sync("docs")
+    assert files(live) == files(source)
+    assert set(kept) <= ids_of(catalog)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_an_index_damaged_while_the_agent_is_stopped_is_made_again(
+    cluster: Cluster, tmp_path: Path, how: str
+) -> None:
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    assert box2.stop() == ExitCode.OK
+    index = box2.data / "store" / "index" / "data.mdb"
+    data = bytearray(index.read_bytes())
+    if how == "flipped":
+        for at in range(0, len(data), max(len(data) // 300, 1)):
+            data[at] ^= 0xFF
+    else:
+        del data[len(data) // 2 :]
+    index.write_bytes(data)
+    box2.start()
+    assert any("rebuilt from the packs" in text for text in box2.events())
+    (source / "new").write_bytes(os.urandom(9000))
+    out = cluster.sync("docs")
+    assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+    assert files(live) == files(source)
+    assert box2.call("scrub")["lacking"] == 0
+    box2.stop()
+    box2.start()
+    assert " ".join(box2.events()).count("rebuilt from the packs") == 1

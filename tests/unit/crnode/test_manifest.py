@@ -6,7 +6,10 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import apsw
 import pytest
 from store_samples import (
     SET,
@@ -21,7 +24,8 @@ from store_samples import (
     with_writer,
 )
 
-from crnode.errors import CrnodeError
+from crnode.agent.sets import Sets
+from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
 from crnode.store.catalog import Catalog
 from crnode.store.collect import CatalogRef, Outcome, collect
@@ -30,6 +34,7 @@ from crnode.store.manifest import (
     append_line,
     compact_log,
     due,
+    is_logged,
     log_path,
     read_log,
     rebuild_catalog,
@@ -226,3 +231,102 @@ def test_when_they_are_due() -> None:
     assert due([done, two, three], [1, 3], 5.0, 700.0) is None  # the newest is not clean, 2 is not kept
     assert due([done, two, three], [1, 2, 3], 5.0, 700.0) == two
     assert due([done, two, _image(4)], [1, 4], 5.0, 700.0) == _image(4)
+
+
+def _put_aside(catalog: Catalog) -> Path:
+    catalog.put_away()
+    return catalog.path.rename(catalog.path.with_name(f"{catalog.path.name}.damaged-1"))
+
+
+def test_versions_without_a_manifest_come_from_the_rows_that_are_whole(tmp_path: Path) -> None:
+    store, catalog, images, entries = _set(tmp_path)
+    with catalog.transaction():
+        catalog.set_meta("fence_epoch", (9).to_bytes(8, "big"))
+        catalog.set_pin(images[0].ordinal, "release 1.4", "asked for")
+    _write(store, catalog, images[1])
+    with catalog.transaction():  # a byte of a row that only the first image has
+        catalog._db.execute("UPDATE entry SET mtime_ns=7 WHERE born=1 AND died=2 AND name!=x''")
+    path, aside = catalog.path, _put_aside(catalog)
+    done = rebuild_catalog(path, SET, store, aside=aside)
+    assert (done.images, done.lost, done.certain) == (2, 1, True)
+    assert done.left_out == [f"image {images[0].sequence}: its rows are missing or damaged"]
+    again = Catalog(path, SET)
+    assert [i.id for i in again.images()] == [images[1].id, images[2].id]
+    assert [list(again.walk(i.ordinal)) for i in again.images()] == entries[1:]
+    assert again.images()[1].manifest is None
+    assert again.meta("fence_epoch") == (9).to_bytes(8, "big")
+    assert again.digest(again.totals()) == images[2].digest
+
+
+def test_rows_that_are_whole_stand_in_for_a_damaged_manifest(tmp_path: Path) -> None:
+    store, catalog, images, entries = _set(tmp_path)
+    named = _write(store, catalog, *images)
+    where = store.locate(named[0][0])
+    assert where is not None
+    flip(store.packs.path(where.pack), where.offset + 90)
+    store.cache = type(store.cache)(0)
+    path, aside = catalog.path, _put_aside(catalog)
+    done = rebuild_catalog(path, SET, store, aside=aside)
+    assert (done.images, done.lost, done.left_out) == (3, 0, [])
+    again = Catalog(path, SET)
+    assert [list(again.walk(i.ordinal)) for i in again.images()] == entries
+
+
+def test_a_catalog_of_which_nothing_can_be_read_leaves_what_is_lost_uncertain(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    _write(store, catalog, images[2])
+    path, aside = catalog.path, _put_aside(catalog)
+    aside.write_bytes(b"no database" * 1000)
+    done = rebuild_catalog(path, SET, store, aside=aside)
+    assert (done.images, done.lost, done.certain) == (1, 0, False)
+
+
+def test_a_disk_that_is_full_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    _write(store, catalog, images[2])
+    path, _ = catalog.path, _put_aside(catalog)
+
+    def full(*_: object) -> None:
+        raise CrnodeError("No room.", "", "", ExitCode.FULL)
+
+    with monkeypatch.context() as patch, pytest.raises(CrnodeError) as caught:
+        patch.setattr(manifest, "_change", full)
+        rebuild_catalog(path, SET, store)
+    assert caught.value.exit_code == ExitCode.FULL
+    assert rebuild_catalog(path, SET, store).images == 1
+    assert is_logged(log_path(store), SET) and not is_logged(log_path(store), OTHER)
+
+
+def test_a_full_disk_leaves_a_damaged_catalog_for_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    db.execute("DELETE FROM meta WHERE key='set'")
+    db.close()
+    said: list[str] = []
+
+    def full(*_: object) -> None:
+        raise CrnodeError("No room.", "", "", ExitCode.FULL)
+
+    async def work(writer: Writer) -> list[bytes | None]:
+        node: Any = SimpleNamespace(name="box1", destinations=())
+        sets = Sets(
+            tmp_path, node, store, writer, dial=None, heal=None,
+            journal=lambda kind, text, *_: said.append(text), now_ns=lambda: 10**18,
+            crashed=lambda _: None, doubted=lambda: None,
+        )  # type: ignore[arg-type]  # fmt: skip
+        with monkeypatch.context() as patch, pytest.raises(CrnodeError, match="No room"):
+            patch.setattr(manifest, "_change", full)
+            await sets.catalog(SET.hex())
+        assert path.exists() and not said
+        made = await sets.catalog(SET.hex())
+        found = [image.id for image in made.images()]
+        await sets.close()
+        return found
+
+    assert with_writer(work) == [image.id for image in images]
+    assert "made again with 3 of its versions." in said[0]
+    assert "lost" not in said[0]

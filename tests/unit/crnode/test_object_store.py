@@ -11,18 +11,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 from store_samples import chunk, flip, random_chunks, small_store
 
 from crnode.errors import CrnodeError, ExitCode
+from crnode.store import index as index_module
 from crnode.store import store as store_module
-from crnode.store.packs import Lane
+from crnode.store.packs import Lane, StoreFailed
 from crnode.store.store import Damaged, Missing, ObjectStore
 
 APPENDS = """
 import random, sys
 from pathlib import Path
+from typing import Any
 from crnode.store.packs import Lane, Record
 from crnode.store.store import ObjectStore
 from crproto.ids import chunk_id
@@ -324,3 +328,110 @@ def test_a_full_disk_is_said_and_nothing_is_lost(small_disk: Path) -> None:
     assert again.missing(held) == []
     assert all(again.get(name) for name in held[::7])
     again.close(clean=False)
+
+
+def _closed(place: Path) -> tuple[list[bytes], Path]:
+    """A store that was closed in order, with more than one pack; its objects, and the index's file."""
+    store = small_store(place)
+    records = random_chunks(4000, 20)
+    for at in range(0, len(records), 500):
+        store.put(records[at : at + 500], Lane.BULK)
+        store.tick(force=True)
+    store.close()
+    assert (place / "clean").exists()
+    return [r.id for r in records], place / "index" / "data.mdb"
+
+
+def _opens_in_a_process(place: Path, count: int) -> None:
+    """In a process of its own: a damaged index ends the one that maps it."""
+    code = (
+        "import sys; from pathlib import Path; from crnode.store.store import ObjectStore\n"
+        "store = ObjectStore(Path(sys.argv[1]), pack_size=64 << 10, ballast=0)\n"
+        f"assert store.recovery.rebuilt and store.index.count() == {count}; store.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_index_damaged_after_a_clean_end_is_made_again(tmp_path: Path, seed: int) -> None:
+    names, data = _closed(tmp_path)
+    source = random.Random(seed)
+    for _ in range(300):
+        flip(data, source.randrange(data.stat().st_size))
+    _opens_in_a_process(tmp_path, len(names))
+    again = small_store(tmp_path)
+    assert not again.recovery.rebuilt
+    assert again.missing(names) == []
+    again.close()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.6, 0.9])
+def test_an_index_cut_short_after_a_clean_end_is_made_again(tmp_path: Path, part: float) -> None:
+    names, data = _closed(tmp_path)
+    with open(data, "r+b") as file:
+        file.truncate(int(data.stat().st_size * part))
+    _opens_in_a_process(tmp_path, len(names))
+
+
+def test_an_index_too_large_to_be_hashed_is_told_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_SEAL_BYTES", 1000)
+    names, data = _closed(tmp_path)
+    assert (tmp_path / "clean").read_text().endswith(" -")
+    small_store(tmp_path).close()
+    with open(data, "r+b") as file:
+        file.truncate(data.stat().st_size // 2)
+    again = small_store(tmp_path)
+    assert again.recovery.rebuilt
+    assert again.missing(names) == []
+    again.close()
+
+
+@pytest.mark.parametrize("error", [lmdb.CorruptedError("x"), lmdb.BadTxnError("x"), lmdb.Error("EIO")])
+def test_an_index_that_cannot_be_committed_at_opening_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: lmdb.Error
+) -> None:
+    names, _ = _closed(tmp_path)
+    real, calls = index_module.Index.commit, []
+
+    def commit(self: index_module.Index, *args: Any, **more: Any) -> None:
+        calls.append(args)
+        if len(calls) == 1:
+            raise error
+        real(self, *args, **more)
+
+    monkeypatch.setattr(index_module.Index, "commit", commit)
+    again = small_store(tmp_path)
+    assert again.recovery.rebuilt
+    assert not again.recovery.unclean_boot
+    assert again.missing(names) == []
+    assert not (tmp_path / "index-damaged").exists()
+    again.close()
+
+
+@pytest.mark.parametrize("when", ["commit", "read"])
+def test_an_index_found_damaged_at_run_time_is_made_again_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    names, _ = _closed(tmp_path)
+    store = small_store(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise lmdb.CorruptedError("MDB_CORRUPTED")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreFailed, match="store is damaged"):
+        if when == "commit":
+            patch.setattr(store.index, "commit", fail)
+            store.put([chunk(b"more")], Lane.SMALL)
+            store.tick(force=True)
+        else:
+            patch.setattr(index_module, "unpack", fail)
+            store.locate(names[0])
+    store.close(clean=False)
+    again = small_store(tmp_path)
+    assert again.recovery.rebuilt
+    assert again.missing(names) == []
+    again.close()
+    assert not small_store(tmp_path).recovery.rebuilt
