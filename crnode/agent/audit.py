@@ -89,8 +89,9 @@ class Audit:
         agent.problems.pop(key, None)
         if damaged or spoiled:
             why = damaged or f"image {spoiled[0]['sequence']}: {spoiled[0]['why']}"
-            agent.problems[key] = f"Its catalog was damaged ({why}), was set aside and made again."
+            agent.problems[key] = f"Its catalog is damaged ({why})."
             await agent.rebuild_catalog(uuid, why)
+            agent.problems[key] = f"Its catalog was damaged ({why}), was set aside and made again."
             return [why]
         out = []
         for one in wrong:

@@ -53,6 +53,7 @@ class Report:
     sets: dict[str, SetInventory] = field(default_factory=dict)
     certain: bool = False
     settled: bool = False  # the last round found the same as it ended: what was not met is here
+    doubts: int = 0  # of the store, when the last round began
     damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when the last round began
 
     def note_healed(self, healed: dict[bytes, str]) -> None:
@@ -147,6 +148,7 @@ class Stocktaker:
         for _ in range(ROUNDS):
             before = report.healed_count
             report.left, report.left_count, report.settled = {}, 0, True
+            report.doubts = agent.store.doubts
             out = Inventory()
             async for batch in take_inventory(agent.store, agent.writer, self.maintenance.catalogs(), out):
                 real, came = await agent.writer.submit(self._still_lacking, batch)
@@ -212,7 +214,8 @@ class Stocktaker:
 
     async def _tell(self, report: Report) -> None:
         agent = self.agent
-        self.lacking = report.left_count > 0 or not report.settled
+        changed = report.doubts != agent.store.doubts or not report.settled
+        self.lacking = report.left_count > 0 or changed
         if not self.lacking:
             self._wait, self._due = RETRY_FIRST, 0.0
         if report.healed_count:
@@ -232,7 +235,8 @@ class Stocktaker:
                 running.target.lacks(text, bool(catalog.lacking))
         known = all((one := report.sets.get(u)) and not one.unreadable for u in agent.sets.catalogs)
         if known and report.settled:
-            await agent.writer.submit(agent.store.settle_doubt)  # each catalog knows by itself what it lacks
+            # Each catalog knows by itself what it lacks.
+            await agent.writer.submit(agent.store.settle_doubt, report.doubts)
 
     def _name(self, uuid: str) -> str:
         spec = self.agent.document.set_by_uuid(uuid)

@@ -307,7 +307,13 @@ class Agent:
 
     async def rebuild_catalog(self, uuid: str, why: str) -> None:
         """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
-        await self._start_over(uuid, why)
+        try:
+            await self._start_over(uuid, why)
+        except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+            # The set was stopped for it: it waits with the reason, and is tried again.
+            self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
+            self._follow_later()
+            raise
         await self._follow(self.document)
 
     async def _start_over(self, uuid: str, why: str) -> None:
@@ -331,6 +337,8 @@ class Agent:
     async def _mend_catalog(self, uuid: str, why: str) -> None:
         told = ""
         while True:
+            if told and uuid in self.sets.catalogs:
+                break  # somebody else made it again
             self._mending.add(uuid)
             # A disk that damages it again at once is not to be asked for it without an end.
             before = self._mended.get(uuid)

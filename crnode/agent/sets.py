@@ -261,15 +261,22 @@ class Sets:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
         path = self.data / "sets" / f"{uuid}.db"
         aside = path.with_name(f"{path.name}{ASIDE}{self.now_ns() // 10**9}")
+        # One that was set aside, and was being made again when the agent was killed, is gone on with.
+        begun = [] if why else [p for p in path.parent.glob(f"{path.name}{ASIDE}*") if not is_aside_part(p)]
+        begun = [p for p in begun if not is_blank(p)]
         _rename_catalog(path, aside)
-        if why:
+        if begun:
+            aside = max(begun)
+            text = f"The catalog {path} was gone; it was set aside before as {aside}"
+        elif why:
             text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
         else:
             text = f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
         try:
             made = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text, aside)
-        except CrnodeError:
-            _rename_catalog(aside, path)  # no room: the next attempt is to find what this one found
+        except Exception:
+            if not begun:
+                _rename_catalog(aside, path)  # no room: the next attempt is to find what this one found
             raise
         self.catalogs[uuid] = made
 
@@ -584,6 +591,11 @@ def _close(catalog: Catalog) -> None:
             raise
     finally:
         catalog.close()
+
+
+def is_aside_part(path: Path) -> bool:
+    """Whether this is a file beside a database and not one itself."""
+    return path.name.endswith(("-wal", "-shm"))
 
 
 def _rename_catalog(path: Path, to: Path) -> None:

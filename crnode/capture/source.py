@@ -289,6 +289,11 @@ class SourceSet:
             if now >= next_poll:
                 await self._poll()
                 next_poll = now + POLL_SECONDS
+            if self._scanning is not None and self._emptied:
+                # What it saw while files vanished is half a truth: only a whole scan says what is left.
+                scanning, self._scanning = self._scanning, None
+                await scanning.cancel()
+                self._want_scan("emptied")
             if self._scanning is not None and self._scanning.done:
                 await self._scanned_beside()
             elif self._scan_wanted and not self._scans_beside():

@@ -35,6 +35,7 @@ UNHARMED = (
     lmdb.TxnFullError,
     lmdb.LockError,
     lmdb.MemoryError,
+    lmdb.BadValsizeError,  # a key that can be none
 )
 """What LMDB may say although its file is sound."""
 
@@ -69,6 +70,7 @@ class Index:
         on_damage: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self._on_damage = on_damage
+        self._closed = False
         if not readonly:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
@@ -117,7 +119,7 @@ class Index:
 
     def _unreadable(self, error: Exception) -> Exception:
         """What to raise for `error`; damage is told to whoever sees to it that the next start knows."""
-        if isinstance(error, UNHARMED):
+        if isinstance(error, UNHARMED) or self._closed:  # a thread that outlives the store says nothing of it
             return StoreFailed(f"the index of the object store cannot be read: {error}")
         self._on_damage(error)
         return IndexDamaged(f"the index of the store is damaged ({error}); the next start makes it again")
@@ -216,6 +218,7 @@ class Index:
             raise self._unreadable(error) from error
 
     def close(self) -> None:
+        self._closed = True
         self._env.close()
 
 

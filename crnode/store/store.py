@@ -131,6 +131,7 @@ class ObjectStore:
         self._unexpanded: deque[bytes] = deque()  # of these, recipes' children became live as well
         self.damaged: set[bytes] = set()
         self._in_doubt = False  # objects were lost, and not every catalog knows yet whether it needs them
+        self.doubts = 0  # how often that was so
         self._appended_since_commit = 0
         self._ends: dict[int, int] = {}
         self._last_commit = self._last_check = clock()
@@ -279,6 +280,7 @@ class ObjectStore:
         what it lacks (:meth:`settle_doubt`) a later start takes this for another store, and asks."""
         self._doubt()
         self._in_doubt = True
+        self.doubts += 1
         lost = list(ids)
         self.damaged.update(lost)
         try:
@@ -287,9 +289,10 @@ class ObjectStore:
             self.commit_failed(error)
             # A full disk: they count as missing meanwhile, and are met again.
 
-    def settle_doubt(self) -> None:
-        """Everything was looked up since :meth:`note_lost`: this is again the store that it was."""
-        if self._in_doubt:
+    def settle_doubt(self, doubts: int) -> None:
+        """Everything was looked up after the doubt with this number came up: unless another one followed,
+        this is again the store that it was."""
+        if self._in_doubt and doubts == self.doubts:
             with _unless_full():
                 atomic_write(self.directory / "id", self.id.hex().encode())
                 self._in_doubt = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import lmdb
 import pytest
 
 from crnode.store.index import VALUE, Index, unpack
-from crnode.store.packs import Location
+from crnode.store.packs import Location, StoreFailed
 
 
 def _where(n: int) -> Location:
@@ -121,3 +122,15 @@ def test_nothing_is_missed_while_it_is_committed(tmp_path: Path) -> None:
             thread.join()
     assert not wrong
     index.close()
+
+
+def test_who_asks_too_late_or_for_nothing_says_nothing_of_the_file(tmp_path: Path) -> None:
+    told: list[Exception] = []
+    index = Index(tmp_path / "index", on_damage=told.append)
+    for name in (b"", bytes(32)):
+        with contextlib.suppress(StoreFailed):
+            index.get(name)
+    index.close()
+    with pytest.raises(StoreFailed):
+        index.get(bytes(32))
+    assert not told

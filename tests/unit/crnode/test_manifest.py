@@ -330,3 +330,27 @@ def test_a_full_disk_leaves_a_damaged_catalog_for_the_next_attempt(
     assert with_writer(work) == [image.id for image in images]
     assert "made again with 3 of its versions." in said[0]
     assert "lost" not in said[0]
+
+
+def test_a_catalog_whose_making_was_cut_off_is_made_from_the_same_rows(tmp_path: Path) -> None:
+    """A kill between the rename of the damaged file and the end of the rebuild."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    path.rename(path.with_name(f"{path.name}.damaged-1000"))
+    (store.directory / "catalogs").write_text(f"{SET.hex()}\n")
+    said: list[str] = []
+
+    async def work(writer: Writer) -> list[bytes | None]:
+        node: Any = SimpleNamespace(name="box1", destinations=())
+        sets = Sets(
+            tmp_path, node, store, writer, dial=None, heal=None,
+            journal=lambda kind, text, *_: said.append(text), now_ns=lambda: 10**18,
+            crashed=lambda _: None, doubted=lambda: None,
+        )  # type: ignore[arg-type]  # fmt: skip
+        found = [image.id for image in (await sets.catalog(SET.hex())).images()]
+        await sets.close()
+        return found
+
+    assert with_writer(work) == [image.id for image in images]
+    assert "set aside before" in said[0]

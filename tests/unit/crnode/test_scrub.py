@@ -60,7 +60,7 @@ def test_what_a_scrub_finds_is_not_forgotten_by_a_kill(tmp_path: Path) -> None:
     assert again.missing([r.id for r in records]) == [records[1].id]
     settled = again.mark()
     again.note_lost([records[2].id])
-    again.settle_doubt()
+    again.settle_doubt(again.doubts)
     again.close()
     last = small_store(tmp_path / "store")
     assert last.holds(settled)

@@ -192,3 +192,33 @@ def test_what_is_met_damaged_while_an_inventory_walks_is_no_garbage(
 
     assert taking(target, work) == [spare.id]
     assert target.store.damaged == {needed.id}
+
+
+def test_a_doubt_that_comes_while_an_inventory_walks_outlives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(tmp_path)
+    one, other = random_chunks(2, 700)
+    target.put([one, other])
+    target.store.sync()
+    changed = [file(b"a", (one.id, 0), 700), file(b"b", (other.id, 0), 700)]
+    assert target.push(changed) == []
+    target.store.note_lost([])
+    real = module.take_inventory
+
+    async def with_a_scrub(*args: Any) -> AsyncIterator[Any]:
+        async for batch in real(*args):
+            yield batch
+        target.store.note_lost([other.id])
+
+    async def work(taker: Stocktaker) -> bool:
+        await taker.run(lambda _: None)
+        return taker.lacking
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "take_inventory", with_a_scrub)
+        assert taking(target, work)
+    target = reopened(target, tmp_path)
+    assert target.catalog.suspect
+    taking(target)
+    assert target.catalog.lacking == {b"b"}

@@ -1,0 +1,77 @@
+"""Scans that run while points are taken."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from rot_samples import Capturing, capturing
+
+import crnode.capture.scanning as module
+from crnode.capture.scanning import Scanning
+
+
+def test_a_scan_that_saw_files_vanish_deletes_no_half_of_an_emptied_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set is emptied while it is scanned: the scan met two names that were gone already, and ends while
+    the point is taken that finds nothing left."""
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(4):
+        (root / f"f{number}").write_bytes(b"%d" % number)
+
+    async def work(here: Capturing) -> None:
+        source = here.source
+        newest = here.catalog.newest()
+        assert newest is not None
+        ended = asyncio.Event()
+
+        async def half(request: str) -> list[bytes]:
+            await ended.wait()
+            return [b"f0", b"f1"]
+
+        finish = source._finish
+
+        async def and_end(*args: object) -> None:
+            await finish(*args)  # type: ignore[arg-type]
+            if source._emptied:
+                ended.set()
+                await asyncio.sleep(0.05)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "scan_set", half)
+            patch.setattr(source, "_finish", and_end)
+            asked = asyncio.ensure_future(source.scan_now())
+            while source._scanning is None:
+                await asyncio.sleep(0.01)
+            for path in root.iterdir():
+                path.unlink()
+            while not source._emptied:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+        now = here.catalog.newest()
+        assert now is not None
+        assert (now.id, now.entries) == (newest.id, newest.entries)
+        assert source.state == "emptied"
+        asked.cancel()
+
+    (tmp_path / "place").mkdir()
+    capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_what_events_told_of_is_not_found_by_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> tuple[list[bytes], list[bytes]]:
+        async def found(request: str) -> list[bytes]:
+            return [b"told", b"folder/below", b"not"]
+
+        monkeypatch.setattr(module, "scan_set", found)
+        scanning = Scanning("", 1, "reconcile", lambda: None)
+        scanning.note([b"told", b"folder"])
+        dirty = await scanning.result()
+        some = scanning.unannounced(dirty)
+        scanning.note(b"%d" % n for n in range(module.TOLD_MOST))
+        return some, scanning.unannounced(dirty)
+
+    assert asyncio.run(work()) == ([b"not"], [])
