@@ -546,9 +546,8 @@ class TargetSet:
         if due is None:
             return
         fd, ordinal = due
-        self.commit.syncing = (
-            ordinal  # the next move leaves this image, and its rows must stay until it is noted
-        )
+        # The next move leaves this image, and its rows must stay until it is noted.
+        self.commit.syncing = ordinal
 
         async def sync() -> None:
             try:

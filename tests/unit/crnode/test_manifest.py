@@ -297,6 +297,16 @@ def test_a_disk_that_is_full_decides_nothing(tmp_path: Path, monkeypatch: pytest
     assert is_logged(log_path(store), SET) and not is_logged(log_path(store), OTHER)
 
 
+def _sets(place: Path, store: ObjectStore, writer: Writer, said: list[str]) -> Sets:
+    """The sets of a node that has none yet; what its journal says goes to `said`."""
+    node: Any = SimpleNamespace(name="box1", destinations=())
+    return Sets(
+        place, node, store, writer, dial=None, heal=None,
+        journal=lambda kind, text, *_: said.append(text), now_ns=lambda: 10**18,
+        crashed=lambda _: None, doubted=lambda: None,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
 def test_a_full_disk_leaves_a_damaged_catalog_for_the_next_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,12 +322,7 @@ def test_a_full_disk_leaves_a_damaged_catalog_for_the_next_attempt(
         raise CrnodeError("No room.", "", "", ExitCode.FULL)
 
     async def work(writer: Writer) -> list[bytes | None]:
-        node: Any = SimpleNamespace(name="box1", destinations=())
-        sets = Sets(
-            tmp_path, node, store, writer, dial=None, heal=None,
-            journal=lambda kind, text, *_: said.append(text), now_ns=lambda: 10**18,
-            crashed=lambda _: None, doubted=lambda: None,
-        )  # type: ignore[arg-type]  # fmt: skip
+        sets = _sets(tmp_path, store, writer, said)
         with monkeypatch.context() as patch, pytest.raises(CrnodeError, match="No room"):
             patch.setattr(manifest, "_change", full)
             await sets.catalog(SET.hex())
@@ -342,12 +347,7 @@ def test_a_catalog_whose_making_was_cut_off_is_made_from_the_same_rows(tmp_path:
     said: list[str] = []
 
     async def work(writer: Writer) -> list[bytes | None]:
-        node: Any = SimpleNamespace(name="box1", destinations=())
-        sets = Sets(
-            tmp_path, node, store, writer, dial=None, heal=None,
-            journal=lambda kind, text, *_: said.append(text), now_ns=lambda: 10**18,
-            crashed=lambda _: None, doubted=lambda: None,
-        )  # type: ignore[arg-type]  # fmt: skip
+        sets = _sets(tmp_path, store, writer, said)
         found = [image.id for image in (await sets.catalog(SET.hex())).images()]
         await sets.close()
         return found
