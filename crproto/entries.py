@@ -167,6 +167,11 @@ def _check_acl(value: Any) -> Acl | None:
     return value
 
 
+def link_of(entry: Entry) -> bytes | None:
+    """The hard link group that a file or symbolic link belongs to, None for what has one name only."""
+    return Extra.decode(entry.extra).link if entry.extra and entry.kind != DIRECTORY else None
+
+
 def entry_to_wire(entry: Entry) -> Entry:
     """The wire form of an entry: the tuple itself, which msgpack writes as an array."""
     return entry
@@ -233,7 +238,8 @@ def entry_from_wire(wire: Sequence[Any]) -> Entry:
             raise RemoteProtocolError(
                 f"{path[:200]!r}: a target belongs to symbolic links, and to each of them"
             )
-        if found.fuzzy or found.link is not None or (found.default_acl is not None and kind != DIRECTORY):
+        # The two kinds exclude each other's: a directory has no hard links, a symbolic link no default ACL.
+        if found.fuzzy or (found.link if kind == DIRECTORY else found.default_acl) is not None:
             raise RemoteProtocolError(f"{path[:200]!r} has what only files or directories have")
     # Not Entry._make: the length is known to be right, and this is half its time.
     return tuple.__new__(Entry, wire)

@@ -29,7 +29,17 @@ from crnode.replicate.write import Policy, TreeWriter
 from crnode.store.packs import full_error, is_full
 from crnode.store.store import Damaged, Missing, ObjectStore
 from crproto import content
-from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, LtHash, entry_bytes, image_digest
+from crproto.entries import (
+    DIRECTORY,
+    FILE,
+    SYMLINK,
+    Entry,
+    Extra,
+    LtHash,
+    entry_bytes,
+    image_digest,
+    link_of,
+)
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.messages import Entries
@@ -441,12 +451,15 @@ def _children(store: ObjectStore, names: list[bytes], level: int) -> tuple[list[
     return list(below), damaged
 
 
-def _link_groups(entries: list[Entry]) -> dict[bytes, list[Entry]]:
-    groups: dict[bytes, list[Entry]] = {}
+Groups = dict[tuple[int, bytes], list[Entry]]  # (kind, hard link group) -> its entries
+
+
+def _link_groups(entries: list[Entry]) -> Groups:
+    groups: Groups = {}
     for entry in entries:
-        link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
+        link = link_of(entry)
         if link is not None:
-            groups.setdefault(link, []).append(entry)
+            groups.setdefault((entry.kind, link), []).append(entry)
     return groups
 
 
@@ -473,9 +486,7 @@ def _below(path: bytes, top: bytes) -> bytes:
     return path[len(top) + 1 :]
 
 
-def _write_batch(
-    writer: TreeWriter, batch: list[Entry], top: bytes, groups: dict[bytes, list[Entry]]
-) -> None:
+def _write_batch(writer: TreeWriter, batch: list[Entry], top: bytes, groups: Groups) -> None:
     for entry in batch:
         where = _below(entry.path, top)
         if entry.kind == DIRECTORY:
@@ -484,15 +495,13 @@ def _write_batch(
             continue
         where = where or top.rpartition(b"/")[2]
         placed = entry._replace(path=where)
-        if entry.kind == SYMLINK:
-            writer.symlink(placed)
-            continue
-        link = Extra.decode(entry.extra).link if entry.extra else None
-        members = groups.get(link, []) if link is not None else []
+        link = link_of(entry)
+        members = groups[entry.kind, link] if link is not None else []
         if members and members[0].path != entry.path:
             continue  # written with the first of its group
         others = tuple(_below(m.path, top) for m in members[1:])
-        writer.file(placed, others)
+        make = writer.file if entry.kind == FILE else writer.symlink
+        make(placed, others)
 
 
 def _finish(writer: TreeWriter, directories: list[Entry], top: bytes) -> None:

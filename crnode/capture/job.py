@@ -19,7 +19,7 @@ from crnode.capture.scan import dirty_paths
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader
-from crproto.entries import DIRECTORY, FILE, Entry, Extra
+from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.paths import problem
 
 BATCH_ENTRIES = 2000
@@ -207,21 +207,19 @@ class Job:
         if old is not None and old.kind == DIRECTORY and entry.kind != DIRECTORY:
             self._remove_below(path)
         batch.changed[path] = entry
-        link = Extra.decode(entry.extra).link if entry.kind == FILE and entry.extra else None
+        link = link_of(entry)
         partners = self._partners(path, old)
         if link is not None:
-            partners += self.catalog.link_members(link, self.view)
+            partners += self.catalog.link_members(link, entry.kind, self.view)
             partners += self.catalog.with_inode(taken.fingerprint.dev, taken.fingerprint.ino)
         return [p for p in partners if p != path]
 
     def _partners(self, path: bytes, old: Entry | None) -> list[bytes]:
         """The other members of the link group that `path` was in."""
-        if old is None or old.kind != FILE or not old.extra:
+        link = link_of(old) if old is not None else None
+        if old is None or link is None:
             return []
-        link = Extra.decode(old.extra).link
-        return (
-            [p for p in self.catalog.link_members(link, self.view) if p != path] if link is not None else []
-        )
+        return [p for p in self.catalog.link_members(link, old.kind, self.view) if p != path]
 
     def _renamed_from(self, dev: int, ino: int) -> Entry | None:
         """The entry that had this inode under another path: what it names need not be cut again."""

@@ -248,9 +248,15 @@ class PathReader:
             target = os.readlink(name, dir_fd=self._open_parent(path[: len(path) - len(name)], root_fd, head))
             if len(target) > 4095:
                 raise Unreadable("the link's target is longer than 4095 bytes")
-            extra = Extra(target, (), None, None, None, False)
+            extra = Extra(target, link=self._link(path, info))
             return Taken(_entry(path, SYMLINK, info, 0, None, 0, extra, mode=0o777), _print(info))
         raise Unreadable(f"a {_kind(info.st_mode)} is not replicated")
+
+    def _link(self, path: bytes, info: os.stat_result) -> bytes | None:
+        """The name of the group of hard links that an inode with several names is; within one set's path."""
+        if info.st_nlink < 2:
+            return None
+        return self.roots.root_index(path).to_bytes(2, "big") + info.st_ino.to_bytes(8, "big")
 
     # -- regular files
 
@@ -264,14 +270,12 @@ class PathReader:
         root_fd, below = self.roots.resolve(path)
         head, _, name = below.rpartition(b"/")
         parent = self._open_parent(path[: len(path) - len(name)], root_fd, head)
-        link = None
-        if info.st_nlink > 1:
-            if self._parent_info is not None and _planted(info, self._parent_info):
-                raise Unreadable(
-                    "it is a hard link to a file of another owner, in a folder in which others than root may"
-                    " make links; make it a copy, or take their right to write from the folder"
-                )
-            link = self.roots.root_index(path).to_bytes(2, "big") + info.st_ino.to_bytes(8, "big")
+        if info.st_nlink > 1 and self._parent_info is not None and _planted(info, self._parent_info):
+            raise Unreadable(
+                "it is a hard link to a file of another owner, in a folder in which others than root may"
+                " make links; make it a copy, or take their right to write from the folder"
+            )
+        link = self._link(path, info)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=parent)
         try:

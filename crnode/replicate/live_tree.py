@@ -30,7 +30,7 @@ from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
 from crnode.store.reader import ROLLING, Fingerprint, Image, Live, Reader
 from crnode.store.store import Damaged, Missing
-from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
+from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, link_of
 from crproto.errors import RemoteProtocolError
 from crproto.paths import split
 
@@ -288,7 +288,7 @@ class LiveTree:
                     touched.add(entry.path)
                     self._guarded(entry.path, partial(self._make_directory, writer, entry.path, entry))
                     continue
-                link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
+                link = link_of(entry)
                 if link is not None:
                     if link in groups:
                         continue
@@ -311,22 +311,18 @@ class LiveTree:
 
     def _write(self, writer: TreeWriter, entry: Entry, old: Entry | None, to: int) -> None:
         """Make the path what `entry` says, the cheapest right way."""
-        info = writer.lstat(entry.path)
-        ours = info is not None and self._ours(entry.path, info)
-        link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
-        if info is not None and (not ours or stat.S_ISDIR(info.st_mode)):
-            self._clear_drift(writer, entry.path, entry)
-        elif self.archive and info is not None and stat.S_ISLNK(info.st_mode) != (entry.kind == SYMLINK):
-            self._rename_deleted(writer, entry.path)
-            info, ours = None, False
-        if entry.kind == SYMLINK:
-            self._done(entry.path, writer.symlink(entry), entry)
-            return
-        in_place = ours and old is not None and old.kind == FILE and old.content is not None
-        if in_place and self.reader.touched(entry.path):
-            in_place = False  # it may have what a move that was given up wrote, and not what `old` says
-        if in_place and link is None and info is not None and info.st_nlink == 1:
-            assert old is not None
+        here = self._make_room(writer, entry.path, entry)
+        link = link_of(entry)
+        alone = here is not None and here.st_nlink == 1 and link is None
+        if (
+            alone
+            and entry.kind == FILE
+            and old is not None
+            and old.kind == FILE
+            and old.content is not None
+            # else it may have what a move that was given up wrote, and not what `old` says
+            and not self.reader.touched(entry.path)
+        ):
             if (old.content, old.level) == (entry.content, entry.level):
                 self._done(entry.path, writer.attributes_only(entry), entry)
                 return
@@ -338,12 +334,27 @@ class LiveTree:
                     pass  # written whole below; the old file is replaced, never mended by halves
         others: tuple[bytes, ...] = ()
         if link is not None:
-            members = self.reader.link_members(link, to)
+            members = self.reader.link_members(link, entry.kind, to)
             others = tuple(p for p in members if p != entry.path)
             for path in others:
-                self._clear_drift(writer, path, entry)
-        for path, outcome in writer.file(entry, others):
+                self._make_room(writer, path, entry)
+        make = writer.file if entry.kind == FILE else writer.symlink
+        for path, outcome in make(entry, others):
             self._done(path, outcome, entry)
+
+    def _make_room(self, writer: TreeWriter, path: bytes, entry: Entry) -> os.stat_result | None:
+        """What is at `path`, if it is ours and `entry` may change or replace it. Anything else is moved away
+        first: drift aside, and in an archive a file whose name a link takes, or the other way round."""
+        info = writer.lstat(path)
+        if info is None:
+            return None
+        if stat.S_ISDIR(info.st_mode) or not self._ours(path, info):
+            self._clear_drift(writer, path, entry)
+            return None
+        if self.archive and stat.S_ISLNK(info.st_mode) != (entry.kind == SYMLINK):
+            self._rename_deleted(writer, path)
+            return None
+        return info
 
     def _done(self, path: bytes, outcome: Outcome, entry: Entry) -> None:
         self._prints[path] = outcome.fingerprint
@@ -377,10 +388,7 @@ class LiveTree:
             return True
         if here._replace(ctime_ns=0) != known._replace(ctime_ns=0):
             return False
-        return leaving or any(
-            entry.kind == FILE and entry.extra and Extra.decode(entry.extra).link is not None
-            for _, _, entry in self.reader.history(path)
-        )
+        return leaving or any(link_of(entry) is not None for _, _, entry in self.reader.history(path))
 
     # -- what is in the way
 
@@ -411,9 +419,11 @@ class LiveTree:
         if live is None or live.state == "clean":
             return False
         info = writer.lstat(path)
-        if info is None or not stat.S_ISREG(info.st_mode):
+        if info is None or entry is None or info.st_mtime_ns != entry.mtime_ns:
             return False
-        return entry is not None and (info.st_size, info.st_mtime_ns) == (entry.size, entry.mtime_ns)
+        if stat.S_ISLNK(info.st_mode):
+            return entry.kind == SYMLINK and writer.target(path) == Extra.decode(entry.extra).target
+        return entry.kind == FILE and stat.S_ISREG(info.st_mode) and info.st_size == entry.size
 
     def _empty_or_aside(self, writer: TreeWriter, path: bytes) -> None:
         try:

@@ -117,6 +117,11 @@ class TreeWriter:
                 return None
             raise
 
+    def target(self, path: bytes) -> bytes:
+        """What the symbolic link at `path` says. Raises OSError."""
+        parent, name = self.parent(path)
+        return os.readlink(name, dir_fd=parent)
+
     # -- kinds
 
     def directory(self, entry: Entry) -> None:
@@ -141,8 +146,8 @@ class TreeWriter:
         finally:
             os.close(fd)
 
-    def symlink(self, entry: Entry) -> Outcome:
-        """Make the link, replacing what is there."""
+    def symlink(self, entry: Entry, others: tuple[bytes, ...] = ()) -> list[tuple[bytes, Outcome]]:
+        """Make the symbolic link, and the `others` paths as hard links to it; replaces what is there."""
         target = Extra.decode(entry.extra).target
         if target is None:
             raise OSError(errno.EINVAL, "a link without a target")
@@ -156,7 +161,7 @@ class TreeWriter:
                 dir_fd=self.temporary_fd,
                 follow_symlinks=False,
             )
-            return self._move(temporary, entry.path, note)
+            return self._names(temporary, entry.path, others, note)
         except BaseException:
             self._discard(temporary)
             raise
@@ -173,17 +178,29 @@ class TreeWriter:
                 note = self._attributes(fd, entry, new=True)
             finally:
                 os.close(fd)
-            names = []
-            for _ in others:
-                name = _temporary_name()
-                os.link(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=self.temporary_fd)
-                names.append(name)
-            done = [(entry.path, self._move(temporary, entry.path, note))]
-            for path, name in zip(others, names, strict=True):
-                done.append((path, self._move(name, path, note)))
+            return self._names(temporary, entry.path, others, note)
         except BaseException:
             self._discard(temporary)
             raise
+
+    def _names(
+        self, temporary: str, path: bytes, others: tuple[bytes, ...], note: str
+    ) -> list[tuple[bytes, Outcome]]:
+        """Give a finished temporary its name and its further ones."""
+        names = []
+        for _ in others:
+            name = _temporary_name()
+            os.link(
+                temporary,
+                name,
+                src_dir_fd=self.temporary_fd,
+                dst_dir_fd=self.temporary_fd,
+                follow_symlinks=False,
+            )
+            names.append(name)
+        done = [(path, self._move(temporary, path, note))]
+        for other, name in zip(others, names, strict=True):
+            done.append((other, self._move(name, other, note)))
         if others:  # each rename and link changed the inode's ctime: the last one counts for all
             last = done[-1][1].fingerprint
             done = [(path, outcome._replace(fingerprint=last)) for path, outcome in done]

@@ -32,7 +32,7 @@ from crnode.store.reader import (
     open_reader,
     totals_bytes,
 )
-from crproto.entries import DIRECTORY, FILE, Entry, Extra, entry_bytes, image_digest
+from crproto.entries import DIRECTORY, Entry, entry_bytes, image_digest, link_of
 from crproto.paths import split
 
 SCHEMA_VERSION = 1
@@ -227,14 +227,13 @@ class Catalog(Reader):
                 size -= old.size
                 lthash.remove(entry_bytes(old))
             head, name = split(entry.path)
-            link = Extra.decode(entry.extra).link if entry.extra and entry.kind == FILE else None
             db.execute(
                 "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     self._dir(head), name, ordinal, OPEN, entry.kind, entry.mode,
                     self._principal(entry.owner, entry.owner_id),
                     self._principal(entry.group, entry.group_id),
-                    entry.mtime_ns, entry.size, entry.content, entry.level, link, entry.extra,
+                    entry.mtime_ns, entry.size, entry.content, entry.level, link_of(entry), entry.extra,
                 ),
             )  # fmt: skip
             if entry.kind == DIRECTORY:

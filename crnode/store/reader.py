@@ -356,13 +356,13 @@ class Reader:
         for row in _rows(rows):
             yield join(row[0], row[1])
 
-    def link_members(self, link: bytes, ordinal: int) -> list[bytes]:
-        """Paths of a hard link group."""
+    def link_members(self, link: bytes, kind: int, ordinal: int) -> list[bytes]:
+        """Paths of a hard link group, of files or of symbolic links: inode numbers come again."""
         rows = self._db.execute(
             "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
-            " WHERE e.link=? AND e.born<=? AND e.died>?"
+            " WHERE e.link=? AND e.kind=? AND e.born<=? AND e.died>?"
             " ORDER BY d.path,e.name",
-            (link, ordinal, ordinal),
+            (link, kind, ordinal, ordinal),
         )
         return [join(row[0], row[1]) for row in _rows(rows)]
 

@@ -261,7 +261,7 @@ def entries(draw: Any) -> Entry:
         xattrs=tuple(sorted(draw(xattrs).items())),
         acl=draw(acls),
         default_acl=draw(acls) if kind == DIRECTORY else None,
-        link=draw(st.none() | st.binary(min_size=10, max_size=10)) if kind == FILE else None,
+        link=draw(st.none() | st.binary(min_size=10, max_size=10)) if kind != DIRECTORY else None,
         fuzzy=draw(st.booleans()) if kind == FILE else False,
     )
     content, level, size = None, 0, 0

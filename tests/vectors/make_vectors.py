@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "unit" / "crproto")]
 
 from blake3 import blake3
-from crproto_samples import ENTRIES, ID_A, ID_B, INCARNATION, MESSAGES, SET
+from crproto_samples import ENTRIES, ID_A, ID_B, INCARNATION, LINKED_SYMLINK, MESSAGES, SET
 
 from crproto import chunking, codec, delta, frames
 from crproto.content import RecipeBuilder
@@ -124,6 +124,15 @@ def entries() -> list[dict[str, Any]]:
             "name": "extra",
             "reason": "keys, attributes and access lists are sorted",
             "hex": full.encode().hex(),
+        }
+    )
+    data = entry_bytes(LINKED_SYMLINK)
+    out.append(
+        {
+            "name": "symlink of several names",
+            "reason": "a symbolic link may be one of a group of hard links",
+            "hex": data.hex(),
+            "digest": entry_digest(data).hex(),
         }
     )
     count, digest = range_digest([entry_digest(entry_bytes(entry)) for entry in ENTRIES])

@@ -18,7 +18,7 @@ from store_samples import SET, blank, commit, digest_of, directory, file, finish
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.reader import OPEN, Fingerprint, Live, open_reader
-from crproto.entries import Entry, Extra
+from crproto.entries import FILE, SYMLINK, Entry, Extra, link_of
 from crproto.paths import split
 
 PATHS = [b"", b"a", b"a/x", b"a/y", b"a/b/c", b"a-b", b"a0", b"ab", b"ab/x", b"b", b"b\xff/z"]
@@ -33,6 +33,9 @@ def entries(draw: st.DrawFn) -> Entry:
     if draw(st.booleans()):
         return directory(path, draw(st.integers(0, 2)))
     link = draw(st.sampled_from(LINKS))
+    if draw(st.booleans()):
+        target = draw(st.sampled_from([b"x", b"y"]))
+        return Entry(path, SYMLINK, 0o777, "u", 1, "g", 1, 5, 0, None, 0, Extra(target, link=link).encode())
     extra = Extra(link=link).encode() if link is not None else b""
     number = draw(st.integers(0, 3))
     return file(path, (bytes([number]) * 31 + b"\1", number % 2), number + 1, draw(st.integers(0, 1)), extra)
@@ -104,8 +107,9 @@ def _check(catalog: Catalog, images: Images, ever: dict[bytes, list[tuple[int, E
             assert catalog.children(path, ordinal) == sorted(inside, key=_order)
         for link in LINKS[1:]:
             assert link is not None
-            group = [p for p, e in state.items() if e.extra and Extra.decode(e.extra).link == link]
-            assert catalog.link_members(link, ordinal) == sorted(group, key=split)
+            for kind in (FILE, SYMLINK):
+                group = [p for p, e in state.items() if e.kind == kind and link_of(e) == link]
+                assert catalog.link_members(link, kind, ordinal) == sorted(group, key=split)
         files = sorted((e for e in state.values() if e.content is not None), key=_order)
         assert sorted(catalog.files(ordinal), key=_order) == files
     for base in images:

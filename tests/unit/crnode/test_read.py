@@ -206,6 +206,16 @@ def test_hard_links_share_a_group(source: Source) -> None:
     assert Extra.decode(one.extra).link == Extra.decode(two.extra).link
 
 
+def test_symbolic_links_of_several_names_share_a_group(source: Source) -> None:
+    (source.root / "a").symlink_to("anywhere")
+    assert Extra.decode(source.take(b"a")[0].extra) == Extra(target=b"anywhere")
+    os.link(source.root / "a", source.root / "b", follow_symlinks=False)
+    one, two = (Extra.decode(source.take(name)[0].extra) for name in (b"a", b"b"))
+    assert one.target == b"anywhere"
+    assert one.link is not None
+    assert one == two
+
+
 def test_xattrs_and_acls(source: Source) -> None:
     path = source.root / "a"
     path.write_bytes(b"x")

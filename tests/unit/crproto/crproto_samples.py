@@ -25,6 +25,7 @@ ENTRIES = (
     ),
     Entry(b"l", SYMLINK, 0o777, "u", 1, "g", 1, 9, 0, None, 0, Extra(target=b"../x").encode()),
 )
+LINKED_SYMLINK = ENTRIES[-1]._replace(path=b"m", extra=Extra(target=b"../x", link=b"0123456789").encode())
 
 
 def hello(who: str, /, **changes: object) -> m.Hello:

@@ -114,7 +114,7 @@ LINK = Entry(b"l", SYMLINK, 0o777, "u", 1, "g", 1, 5, 0, None, 0, Extra(target=b
 FOLDER = Entry(b"d", DIRECTORY, 0o755, "u", 1, "g", 1, 5, 0, None, 0, b"")
 
 
-@pytest.mark.parametrize("entry", samples.ENTRIES)
+@pytest.mark.parametrize("entry", [*samples.ENTRIES, samples.LINKED_SYMLINK])
 def test_entries_come_back(entry: Entry) -> None:
     assert entry_from_wire(codec.unpack(entry_bytes(entry))) == entry
 
@@ -151,9 +151,12 @@ def test_entries_come_back(entry: Entry) -> None:
         (FOLDER, {"content": samples.ID_A}),
         (FOLDER, {"extra": Extra(fuzzy=True).encode()}),
         (FOLDER, {"extra": Extra(target=b"x").encode()}),
+        (FOLDER, {"extra": Extra(link=b"0123456789").encode()}),
         (LINK, {"extra": b""}),
         (LINK, {"size": 3}),
-        (LINK, {"extra": Extra(target=b"x", link=b"0123456789").encode()}),
+        (LINK, {"extra": Extra(link=b"0123456789").encode()}),
+        (LINK, {"extra": Extra(target=b"x", default_acl=()).encode()}),
+        (LINK, {"extra": Extra(target=b"x", fuzzy=True).encode()}),
     ],
 )
 def test_entries_that_are_refused(entry: Entry, changes: dict[str, Any]) -> None:

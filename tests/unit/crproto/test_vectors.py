@@ -58,6 +58,8 @@ def test_entries_are_read_back() -> None:
     vectors = stored("entries")
     for entry, vector in zip(samples.ENTRIES, vectors, strict=False):
         assert entries.entry_from_wire(unpack(bytes.fromhex(vector["hex"]))) == entry
+    linked = next(vector for vector in vectors if vector["name"] == "symlink of several names")
+    assert entries.entry_from_wire(unpack(bytes.fromhex(linked["hex"]))) == samples.LINKED_SYMLINK
     extra = next(vector for vector in vectors if vector["name"] == "extra")
     assert Extra.decode(bytes.fromhex(extra["hex"])).xattrs == ((b"user.a", b"1"), (b"user.b", b"2"))
 
