@@ -103,6 +103,9 @@ class Reader:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._db = connection
+        # Without it SQLite prepares every join anew for each set of parameters (it might choose another plan,
+        # with statistics that we do not keep): 33 instead of 3.8 us for an entry.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
     def close(self) -> None:
         self._db.close()
