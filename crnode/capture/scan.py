@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import apsw
+
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader, open_reader
@@ -21,6 +23,7 @@ from crproto.entries import DIRECTORY, FILE, SYMLINK
 from crproto.paths import join, problem
 
 _LENGTH = struct.Struct(">I")
+CATALOG_DAMAGED = 3  # exit code: the catalog cannot be used, what SQLite says is on standard error
 
 
 def dirty_paths(
@@ -118,7 +121,7 @@ def _differs(info: os.stat_result, known: Fingerprint | None) -> bool:
 def encode_request(
     paths: list[str], include: list[str], exclude: list[str], catalog: Path, ordinal: int, set_uuid: str
 ) -> str:
-    """The argument of the scanning process."""
+    """What the scanning process reads from its input (an argument may not be longer than 128 KiB)."""
     return json.dumps(
         {
             "paths": paths,
@@ -129,6 +132,11 @@ def encode_request(
             "set": set_uuid,
         }
     )
+
+
+def catalog_of(request: str) -> Path:
+    """The catalog that a request names."""
+    return Path(json.loads(request)["catalog"])
 
 
 def main(request: str) -> int:
@@ -145,10 +153,14 @@ def main(request: str) -> int:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201 - for whoever asked
         return 1
     out = sys.stdout.buffer
-    with open_reader(Path(body["catalog"])) as catalog:
-        for top in roots.tops():
-            for path in dirty_paths(roots, catalog, body["ordinal"], selection.takes, top, own):
-                out.write(_LENGTH.pack(len(path)) + path)
+    try:
+        with open_reader(Path(body["catalog"])) as catalog:
+            for top in roots.tops():
+                for path in dirty_paths(roots, catalog, body["ordinal"], selection.takes, top, own):
+                    out.write(_LENGTH.pack(len(path)) + path)
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - for whoever asked
+        return CATALOG_DAMAGED
     out.write(_LENGTH.pack(0xFFFFFFFF))
     out.flush()
     return 0
@@ -170,4 +182,4 @@ def decode_paths(data: bytes) -> tuple[list[bytes], bytes, bool]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.stdin.read()))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import stat
 from collections.abc import Callable, Iterable
 
+import apsw
+
 from crnode.capture import scan
+from crnode.capture.read import Gone, PathReader, Unreadable
 from crnode.platform.python import python
+from crnode.store.catalog import CatalogDamaged
 
 TOLD_MOST = 100_000  # paths that are remembered to tell what a scan found from what events told meanwhile
 
@@ -49,7 +55,7 @@ class Scanning:
         return [path for path in dirty if not any(above in told for above in _upwards(path))]
 
     async def result(self) -> list[bytes]:
-        """Paths that differ. Raises OSError when the scan could not be made."""
+        """Paths that differ. Raises OSError when the scan could not be made, CatalogDamaged."""
         return await self._task
 
     async def cancel(self) -> None:
@@ -65,18 +71,34 @@ def _upwards(path: bytes) -> Iterable[bytes]:
         yield path
 
 
+def any_folder(paths: PathReader, found: Iterable[bytes]) -> bool:
+    """Whether one of the paths is a directory."""
+    try:
+        for path in found:
+            with contextlib.suppress(Gone, Unreadable):
+                if stat.S_ISDIR(paths.stat(path).st_mode):
+                    return True
+        return False
+    finally:
+        paths.close()
+
+
 async def scan_set(request: str) -> list[bytes]:
-    """Scan, and return the paths that differ. Raises OSError when the scan ended early."""
+    """Scan, and return the paths that differ. Raises OSError when the scan ended early, CatalogDamaged."""
     process = await asyncio.create_subprocess_exec(
-        *python("-m", "crnode.capture.scan", request),
-        stdin=asyncio.subprocess.DEVNULL,
+        *python("-m", "crnode.capture.scan"),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     dirty: list[bytes] = []
     rest, ended = b"", False
     try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its output says why
+            process.stdin.write(request.encode())
+            await process.stdin.drain()
+        process.stdin.close()
         while data := await process.stdout.read(1 << 20):
             paths, rest, ended = scan.decode_paths(rest + data)
             dirty += paths
@@ -87,6 +109,9 @@ async def scan_set(request: str) -> list[bytes]:
             process.kill()
             await process.wait()
     if not ended:
-        last = text.decode(errors="replace").strip().splitlines()
-        raise OSError(5, f"the scan ended early: {last[-1] if last else process.returncode}")
+        lines = text.decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else str(process.returncode)
+        if process.returncode == scan.CATALOG_DAMAGED:
+            raise CatalogDamaged(scan.catalog_of(request), last) from apsw.CorruptError(last)
+        raise OSError(5, f"the scan ended early: {last}")
     return dirty

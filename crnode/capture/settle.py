@@ -79,6 +79,10 @@ class Settle:
             times.append(next(iter(self._first.values())) + self.longest_ns)
         return min(times) if times else None
 
+    def noted(self) -> list[bytes]:
+        """Every path that changed and was not taken yet, ready or not."""
+        return [*self._ready, *self._waiting]
+
     def waiting(self) -> int:
         """Paths that changed and are not ready yet."""
         return len(self._waiting)

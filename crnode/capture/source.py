@@ -26,7 +26,7 @@ from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
-from crnode.capture.scanning import Scanning, scan_set
+from crnode.capture.scanning import Scanning, any_folder, scan_set
 from crnode.capture.settle import Change, Settle
 from crnode.capture.thread import in_pool
 from crnode.capture.watch import Watcher, WatchLimit
@@ -97,6 +97,7 @@ class SourceSet:
         self._wake = asyncio.Event()
         self._scan_wanted = True
         self._scan_alone = True  # nothing else may be captured before it
+        self._watched_now = False  # every directory got its watch, and no event was lost since
         self._scan_reason = "start"
         self._scanning: Scanning | None = None  # one that runs beside
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -370,6 +371,14 @@ class SourceSet:
         self._watcher = watcher
         self._loop.add_reader(watcher.fd, self._readable)
         self._set_state("scanning", "adding watches")
+        if await self._watch_all(watcher):
+            self.watch_kind = "inotify"
+            self._watched_now = True
+
+    async def _watch_all(self, watcher: Watcher) -> bool:
+        """Watch every directory of the set, those included that appeared while nobody told; False when the
+        kernel has no watches left."""
+        assert self._roots is not None and self._paths is not None
         paths, tops = self._paths, self._roots.tops()
         try:
             await self._in_thread(
@@ -377,8 +386,8 @@ class SourceSet:
             )
         except WatchLimit as limit:
             self._no_watches(str(limit))
-            return
-        self.watch_kind = "inotify"
+            return False
+        return True
 
     def _no_watches(self, sysctl: str) -> None:
         if self._watcher is not None:
@@ -480,6 +489,10 @@ class SourceSet:
             scanning, self._scanning = self._scanning, None
             await scanning.cancel()
         self._set_state("scanning", reason)
+        if self._watcher is not None and not self._watched_now:
+            # Events were lost, and with them those of new directories.
+            await self._watch_all(self._watcher)
+        self._watched_now = False
         await self._cookie()
         await self._scanned(await scan_set(self._scan_request()), serving, reason)
 
@@ -492,9 +505,15 @@ class SourceSet:
 
     async def _scanned_beside(self) -> None:
         scanning, self._scanning = self._scanning, None
-        assert scanning is not None
+        assert scanning is not None and self._paths is not None
         dirty = await scanning.result()
+        await self._cookie()
+        scanning.note(self._settle.noted())
         found = scanning.unannounced(dirty)
+        paths = self._paths
+        folders = await self._in_thread(lambda: any_folder(paths, found))
+        if folders:
+            self._want_scan("a folder changed without an event")  # it may be one that nobody watches
         await self._scanned(dirty, scanning.serving, scanning.reason, len(found))
 
     async def _scanned(self, dirty: list[bytes], serving: int, reason: str, found: int | None = None) -> None:
@@ -620,8 +639,11 @@ class SourceSet:
             self._set_state("emptied", str(emptied).replace("NAME", self.spec.name))
             return
         self._staged = False
+        # Without an image too: a set that is as it was before it was emptied is as it was. While it is
+        # emptied only whole scans come here.
+        self._emptied = False
         if point is not None:
-            self._after_crash = self._emptied = False
+            self._after_crash = False
             self._rolling = bool(point.image.flags & ROLLING)
             self.newest = point.image
             self._view = point.image.ordinal
@@ -632,8 +654,5 @@ class SourceSet:
                     self._settle.note(path, Change.TREE, self._now())
         if lost:
             self.lost = await self.writer.submit(self.catalog.lost)
-        if self._emptied:
-            # Nothing was committed: what was deleted waits for a person, or for the files to be back.
-            return
         self._accept = False
         self._set_state("ok")

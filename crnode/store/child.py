@@ -1,8 +1,9 @@
 """Child processes of the store: what would keep one thread of Python busy for longer than a moment runs in
 them.
 
-A child is started with one JSON request as its argument. It answers in frames on its output: lengths of the
-two parts, a JSON header, and bytes; the agent replies in JSON lines on its input. A child whose agent is gone
+A child reads one JSON request, a line, from its input (an argument may not be longer than 128 KiB). It
+answers in frames on its output: lengths of the two parts, a JSON header, and bytes; the agent replies in JSON
+lines. A child whose agent is gone
 ends by itself, at its next frame or line."""
 
 from __future__ import annotations
@@ -42,9 +43,17 @@ class Child:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *python("-m", self._module, json.dumps(self._request)),
+            *python("-m", self._module),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
+        assert self._process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # whoever reads is told why
+                self._process.stdin.write(json.dumps(self._request).encode() + b"\n")
+                await self._process.stdin.drain()
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -102,8 +111,7 @@ def request() -> dict[str, Any]:
     """What this child was asked, with its priority lowered."""
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    found: dict[str, Any] = json.loads(sys.argv[1])
-    return found
+    return receive()
 
 
 def send(header: dict[str, Any], blob: bytes | bytearray = b"") -> None:

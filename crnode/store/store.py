@@ -147,15 +147,15 @@ class ObjectStore:
         After any end that was not clean a child process walks it first: a damaged LMDB file may end the
         process that maps it, and would end each next one as well."""
         place, marker = self.directory / "index", self.directory / _INDEX_DAMAGED
-        clean = self.directory / "clean"
+        mark = _text(self.directory / "clean")
         if not (place / "data.mdb").exists():
             pass
         elif marker.exists():
             self._set_aside(place)
-        elif not clean.exists() or (self.directory / "opening").exists():
+        elif mark is None or (self.directory / "opening").exists():
             if not self._index_opens_elsewhere(place):
                 self._set_aside(place)
-        elif (sealed := clean.read_text().partition("\n")[2]) and sealed != seal(place):
+        elif (sealed := mark.partition("\n")[2]) and sealed != seal(place):
             # It is not the file that was closed, and what damage made of it may end whoever maps it.
             self._set_aside(place)
         probe = self.directory / "opening"
@@ -330,7 +330,9 @@ class ObjectStore:
         for gap in self.recovery.damaged:
             gaps.setdefault(gap.pack, []).append(gap)
         for content, where in self.index.items():
-            if any(g.start <= where.offset < g.end for g in gaps.get(where.pack, ())):
+            # A record that a gap begins in the middle of is half a record.
+            end = where.offset + where.size
+            if any(where.offset < gap.end and gap.start < end for gap in gaps.get(where.pack, ())):
                 self.damaged.add(content)
         self.index.remove(list(self.damaged))  # for the next start too: these records are worth nothing
         self.index.commit({})
@@ -340,7 +342,7 @@ class ObjectStore:
         newest gigabyte, because the disk may have lost pages that it called durable (rule 32)."""
         mark = self.directory / "clean"
         if mark.exists():
-            clean = mark.read_text() != ""
+            clean = bool(_text(mark))
             mark.unlink()
             fsync_dir(
                 self.directory
@@ -348,7 +350,7 @@ class ObjectStore:
             if clean:
                 return {}
         boot = self.directory / "boot"
-        before = boot.read_text() if boot.exists() else None  # missing: the agent says that the disk failed
+        before = _text(boot)  # missing: the agent says that the disk failed
         if before == boot_id() or not numbers:
             return {}  # the same boot: the page cache survived the process
         self.recovery.unclean_boot = True
@@ -624,6 +626,14 @@ class ObjectStore:
             with _unless_full():
                 text = f"{boot_id()}\n{seal(self.directory / 'index')}"
                 atomic_write(self.directory / "clean", text.encode())
+
+
+def _text(place: Path) -> str | None:
+    """What one of the store's small files says; None when it is missing, or rotten and no text any more."""
+    try:
+        return place.read_text("ascii")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
 
 
 def refuse_second_process(error: OSError, place: Path) -> CrnodeError:

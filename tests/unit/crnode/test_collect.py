@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -401,3 +402,14 @@ def test_a_live_record_that_rotted_keeps_its_pack(tmp_path: Path) -> None:
     assert out.damaged
     assert all(store.index.get(name) is not None for name in victims)
     assert all(name in store.damaged for name in out.damaged)
+
+
+def test_a_collection_with_many_waiting_manifests_runs(tmp_path: Path) -> None:
+    """More than an argument of a process may hold."""
+    store = small_store(tmp_path / "store")
+
+    async def work(writer: Writer) -> None:
+        out = await collect(store, writer, [], manifests=[(os.urandom(32), 1) for _ in range(2016)])
+        assert out.hole() is None
+
+    with_writer(work)

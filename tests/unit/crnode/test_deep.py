@@ -153,7 +153,10 @@ def test_what_capture_has_not_seen_is_handed_to_it(tmp_path: Path, memory: Path)
     (here,) = places
     request = request_for([str(memory)], here.catalog.path, here.store.directory, None, 0, 0)
     done = subprocess.run(
-        [sys.executable, "-m", "crnode.capture.deep", json.dumps(request)], capture_output=True, check=True
+        [sys.executable, "-m", "crnode.capture.deep"],
+        input=json.dumps(request).encode() + b"\n",
+        capture_output=True,
+        check=True,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {bytes.fromhex(x["path"]) for x in lines if x["event"] == "changed"} == {b"a", b"z"}

@@ -435,3 +435,53 @@ def test_an_index_found_damaged_at_run_time_is_made_again_by_the_next_start(
     assert again.missing(names) == []
     again.close()
     assert not small_store(tmp_path).recovery.rebuilt
+
+
+def test_a_record_that_a_cut_pack_holds_half_of_is_not_held(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store", 1 << 20)
+    records = random_chunks(3, 5000)
+    store.put(records, Lane.BULK, cache=False)
+    store.sync()
+    where = store.locate(records[1].id)
+    assert where is not None
+    store.close()
+    os.truncate(store.packs.path(where.pack), where.offset + 2000)
+    again = small_store(tmp_path / "store", 1 << 20)
+    assert again.missing([r.id for r in records]) == [records[1].id, records[2].id]
+
+
+@pytest.mark.parametrize("name", ["clean", "boot"])
+def test_a_small_file_that_rots_keeps_no_store_from_opening(tmp_path: Path, name: str) -> None:
+    store = small_store(tmp_path / "store")
+    store.put(random_chunks(3, 500), Lane.BULK)
+    store.sync()
+    store.close(clean=name == "clean")
+    (tmp_path / "store" / name).write_bytes(b"\xff\xfe" * 20)
+    small_store(tmp_path / "store").close()
+
+
+def test_an_index_that_shows_damage_when_its_positions_are_read_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is larger than what is sealed by a hash."""
+    monkeypatch.setattr(index_module, "_SEAL_BYTES", 0)
+    store = small_store(tmp_path / "store")
+    records = random_chunks(3, 500)
+    store.put(records, Lane.BULK, cache=False)
+    store.sync()
+    store.close()
+    place = tmp_path / "store" / "index"
+    env = lmdb.open(str(place), map_size=64 << 30, max_dbs=2)
+    db = env.open_db(b"positions")
+    with env.begin(write=True, db=db) as txn:
+        txn.put(b"%08d" % 1, b"abc")
+    env.close()
+    again = small_store(tmp_path / "store")
+    assert again.recovery.rebuilt
+    assert again.missing([r.id for r in records]) == []
+    again.put(random_chunks(3, 500, seed=5), Lane.BULK)
+    again.sync()
+    again.close()
+    last = small_store(tmp_path / "store")
+    assert last.missing([r.id for r in records]) == []
+    last.close()

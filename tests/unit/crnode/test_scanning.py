@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
+import apsw
 import pytest
 from rot_samples import Capturing, capturing
+from store_samples import SET
 
 import crnode.capture.scanning as module
-from crnode.capture.scanning import Scanning
+from crnode.capture.scan import encode_request
+from crnode.capture.scanning import Scanning, scan_set
+from crnode.store.catalog import Catalog, CatalogDamaged, is_damage
 
 
 def test_a_scan_that_saw_files_vanish_deletes_no_half_of_an_emptied_set(
@@ -75,3 +80,38 @@ def test_what_events_told_of_is_not_found_by_the_scan(monkeypatch: pytest.Monkey
         return some, scanning.unannounced(dirty)
 
     assert asyncio.run(work()) == ([b"not"], [])
+
+
+def test_a_scan_that_meets_a_damaged_catalog_says_so(tmp_path: Path) -> None:
+    """Whoever meets damage has the catalog made again: the scan's child meets it first."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "place").mkdir()
+    for number in range(400):
+        (root / f"more{number:04d}").write_bytes(b"m")
+
+    async def work(here: Capturing) -> None:
+        source = here.source
+        here.catalog._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        (root_page,) = here.catalog._db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name='seen'"
+        ).fetchone()
+        (size,) = here.catalog._db.execute("PRAGMA page_size").fetchone()
+        fd = os.open(here.catalog.path, os.O_WRONLY)
+        os.pwrite(fd, os.urandom(size), (root_page - 1) * size)
+        os.close(fd)
+        with pytest.raises(CatalogDamaged) as told:
+            await scan_set(source._scan_request())
+        assert is_damage(told.value)
+        assert told.value.args[0] == here.catalog.path
+
+    capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_a_set_with_many_patterns_is_scanned(tmp_path: Path) -> None:
+    """More than an argument of a process may hold."""
+    Catalog(tmp_path / "set.db", SET).close()
+    (tmp_path / "root").mkdir()
+    patterns = [f"folder{n}/" + "x" * 140 for n in range(1000)]
+    request = encode_request([str(tmp_path / "root")], [], patterns, tmp_path / "set.db", 0, SET.hex())
+    assert asyncio.run(scan_set(request)) == [b""]
