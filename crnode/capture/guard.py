@@ -90,6 +90,8 @@ class RotGuard:
 
     def take_event(self, path: bytes) -> bool:
         """Whether a write to `path` was reported since the last call: it is about to be read."""
+        if not self._written:  # as in a first copy
+            return False
         with self._lock:
             known = path in self._written
             self._written.pop(path, None)

@@ -20,7 +20,7 @@ from crnode.capture.watch import Watcher, WatchLimit
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader
 from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
-from crproto.paths import problem
+from crproto.paths import problem, split
 
 BATCH_ENTRIES = 2000
 BATCH_BYTES = 24 << 20  # bytes of new chunks held at most by one batch
@@ -76,6 +76,7 @@ class Job:
         self.watcher = watcher
         self.batch = Batch()
         self.limit: str | None = None  # the sysctl that has to be raised, when watches ran out
+        self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; is it known?
         self._known_lost: set[bytes] | None = None  # read in the thread that works
 
     def run(self, paths: Iterable[tuple[bytes, bool]]) -> Iterator[Batch]:
@@ -123,7 +124,11 @@ class Job:
             return self.batch.changed[path]
         if path in self.batch.removed or self.view == 0:
             return None
-        return self.catalog.entry(path, self.view)
+        head = split(path)[0]
+        if head != self._asked[0]:
+            self._asked = head, self.catalog.dir_id(head) is not None
+        # A directory that was never in an image has nothing that was: as in a first copy.
+        return self.catalog.entry(path, self.view) if self._asked[1] else None
 
     def _take(self, path: bytes) -> list[bytes]:
         """Capture one path; returns other paths that must be looked at because of it (hard links)."""
@@ -146,7 +151,7 @@ class Job:
             base = old
             if base is None and stat.S_ISREG(info.st_mode) and self.view:
                 base = self._renamed_from(info.st_dev, info.st_ino)
-            taken = self.reader.take(path, base, batch.fresh)
+            taken = self.reader.take(path, base, batch.fresh, info)
         except Gone:
             return self._gone(path, old)
         except Unreadable as reason:

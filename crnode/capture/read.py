@@ -144,6 +144,7 @@ class PathReader:
         self.spill: Spill | None = None
         self.earlier = Fresh()
         self.mapped: set[bytes] = set()  # files whose bytes may change while their times do not: read twice
+        self._devices: dict[int, int] = {}  # open root -> its file system
         self._parent: tuple[bytes, int] | None = None
         self._parent_info: os.stat_result | None = None
 
@@ -194,6 +195,8 @@ class PathReader:
     def workspace_above(self, path: bytes) -> bytes | None:
         """The workspace that `path` lies in. Its mark is written after the directory appears, so that what is
         in it may be met first. Raises Gone, Unreadable."""
+        if b".crnode-" not in path:  # nearly always, and this is asked for every path
+            return None
         parts = path.split(b"/")
         for depth, part in enumerate(parts[:-1], 1):
             above = b"/".join(parts[:depth])
@@ -205,17 +208,20 @@ class PathReader:
         """Whether `path` lies in a destination of this very set that was met before."""
         return any(path.startswith(place + b"/") for place in self._destinations)
 
-    def take(self, path: bytes, old: Entry | None, fresh: Fresh) -> Taken:
+    def take(
+        self, path: bytes, old: Entry | None, fresh: Fresh, info: os.stat_result | None = None
+    ) -> Taken:
         """The entry at `path` as it is now; new objects go into `fresh`.
 
         `old` is the version before (any path that had the same inode will do): its recipe says what need not
         be
-        cut again. Raises Gone, Unreadable or Torn.
+        cut again. `info` is what :meth:`stat` has just said of it. Raises Gone, Unreadable or Torn.
         """
         self.earlier = fresh  # what this very capture found before is not in the store yet
         for attempt in range(ATTEMPTS):
             try:
-                taken = self._take(path, old, fresh, last=attempt == ATTEMPTS - 1)
+                here = info if info is not None and not attempt else self.stat(path)
+                taken = self._take(path, here, old, fresh, last=attempt == ATTEMPTS - 1)
                 entry_from_wire(taken.entry)  # what no peer would take must be in no image
                 return taken
             except RemoteProtocolError as error:
@@ -226,10 +232,11 @@ class PathReader:
                 raise _reason(error) from error
         raise Torn(path)
 
-    def _take(self, path: bytes, old: Entry | None, fresh: Fresh, *, last: bool) -> Taken:
-        info = self.stat(path)
+    def _take(
+        self, path: bytes, info: os.stat_result, old: Entry | None, fresh: Fresh, *, last: bool
+    ) -> Taken:
         root_fd, below = self.roots.resolve(path)
-        if info.st_dev != os.fstat(root_fd).st_dev:
+        if info.st_dev != self._device(root_fd):
             raise Unreadable(
                 "another file system is mounted here; name it as a path of its own to protect it"
             )
@@ -251,6 +258,13 @@ class PathReader:
             extra = Extra(target, link=self._link(path, info))
             return Taken(_entry(path, SYMLINK, info, 0, None, 0, extra, mode=0o777), _print(info))
         raise Unreadable(f"a {_kind(info.st_mode)} is not replicated")
+
+    def _device(self, root_fd: int) -> int:
+        """The file system of an open root, which is the same while it is open."""
+        found = self._devices.get(root_fd)
+        if found is None:
+            found = self._devices[root_fd] = os.fstat(root_fd).st_dev
+        return found
 
     def _link(self, path: bytes, info: os.stat_result) -> bytes | None:
         """The name of the group of hard links that an inode with several names is; within one set's path."""
@@ -294,8 +308,8 @@ class PathReader:
                 named = self._small(fd, before.st_size, trial, twice=young)
             else:
                 named = self._large(path, fd, before, old, trial, twice=young)
-            after = os.fstat(fd)
-            if _print(after) != _print(before):
+            print_ = _print(before)
+            if _print(os.fstat(fd)) != print_:
                 raise _Changed
         except _Swapped:
             raise
@@ -307,7 +321,7 @@ class PathReader:
         finally:
             os.close(fd)
         _merge(fresh, trial)
-        return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), _print(before))
+        return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), print_)
 
     def _fuzzy(self, path: bytes, fd: int, link: bytes | None, fresh: Fresh) -> Taken:
         info = os.fstat(fd)
