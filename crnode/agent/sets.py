@@ -14,6 +14,7 @@ from pathlib import Path
 import apsw
 
 from crnode.capture.commit import Point, SourceCommit
+from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
 from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
@@ -346,6 +347,10 @@ class Sets:
             for push, _ in running_pushes.values():
                 push.announce(point)
 
+        def on_staged(fresh: Fresh) -> None:
+            for push, _ in running_pushes.values():
+                push.send_ahead(fresh)
+
         source = SourceSet(
             spec,
             catalog,
@@ -356,6 +361,7 @@ class Sets:
             seed=self.node.hash_seed,
             now_ns=self.now_ns,
             on_point=on_point,
+            on_staged=on_staged,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
         )
         if not self.store.recovery.unclean_boot:

@@ -22,7 +22,7 @@ from crnode.capture.commit import EmptiedSet, Point, SourceCommit
 from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
 from crnode.capture.openers import has_writer
-from crnode.capture.read import Gone, PathReader, Unreadable, fingerprint_of
+from crnode.capture.read import Fresh, Gone, PathReader, Unreadable, fingerprint_of
 from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
@@ -57,7 +57,8 @@ HELD_BYTES = 64 << 20  # new bytes kept in memory for the targets of one set
 
 
 class SourceSet:
-    """See the module's text. `points` are announced through `on_point`."""
+    """See the module's text. Points are announced through `on_point`, and what a part of a large image has
+    read through `on_staged`."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class SourceSet:
         seed: int,
         now_ns: Callable[[], int],
         on_point: Callable[[Point], None],
+        on_staged: Callable[[Fresh], None] = lambda _: None,
         journal: Callable[[str, str], None],
         rot_wait: float = WAIT_SECONDS,
         writers: Callable[[int], bool | None] = has_writer,
@@ -83,6 +85,7 @@ class SourceSet:
         self.seed = seed
         self.now_ns = now_ns
         self.on_point = on_point
+        self.on_staged = on_staged
         self.journal = journal
         self.cookie_dir = cookie_dir
         self.state = "starting"
@@ -615,6 +618,7 @@ class SourceSet:
             self._note_fuzzy(batch)
             self._view = await self.writer.submit(self.commit.stage, batch, self.spool)
             self._staged = True
+            self.on_staged(batch.fresh)
 
     def _note_fuzzy(self, batch: Batch) -> None:
         self._fuzzy -= batch.prints.keys()

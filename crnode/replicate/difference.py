@@ -169,6 +169,20 @@ def from_memory(
         yield part
 
 
+def from_fresh(fresh: Fresh) -> Iterator[Part]:
+    """What capture has just read of an image that is not made yet: objects alone, all of them in memory."""
+    part = Part()
+    for kind, found in ((CHUNK, fresh.chunks), (RECIPE, fresh.recipes)):
+        for name, data in list(found.items()):
+            part.objects.append(Wanted(name, kind, len(data), b"", 0))
+            part.bytes += len(data)
+            if part.full():
+                yield part
+                part = Part()
+    if part.objects:
+        yield part
+
+
 class ObjectReader:
     """Bytes of a source's objects. One thread at a time."""
 

@@ -1,12 +1,11 @@
 """Pushing one set to one target: a task of its own, so that a slow target never delays another.
 
 Usually the cursor says what the target holds, and a point goes out in one flight: header, objects, entries,
-commit.
-Large differences are offered first, so that what is there already (a resumed first copy, a renamed file,
-another set
-with the same bytes) does not travel again. When the target's newest image is unknown here the two sides
-compare and
-exchange only what differs (compare.py). A target that was away skips the images in between.
+commit. Large differences are offered first, so that what is there already (a resumed first copy, a renamed
+file, another set with the same bytes) does not travel again. While a large image is being captured, what
+capture has read goes ahead of it, so that nothing is read twice and both machines work at the same time. When
+the target's newest image is unknown here the two sides compare and exchange only what differs (compare.py). A
+target that was away skips the images in between.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from functools import partial
 from typing import TypeVar
 
 from crnode.capture.commit import Point, SourceCommit
+from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
 from crnode.errors import CrnodeError
 from crnode.net.peer import Peer, PeerClosed
@@ -31,6 +31,7 @@ from crnode.replicate.difference import (
     ObjectReader,
     Part,
     from_catalog,
+    from_fresh,
     from_memory,
     objects_of,
 )
@@ -115,6 +116,7 @@ class Push:
         self._thread = ThreadPoolExecutor(1, f"push-{set_name}-{target}")
         self._news = asyncio.Event()
         self._point: Point | None = None
+        self._ahead: Fresh | None = None  # to be sent ahead of its image
         self._changed = asyncio.Condition()
         self._abandoned = 0
         self._answers: dict[tuple[type[Message], int], asyncio.Future[tuple[Message, memoryview]]] = {}
@@ -123,6 +125,7 @@ class Push:
         self._number = 0
         self._unsaved: set[bytes] = set()  # acknowledged images whose cursor is not in the catalog yet
         self._save_timer: asyncio.TimerHandle | None = None
+        self._idle = False  # in sync, and waiting for something new
         self._opened = False  # whether the target took the present session
         self._peer: Peer | None = None
         self._reader: Reader | None = None
@@ -134,6 +137,13 @@ class Push:
         self.lag.made(point.image.sequence, self._loop.time())
         self._point = point
         self._news.set()
+
+    def send_ahead(self, fresh: Fresh) -> None:
+        """A part of a large image was captured. What the link is too slow for is left to the image's own
+        push: at most two parts are kept in memory."""
+        if self._idle and self._ahead is None and self.state not in ("full", "refused"):
+            self._ahead = fresh
+            self._news.set()
 
     def total_sent(self) -> int:
         """Bytes sent to the target since this agent started, before TLS."""
@@ -202,7 +212,7 @@ class Push:
             with contextlib.suppress(asyncio.CancelledError):
                 await listener
             self._fail_waiters(PeerClosed("lost", f"The connection to {self.target} ended."))
-            self._peer = None
+            self._peer = self._ahead = None
             self.sent_bytes += peer.bytes_out
             await peer.close()
 
@@ -259,12 +269,7 @@ class Push:
     # -- one connection
 
     async def _session(self, peer: Peer) -> None:
-        if self.source.newest is None:
-            self.state, self.reason, self.reachable = "waiting", "The set is being captured.", True
-        while self.source.newest is None:
-            await self._wait_news(peer)
         newest = self.source.newest
-        assert newest is not None and newest.id is not None
         self._state_message = self._loop.create_future()
         spec = self.source.spec
         await peer.send(
@@ -274,7 +279,7 @@ class Push:
                 self.commit.incarnation,
                 self.commit.epoch,
                 self.term,
-                newest.id,
+                newest.id or b"" if newest is not None else b"",
             )
         )
         state = await self._state_message
@@ -282,7 +287,11 @@ class Push:
         if state.problem:
             self._down("refused", state.problem)
             self.reachable = True
-        else:
+        elif newest is None:
+            self.state, self.reason = "waiting", "The set is being captured."
+        while self.source.newest is None:
+            await self._wait_news(peer)
+        if not state.problem:
             self.state, self.reason = "behind", ""
         if self._reader is None:
             self._reader = await self._in_thread(self.source.catalog.reader)
@@ -303,14 +312,29 @@ class Push:
             staged = None
 
     async def _wait_news(self, peer: Peer) -> None:
+        """Wait for something new, and send what goes ahead of it."""
         self._news.clear()
         if peer.closed:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
         newest = self.source.newest
         if newest is None or newest.id == self.acked:
-            await self._news.wait()
+            self._idle = True
+            try:
+                if self._ahead is None:
+                    await self._news.wait()
+                fresh, self._ahead = self._ahead, None
+                if fresh is not None:
+                    await self._send_ahead(peer, fresh)
+            finally:
+                self._idle = False
         if peer.closed:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
+
+    async def _send_ahead(self, peer: Peer, fresh: Fresh) -> None:
+        """Stage at the target what it has not; nothing depends on it, and it may be dropped there."""
+        objects = ObjectReader(self.source.store, lambda: self.source.open_roots, fresh)
+        with contextlib.suppress(Abandoned):  # a recipe of ours is damaged: the image's push finds that, too
+            await self._sender(peer).send(from_fresh(fresh), objects, offer=True, patches=True)
 
     async def _known(self, state: SetState) -> Image | None:
         """The image of ours that the target holds, as its cursor; None when it holds none, or one we do not

@@ -164,8 +164,10 @@ class TargetSet:
                 return
             self.status.state, self.status.reason = "waiting", ""
         await peer.send(await self.writer.submit(self._state))
-        if self.status.state in ("waiting", "offline"):
-            self.status.state = "in sync"
+        if not message.newest:
+            self.status.state, self.status.reason = "waiting", "The source captures its first image."
+        elif self.status.state in ("waiting", "offline"):
+            self.status.state, self.status.reason = "in sync", ""
 
     def _state(self) -> SetState:
         """Where this target stands (in the writer thread)."""
@@ -270,9 +272,14 @@ class TargetSet:
 
     def _put(self, slot: _Slot, message: Objects, payload: memoryview) -> None:
         def work() -> None:
-            self.status.received_bytes += self.commit.put(
-                message.records, payload, slot.incoming, slot.staged
-            )
+            try:
+                self.status.received_bytes += self.commit.put(
+                    message.records, payload, slot.incoming, slot.staged
+                )
+            except (Refusal, CrnodeError):
+                if slot.incoming is not None:
+                    raise
+                # What comes ahead of an image is a favour: where there is no room it comes with the image.
 
         self._guard(slot, work)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import Cluster, wait_for
 from test_full_disk import small_disk
-from test_lying_peer import Liar, answer, file, lie
+from test_lying_peer import DATA, Liar, answer, file, lie, push
 
 from crnode.net.peer import Peer
 from crproto import delta
@@ -59,11 +59,48 @@ def test_a_session_stages_a_quarter_of_the_free_space_at_most(
     assert report["removed_bytes"] >= staged - (1 << 20)
 
     async def modest(peer: Peer) -> Message:
-        from test_lying_peer import DATA, push
-
         return await push(peer, liar.header([entry]), [entry], {chunk_id(DATA): DATA})
 
     assert isinstance(lie(liar, modest), Ack)
+
+
+def test_what_goes_ahead_of_an_image_is_bounded_too(
+    cluster: Cluster, tmp_path: Path, small_disk: Path
+) -> None:
+    """Objects of no image: dropped where they are too many, and the session goes on."""
+    cluster.init()
+    box2 = cluster.join("box2", data=small_disk / "data")
+    node = cluster.join("liar", "repli-master")
+    (tmp_path / "source").mkdir()
+    uuid = cluster.add_set("stolen", "liar", tmp_path / "source", [f"box2:{tmp_path}/live"], privileged=False)
+    wait_for(lambda: all(n.call("set.list")["sets"] for n in (box2, node)))
+    node.kill()
+    liar = Liar(node, uuid)
+    free = os.statvfs(small_disk)
+    staged: list[int] = []
+
+    header = liar.header([file(b"a")])
+
+    async def image(peer: Peer) -> Message:
+        await peer.send(header)
+        await peer.send(Objects(((chunk_id(DATA), 0, delta.RAW, len(DATA), len(DATA), b""),)), [DATA])
+        await peer.send(Entries((file(b"a"),), ()))
+        await peer.send(ImageCommit(header.id))
+        return await answer(peer)
+
+    async def ahead(peer: Peer) -> Message:
+        received = await peer.receive()
+        assert received is not None and isinstance(received.message, SetState)
+        for _ in range(60):
+            data = os.urandom(1 << 20)
+            await peer.send(Objects(((chunk_id(data), 0, delta.RAW, len(data), len(data), b""),)), [data])
+        said = await image(peer)
+        staged.append(sum(path.stat().st_size for path in (box2.data / "store" / "packs").iterdir()))
+        return said
+
+    said = lie(liar, ahead)
+    assert isinstance(said, Ack), said
+    assert 1 << 20 < staged[0] <= free.f_bavail * free.f_frsize // 4
 
 
 def test_a_file_is_written_anew_that_is_larger_than_a_quarter_of_the_free_space(
