@@ -10,7 +10,7 @@ not sent yet.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from crnode.capture.job import Batch
@@ -173,15 +173,14 @@ class SourceCommit:
         """Rows make a tree: nothing lies below what is no directory. Where names change their kind while they
         are read, a path may have been taken before or after its parent was one thing or the other; what does
         not fit is left out. Returns the directories to look at again as well."""
-        again: set[bytes] = set()
         if staged:
             base = newest.ordinal if newest is not None else 0
-            after: tuple[int, int, bytes] | None = None
-            while page := self.catalog.came(base, ordinal, after, 1000):
-                after = page[-1][0]
-                again |= self._not_a_tree({entry.path: entry for _, entry in page}, (), ordinal)
+            again = self._not_a_tree(self.catalog.folders_touched(base, ordinal), ordinal)
         else:
-            again |= self._not_a_tree(batch.changed, batch.removed, ordinal)
+            changed = batch.changed
+            suspects = {split(path)[0] for path in changed if path}
+            suspects |= {path for path, entry in changed.items() if entry.kind != DIRECTORY}
+            again = self._not_a_tree(suspects | batch.removed, ordinal)
         if not again:
             return totals, []
         lost: dict[bytes, str | None] = {**dict(self.catalog.lost(100_000)), **batch.lost}
@@ -200,15 +199,11 @@ class SourceCommit:
         # A folder that cannot be taken is no better when it is looked at again at once.
         return self.catalog.change(ordinal, totals, (), orphans), sorted(again - cannot)
 
-    def _not_a_tree(
-        self, changed: Mapping[bytes, Entry], removed: Iterable[bytes], ordinal: int
-    ) -> set[bytes]:
-        """Paths that are no directory in image `ordinal` and have something below them all the same."""
+    def _not_a_tree(self, suspects: Iterable[bytes], ordinal: int) -> set[bytes]:
+        """Those that are no directory in image `ordinal` and have something below them all the same."""
         catalog = self.catalog
-        suspects = {split(path)[0] for path in changed if path}
-        suspects |= {path for path, entry in changed.items() if entry.kind != DIRECTORY}
         out = set()
-        for path in suspects | set(removed):
+        for path in suspects:
             if catalog.dir_id(path) is None:
                 continue
             entry = catalog.entry(path, ordinal)

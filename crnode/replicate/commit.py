@@ -415,32 +415,20 @@ class TargetCommit:
     def _check_tree(self, incoming: Incoming, ordinal: int) -> None:
         """Paths make a tree: every parent is a directory, and nothing lies below what is none (r3)."""
         catalog = self.catalog
+        suspects: Iterable[bytes]
         if incoming.ordinal:
-            after: tuple[int, int, bytes] | None = None
             newest = catalog.newest()
-            base = newest.ordinal if newest is not None else 0
-            while page := catalog.came(base, ordinal, after, 1000):
-                self._check_paths([entry for _, entry in page], ordinal)
-                after = page[-1][0]
+            suspects = catalog.folders_touched(newest.ordinal if newest is not None else 0, ordinal)
         else:
-            self._check_paths(incoming.changed.values(), ordinal)
-        for path in incoming.removed:
-            if catalog.dir_id(path) is not None and catalog.children(path, ordinal):
-                raise RemoteProtocolError(f"{shown(path)} is removed but something below it is not")
-
-    def _check_paths(self, entries: Iterable[Entry], ordinal: int) -> None:
-        parents: set[bytes] = set()
-        for entry in entries:
-            head, _ = split(entry.path)
-            if head:
-                parents.add(head)
-            was_directory = entry.kind != DIRECTORY and self.catalog.dir_id(entry.path) is not None
-            if was_directory and self.catalog.children(entry.path, ordinal):
-                raise RemoteProtocolError(f"something lies below {shown(entry.path)}, which is no directory")
-        for head in parents:
-            parent = self.catalog.entry(head, ordinal)
-            if parent is None or parent.kind != DIRECTORY:
-                raise RemoteProtocolError(f"{shown(head)} has entries below it and is no directory")
+            changed = incoming.changed
+            suspects = {split(path)[0] for path in changed} | incoming.removed
+            suspects |= {path for path, entry in changed.items() if entry.kind != DIRECTORY}
+        for path in suspects:
+            if not path or catalog.dir_id(path) is None:
+                continue
+            entry = catalog.entry(path, ordinal)
+            if (entry is None or entry.kind != DIRECTORY) and catalog.children(path, ordinal):
+                raise RemoteProtocolError(f"{shown(path)} has entries below it and is no directory")
 
     def _keep_other_line(self, header: ImageBegin, newest: Image) -> None:
         """The new image does not descend from ours: ours was acknowledged, so it stays as a version (rule

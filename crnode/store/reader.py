@@ -359,6 +359,21 @@ class Reader:
         for row in _rows(rows):
             yield join(row[0], row[1])
 
+    def folders_touched(self, base: int, to: int) -> list[bytes]:
+        """Every path that had something below it in any image and of which, from image `base` to image `to`,
+        something directly in it or the path itself came or went: what may be no folder any more."""
+        child = "CAST(CASE WHEN p.path=x'' THEN e.name ELSE p.path||x'2f'||e.name END AS BLOB)"
+        rows = self._db.execute(
+            "SELECT path FROM dir WHERE id IN"
+            " (SELECT dir FROM entry WHERE born>?1 AND born<=?2 AND died>?2)"
+            f" UNION SELECT c.path FROM entry e JOIN dir p ON p.id=e.dir JOIN dir c ON c.path={child}"
+            " WHERE e.born>?1 AND e.born<=?2 AND e.died>?2 AND e.kind!=2"
+            f" UNION SELECT c.path FROM entry e JOIN dir p ON p.id=e.dir JOIN dir c ON c.path={child}"
+            " WHERE e.died>?1 AND e.died<=?2 AND e.died<4611686018427387904 AND e.born<=?1",
+            (base, to),
+        )
+        return [row[0] for row in _rows(rows)]
+
     def link_members(self, link: bytes, kind: int, ordinal: int) -> list[bytes]:
         """Paths of a hard link group, of files or of symbolic links: inode numbers come again."""
         rows = self._db.execute(

@@ -18,7 +18,7 @@ from store_samples import SET, blank, commit, digest_of, directory, file, finish
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.reader import OPEN, Fingerprint, Live, open_reader
-from crproto.entries import FILE, SYMLINK, Entry, Extra, link_of
+from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, link_of
 from crproto.paths import split
 
 PATHS = [b"", b"a", b"a/x", b"a/y", b"a/b/c", b"a-b", b"a0", b"ab", b"ab/x", b"b", b"b\xff/z"]
@@ -126,7 +126,12 @@ def _check(catalog: Catalog, images: Images, ever: dict[bytes, list[tuple[int, E
             assert all(images[to][p] == e for p, e in came.items())
             differs = {p for p, e in images[to].items() if images[base].get(p) != e}
             assert differs <= came.keys()
-            assert sorted(catalog.went(base, to)) == sorted(images[base].keys() - images[to].keys())
+            went = images[base].keys() - images[to].keys()
+            assert sorted(catalog.went(base, to)) == sorted(went)
+            holders = {split(p)[0] for p in images[to] if p}
+            broken = {p for p in holders if p not in images[to] or images[to][p].kind != DIRECTORY}
+            touched = {split(p)[0] for p in differs} | differs | went
+            assert broken & touched <= set(catalog.folders_touched(base, to))
     named = {e.content for s in images.values() for e in s.values() if e.content is not None}
     assert named <= {content for content, _ in catalog.contents()}
     for path in PATHS:
