@@ -128,7 +128,7 @@ class Agent:
             crashed=self._crashed,
             doubted=self._doubt,
             damaged=self._catalog_damaged,
-            full=self._follow_later,
+            later=self._follow_later,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -359,13 +359,14 @@ class Agent:
         await self._follow(self.document)
 
     def _follow_later(self) -> None:
-        """A set could not start because the disk is full: it is tried again without anybody's doing."""
+        """A set could not start because the disk is full, or its catalog out of reach: it is tried again
+        without anybody's doing."""
         if self._later is None or self._later.done():
             self._later = self._in_background(self._follow_again(), "again")
 
     async def _follow_again(self) -> None:
         await asyncio.sleep(MEND_SECONDS)
-        self._later = None  # what is full still asks for another one
+        self._later = None  # what is so still asks for another one
         await self._follow(self.document)
 
     def _writer_met_damage(self, error: BaseException) -> None:

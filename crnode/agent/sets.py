@@ -25,7 +25,7 @@ from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, is_blank, is_damage
+from crnode.store.catalog import Catalog, CatalogDamaged, CatalogOutOfReach, is_blank, is_damage, out_of_reach
 from crnode.store.reader import Live
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
@@ -90,7 +90,7 @@ class Sets:
         crashed: Callable[[BaseException], None],
         doubted: Callable[[], None],
         damaged: Callable[[str, BaseException], None] | None = None,
-        full: Callable[[], None] = lambda: None,
+        later: Callable[[], None] = lambda: None,
     ) -> None:
         self.data = data
         self.node = node
@@ -103,7 +103,7 @@ class Sets:
         self.crashed = crashed
         self.doubted = doubted
         self.damaged = damaged or (lambda _, error: crashed(error))
-        self.full = full
+        self.later = later
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
@@ -144,7 +144,7 @@ class Sets:
         trees stay: they are the user's files (rule 47)."""
         alive = {spec.uuid for spec in document.sets}
         for stone in document.tombstones:
-            path = self.data / "sets" / f"{stone.uuid}.db"
+            path = self._path(stone.uuid)
             if (
                 stone.kind != "set"
                 or stone.uuid in alive
@@ -160,30 +160,37 @@ class Sets:
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
         """A set that cannot run here does not stop the others; its status says why."""
         try:
-            try:
-                await start()
-            except (CatalogDamaged, apsw.Error) as error:
-                # What opening it did not show. Made again once; who meets damage then as well waits.
-                if not is_damage(error):
-                    raise
-                await self._make_again(spec.uuid, str(error))
-                try:
-                    await start()
-                except (CatalogDamaged, apsw.Error) as again:
-                    if not is_damage(again):
-                        raise
-                    raise CrnodeError(
-                        f"The catalog of set {spec.name} is damaged.",
-                        f"It was made again and is damaged once more: {again}.",
-                        "Look at the disk that the data directory is on, then start the agent again.",
-                    ) from again
+            await self._started(spec, start)
             self.refused.pop(spec.uuid, None)
         except CrnodeError as error:
             if self.refused.get(spec.uuid) != str(error):
                 self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
             self.refused[spec.uuid] = str(error)
-            if error.exit_code == ExitCode.FULL:
-                self.full()
+            if error.exit_code == ExitCode.FULL or isinstance(error, CatalogOutOfReach):
+                self.later()
+
+    async def _started(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
+        """Start a set. A catalog that shows damage which opening it did not show is made again once; who
+        meets damage then as well waits. Raises CrnodeError."""
+        path = self._path(spec.uuid)
+        try:
+            await start()
+            return
+        except (CatalogDamaged, apsw.Error) as error:
+            if not is_damage(error):
+                raise out_of_reach(path, error) from error
+            why = str(error)
+        try:
+            await self._make_again(spec.uuid, why)
+            await start()
+        except (CatalogDamaged, apsw.Error) as again:
+            if not is_damage(again):
+                raise out_of_reach(path, again) from again
+            raise CrnodeError(
+                f"The catalog of set {spec.name} is damaged.",
+                f"It was made again and is damaged once more: {again}.",
+                "Look at the disk that the data directory is on, then start the agent again.",
+            ) from again
 
     def _task(self, work: Awaitable[None], name: str, uuid: str) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -200,17 +207,20 @@ class Sets:
         task.add_done_callback(ended)
         return task
 
+    def _path(self, uuid: str) -> Path:
+        return self.data / "sets" / f"{uuid}.db"
+
     async def catalog(self, uuid: str) -> Catalog:
         """The open catalog of a set. One that is damaged is set aside and made again, and so is one that was
         there and is gone: an empty one in its place would say that there never were any versions."""
         if uuid not in self.catalogs:
-            path = self.data / "sets" / f"{uuid}.db"
+            path = self._path(uuid)
             if await self.writer.submit(self._is_lost, path, uuid):
                 await self._set_aside(uuid, "")
             else:
                 try:
                     self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
-                except (CatalogDamaged, apsw.Error) as error:
+                except CatalogDamaged as error:
                     await self._set_aside(uuid, str(error))
             await self.writer.submit(self._remember, uuid)
             await self._compare_with_store(self.catalogs[uuid])
@@ -259,7 +269,7 @@ class Sets:
 
     async def _set_aside(self, uuid: str, why: str) -> None:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
-        path = self.data / "sets" / f"{uuid}.db"
+        path = self._path(uuid)
         aside = path.with_name(f"{path.name}{ASIDE}{self.now_ns() // 10**9}")
         # One that was set aside, and was being made again when the agent was killed, is gone on with.
         begun = [] if why else [p for p in path.parent.glob(f"{path.name}{ASIDE}*") if not is_aside_part(p)]

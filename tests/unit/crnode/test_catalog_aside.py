@@ -1,0 +1,118 @@
+"""A catalog that cannot be used is set aside and made again, whatever happens meanwhile: it costs no version
+that can still be read, and none is called damaged that is whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import apsw
+import pytest
+from store_samples import SET, with_writer
+from test_manifest import _set, _sets
+
+from crnode.agent.sets import Sets
+from crnode.store.catalog import Catalog
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
+
+UUID = SET.hex()
+
+
+def opened(
+    place: Path,
+    store: ObjectStore,
+    said: list[str],
+    work: Callable[[Sets, Catalog], Awaitable[Any]] | None = None,
+) -> list[bytes | None]:
+    """Open the catalog as a start of the agent does; the ids of its images, oldest first."""
+
+    async def run(writer: Writer) -> list[bytes | None]:
+        sets = _sets(place, store, writer, said)
+        try:
+            catalog = await sets.catalog(UUID)
+            if work is not None:
+                await work(sets, catalog)
+            return [image.id for image in catalog.images()]
+        finally:
+            await sets.close()
+
+    return with_writer(run)
+
+
+def started(place: Path, store: ObjectStore, said: list[str]) -> tuple[str, int]:
+    """Start the set as a document does: why it was refused, and how often another attempt was asked for."""
+    asked: list[int] = []
+
+    async def run(writer: Writer) -> tuple[str, int]:
+        sets = _sets(place, store, writer, said)
+        sets.later = lambda: asked.append(1)
+        spec: Any = SimpleNamespace(uuid=UUID, name="docs")
+
+        async def start() -> None:
+            await sets.catalog(UUID)
+
+        try:
+            await sets._guarded(spec, start)
+            return sets.refused.get(UUID, ""), len(asked)
+        finally:
+            await sets.close()
+
+    return with_writer(run)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB on which there is a folder `sets`; it is filled by :func:`fill`."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=2m none {place} 2>/dev/null") != 0:
+        pytest.skip("needs to mount a tmpfs")
+    try:
+        (place / "sets").mkdir()
+        yield place
+    finally:
+        os.system(f"umount {place}")
+
+
+def fill(place: Path) -> None:
+    with open(place / "filler", "wb", 0) as filler, pytest.raises(OSError, match="space"):
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_catalog_that_somebody_has_locked_waits_and_is_whole(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    other = apsw.Connection(str(path))  # sqlite3 of an administrator
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    other.execute("UPDATE meta SET value=value")
+    said: list[str] = []
+    why, again = started(tmp_path, store, said)
+    assert "locked" in why and why in said[0] and again == 1
+    assert not any("set aside" in text for text in said)
+    other.execute("COMMIT")
+    other.close()
+    assert started(tmp_path, store, said) == ("", 0)
+    assert not list(path.parent.glob("*.damaged-*"))
+    assert opened(tmp_path, store, said) == [i.id for i in images]
+
+
+def test_a_catalog_that_is_opened_on_a_full_disk_waits_for_room(tmp_path: Path, full_disk: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    (full_disk / "sets" / path.name).write_bytes(path.read_bytes())
+    fill(full_disk)
+    said: list[str] = []
+    why, again = started(full_disk, store, said)
+    assert why and again == 1
+    assert not list((full_disk / "sets").glob("*.damaged-*"))
+    (full_disk / "filler").unlink()
+    assert started(full_disk, store, said) == ("", 0)
+    assert opened(full_disk, store, said) == [i.id for i in images]
