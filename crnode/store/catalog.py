@@ -79,7 +79,7 @@ class Catalog(Reader):
                 )
             self._inode = path.stat().st_ino
             held = self.meta("set")
-            if held is None or len(held) != len(set_uuid):
+            if not isinstance(held, bytes) or len(held) != len(set_uuid):
                 raise CatalogDamaged(path, "it does not say which set it belongs to")
             if held != set_uuid:
                 raise CrnodeError(

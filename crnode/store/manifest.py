@@ -38,7 +38,7 @@ from crproto import delta
 from crproto.chunking import CUTTER_64K, make_cutter
 from crproto.content import RecipeBuilder
 from crproto.entries import Entry, LtHash, entry_bytes, image_digest
-from crproto.errors import RemoteProtocolError
+from crproto.errors import ProtocolError
 from crproto.ids import chunk_id, image_id
 
 LOG = "versions.log"
@@ -303,13 +303,25 @@ def rebuild_log(path: Path) -> tuple[int, int]:
     return kept, count - kept
 
 
-_UNREADABLE = (Missing, Damaged, RemoteProtocolError, apsw.Error, ValueError, TypeError)
-"""What reading entries of a damaged manifest or catalog may raise."""
+_UNREADABLE = (
+    Missing, Damaged, ProtocolError, apsw.Error, ValueError, TypeError, AttributeError, OverflowError,
+)  # fmt: skip
+"""What reading a damaged manifest or catalog may raise, whose values can be of any kind."""
 
 
 def whole(line: Line, load: Load) -> bool:
     """Whether the manifest of a line can be read and gives the digest of its image. Reads all of it."""
     return _gives_digest(line.set, line.image, lambda: manifest_entries(line.content, line.level, load))
+
+
+def _gives_id(set_uuid: bytes, image: Image) -> bool:
+    try:
+        named = image_id(
+            image.parent, set_uuid, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest
+        )
+    except _UNREADABLE:  # a number that no image has
+        return False
+    return named == image.id
 
 
 def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[Entry]]) -> bool:
@@ -319,9 +331,9 @@ def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[
             lthash.add(entry_bytes(entry))
             count += 1
             size += entry.size
+        return image_digest(set_uuid, count, size, lthash) == image.digest
     except _UNREADABLE:
         return False
-    return image_digest(set_uuid, count, size, lthash) == image.digest
 
 
 def rebuild_catalog(
@@ -359,8 +371,7 @@ def rebuild_catalog(
             try:
                 reader = stack.enter_context(open_reader(aside))
                 named, result.certain = reader.readable_images()
-                with contextlib.suppress(apsw.Error):
-                    fence = max(fence, int.from_bytes(reader.meta("fence_epoch") or b"", "big"))
+                fence = max(fence, _fence(reader))
                 sources += _salvage(reader, named, lines.keys())
             except apsw.Error:
                 result.certain = False
@@ -375,6 +386,15 @@ def rebuild_catalog(
             "The set is copied again from its source.",
         )
     return result
+
+
+def _fence(reader: Reader) -> int:
+    """The fence that a damaged catalog knows of, 0 where that cannot be read."""
+    try:
+        held = reader.meta("fence_epoch")
+    except apsw.Error:
+        return 0
+    return int.from_bytes(held, "big") if isinstance(held, bytes) and len(held) == 8 else 0
 
 
 def _salvage(reader: Reader, named: Sequence[Image], logged: Container[bytes]) -> list[_Source]:
@@ -438,16 +458,7 @@ def _remove(path: Path) -> None:
 def _rebuild_image(catalog: Catalog, source: _Source) -> str:
     """Add one image; returns why not, with the catalog as before."""
     image = source.image
-    named = image_id(
-        image.parent,
-        catalog.set_uuid,
-        image.incarnation,
-        image.epoch,
-        image.sequence,
-        image.at_ns,
-        image.digest,
-    )
-    if named != image.id:
+    if not _gives_id(catalog.set_uuid, image):
         return "its header does not give its id"
     if not _gives_digest(catalog.set_uuid, image, source.entries):
         return f"its {'rows are' if source.content is None else 'manifest is'} missing or damaged"

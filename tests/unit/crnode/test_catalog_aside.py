@@ -116,3 +116,69 @@ def test_a_catalog_that_is_opened_on_a_full_disk_waits_for_room(tmp_path: Path, 
     (full_disk / "filler").unlink()
     assert started(full_disk, store, said) == ("", 0)
     assert opened(full_disk, store, said) == [i.id for i in images]
+
+
+def spoil_row(path: Path, change: str) -> None:
+    """Change rows of `image` to values that its schema forbids, as a flipped bit does."""
+    db = apsw.Connection(str(path))
+    db.execute("DELETE FROM meta WHERE key='set'")  # found when the catalog is opened
+    (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name='image'").fetchone()
+    plain = sql.replace("STRICT", "").replace("NOT NULL", "")
+    for text in (plain, sql):
+        db.execute("PRAGMA writable_schema=1")
+        db.execute("UPDATE sqlite_schema SET sql=? WHERE name='image'", (text,))
+        db.execute("PRAGMA writable_schema=RESET")
+        if text == plain:
+            db.execute(f"UPDATE image SET {change}")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "received_ns=received_ns+0.5", "received_ns=NULL", "sequence=-1", "sequence=NULL", "at_ns='soon'",
+        "parent=NULL", "incarnation=x'00'", "digest=7", "entries=NULL", "pinned=NULL", "manifest=5",
+        "state=NULL",
+    ],
+)  # fmt: skip
+def test_an_image_row_that_damage_made_senseless_costs_that_image_alone(tmp_path: Path, value: str) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    spoil_row(path, f"{value} WHERE ordinal=1")
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [images[1].id, images[2].id]
+    assert "lost" in said[0]
+
+
+@pytest.mark.parametrize("value", ["name=CAST(x'ff00fe' AS TEXT)", "why=x'ff'", "evidence=5"])
+def test_what_damage_made_of_a_note_on_an_image_does_not_cost_the_image(tmp_path: Path, value: str) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    spoil_row(path, f"{value} WHERE ordinal=1")
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+
+
+@pytest.mark.parametrize("value", ["NULL", "5", "'a'", "zeroblob(40)"])
+def test_notes_of_a_damaged_catalog_that_make_no_sense_are_left_out(tmp_path: Path, value: str) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta("fence_epoch", bytes(8))
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name='meta'").fetchone()
+    for text in (sql.replace("STRICT", "").replace("value BLOB", "value"), sql):
+        db.execute("PRAGMA writable_schema=1")
+        db.execute("UPDATE sqlite_schema SET sql=? WHERE name='meta'", (text,))
+        db.execute("PRAGMA writable_schema=RESET")
+        if text != sql:
+            db.execute(f"UPDATE meta SET value={value} WHERE key IN ('set','fence_epoch')")
+    db.close()
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
