@@ -19,14 +19,13 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
-from crnode.platform.files import atomic_write, boot_id
+from crnode.platform.files import atomic_write
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
 from crnode.store.catalog import Catalog, CatalogDamaged, CatalogOutOfReach, is_blank, is_damage, out_of_reach
-from crnode.store.reader import Live
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -321,13 +320,7 @@ class Sets:
                 raise  # nothing is lost yet: the set waits, and it is made when there is room
             text += f" and is begun anew, without any earlier version: {error}"
         self.journal("damage", text)
-        catalog = Catalog(path, uuid)
-        newest = catalog.newest()
-        if newest is not None:
-            # Nothing is known of what the live tree shows: it is gone through as if nothing had been applied.
-            with catalog.transaction():
-                catalog.set_live(Live(0, newest.ordinal, 0, "moving", boot_id()))
-        return catalog
+        return Catalog(path, uuid)
 
     # -- sources
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from crnode.errors import CrnodeError
-from crnode.platform.files import atomic_write, fsync_dir
+from crnode.platform.files import atomic_write, boot_id, fsync_dir
 from crnode.store import child
 from crnode.store.catalog import Catalog
 from crnode.store.mark import MANIFEST_MAGIC, Load, manifest_entries, manifest_part
@@ -342,10 +342,11 @@ def rebuild_catalog(
     """Make the catalog of a target set from the log and the manifests in `store`, at `path`, where none may
     be.
 
-    Each logged image whose manifest is whole comes back, oldest first, with the same rows, digest and header
+    Each logged image whose manifest is whole comes back, in its order, with the same rows, digest and header
     it had; so does each whose rows in `aside`, the damaged catalog, still give its digest, as long as not
     more than the SALVAGE_ENTRIES newest have to be read. What is left is lost and comes from the source
-    again. It is made beside `path` and put there when it is complete, so a crash leaves none. Raises
+    again. Nothing is known of what the live tree shows: it is gone through as if nothing had been applied.
+    The catalog is made beside `path` and put there when it is complete, so a crash leaves none. Raises
     CrnodeError when not one image can be had, and FULL, with which nothing is decided."""
     lines: dict[bytes, Line] = {}
     fence = 0
@@ -354,8 +355,6 @@ def rebuild_catalog(
             lines.pop(line.image.id, None)  # the last line of an image has its newest name and verdict
             lines[line.image.id] = line
             fence = max(fence, line.fence)
-    # Last lines of a set's images stand in the order in which these were the newest: a line that was
-    # repeated for an older image (a pin, a late manifest) goes back to its own place.
     sources = [
         _Source(
             line.image,
@@ -375,6 +374,9 @@ def rebuild_catalog(
                 sources += _salvage(reader, named, lines.keys())
             except apsw.Error:
                 result.certain = False
+        order = in_order(named, [line.image for line in lines.values()])
+        rank = {image.id: number for number, image in enumerate(order)}
+        sources.sort(key=lambda one: rank[one.image.id])  # a manifest stays before rows of the same image
         _rebuild(path, set_uuid, sources, fence, result)
     made = {image.id for image in _made(path)} if result.images else set()
     result.lost = sum(image.id not in made for image in named)
@@ -386,6 +388,35 @@ def rebuild_catalog(
             "The set is copied again from its source.",
         )
     return result
+
+
+def in_order(held: Sequence[Image], logged: Sequence[Image]) -> list[Image]:
+    """The images in the order in which they were the newest: those that a catalog held (oldest first) as it
+    had them, and among them the ones that the log alone knows.
+
+    Clocks are put right and then go back, so sequences say what followed on what where they can. Where they
+    cannot, a catalog's newest image is only followed by one for which both clocks speak: what the log knows
+    beside it was pruned long ago, or the live tree would move back to it."""
+    out = list(held)
+    known = {image.id for image in held}
+    alone = (image for image in logged if image.id not in known)
+    for image in sorted(alone, key=lambda one: (one.epoch, one.at_ns)):
+        out.insert(_place(out, image), image)
+    return out
+
+
+def _place(order: Sequence[Image], image: Image) -> int:
+    at = 0
+    for number, other in enumerate(order, 1):
+        if (other.incarnation, other.epoch) == (image.incarnation, image.epoch):
+            if other.sequence > image.sequence:
+                break
+            at = number
+        elif other.epoch < image.epoch or other.id == image.parent:
+            at = number
+        elif other.at_ns < image.at_ns and (other.received_ns < image.received_ns or not other.ordinal):
+            at = number  # those of the log have no ordinal
+    return at
 
 
 def _fence(reader: Reader) -> int:
@@ -423,7 +454,7 @@ def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, re
     failed: dict[bytes, str] = {}
     catalog = Catalog(temporary, set_uuid)
     try:
-        for source in sorted(sources, key=lambda one: (one.image.received_ns, one.image.at_ns)):
+        for source in sources:
             name = source.image.id
             assert name is not None
             if name in done:
@@ -435,6 +466,7 @@ def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, re
         if done:
             with catalog.transaction():
                 catalog.set_meta("fence_epoch", fence.to_bytes(8, "big"))
+                catalog.forget_tree(boot_id())
         catalog.put_away()
     except BaseException:
         with contextlib.suppress(Exception):

@@ -11,11 +11,14 @@ from typing import Any
 
 import apsw
 import pytest
-from store_samples import SET, with_writer
-from test_manifest import _set, _sets
+from store_samples import SET, blank, with_writer
+from test_manifest import _set, _sets, _write
 
 from crnode.agent.sets import Sets
+from crnode.platform.files import boot_id
 from crnode.store.catalog import Catalog
+from crnode.store.manifest import in_order, rebuild_catalog
+from crnode.store.reader import Image, Live
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -182,3 +185,65 @@ def test_notes_of_a_damaged_catalog_that_make_no_sense_are_left_out(tmp_path: Pa
     said: list[str] = []
     assert started(tmp_path, store, said) == ("", 0)
     assert opened(tmp_path, store, said) == [image.id for image in images]
+
+
+def put_aside(catalog: Catalog, store: ObjectStore) -> Path:
+    """As a kill leaves it between the set-aside and the end of the making."""
+    aside = catalog.path.with_name(f"{catalog.path.name}.damaged-1000")
+    catalog.put_away()
+    catalog.path.rename(aside)
+    (store.directory / "catalogs").write_text(f"{UUID}\n")
+    return aside
+
+
+def test_a_catalog_has_its_live_tree_from_the_moment_it_is_there(tmp_path: Path) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    rebuild_catalog(catalog.path, SET, store, aside=put_aside(catalog, store))  # killed when it was in place
+    found: list[Live | None] = []
+
+    async def look(_: Sets, made: Catalog) -> None:
+        found.append(made.live())
+
+    opened(tmp_path, store, [], look)
+    assert found == [Live(0, 3, 0, "moving", boot_id())]
+
+
+def test_an_image_that_came_while_the_clock_was_ahead_does_not_become_the_newest(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog._db.execute("UPDATE image SET received_ns=received_ns+3600000000000 WHERE ordinal=2")
+    rebuild_catalog(catalog.path, SET, store, aside=put_aside(catalog, store))
+    assert opened(tmp_path, store, []) == [image.id for image in images]
+
+
+def test_so_it_is_for_images_of_which_the_manifests_alone_are_left(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog._db.execute("UPDATE image SET received_ns=received_ns+3600000000000 WHERE ordinal=2")
+    _write(store, catalog, images[2], *catalog.images()[:2])
+    put_aside(catalog, store).unlink()
+    assert opened(tmp_path, store, []) == [image.id for image in images]
+
+
+def _image(line: bytes, sequence: int, at: int, received: int, ordinal: int = 0) -> Image:
+    return blank(ordinal)._replace(
+        id=line * 31 + bytes([sequence]), incarnation=line * 16, sequence=sequence, at_ns=at,
+        received_ns=received,
+    )  # fmt: skip
+
+
+def test_the_order_of_images_follows_the_catalog_then_sequences_then_both_clocks() -> None:
+    a1, a2, a5 = (_image(b"a", n, n, n, ordinal=n) for n in (1, 2, 5))
+    b1 = _image(b"b", 1, 10, 10, ordinal=6)
+    held = [a1, a2, a5, b1]
+    assert in_order(held, [a5, a1]) == held
+    ahead = _image(b"a", 3, 3, 99)  # received by a clock that was ahead, pruned since
+    assert in_order(held, [ahead]) == [a1, a2, ahead, a5, b1]
+    assert in_order(held, [_image(b"b", 2, 1, 1)])[-1].sequence == 2  # the next one, whatever clocks said
+    older = _image(b"c", 9, 7, 99)  # of a line that the catalog does not hold any more
+    assert in_order(held, [older]) == [a1, a2, a5, older, b1]
+    newer = _image(b"c", 1, 11, 11)
+    assert in_order(held, [newer]) == [*held, newer]
+    assert in_order([], [b1._replace(ordinal=0), ahead, a1._replace(ordinal=0)]) == [
+        a1._replace(ordinal=0), ahead, b1._replace(ordinal=0)
+    ]  # fmt: skip
