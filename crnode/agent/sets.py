@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 
+from crnode.agent import remaking
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.source import SourceSet
 from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
@@ -32,7 +33,6 @@ from crnode.store.writer import Writer
 Journal = Callable[..., None]
 
 CATALOGS = "catalogs"  # in the store's directory: the sets that have a catalog
-ASIDE = ".damaged-"  # between a catalog's name and the second at which it was set aside
 
 SYSTEM_PLACES = (
     "/bin",
@@ -110,6 +110,7 @@ class Sets:
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
         self._turn = asyncio.Lock()
+        remaking.reunite_all(data / "sets")  # before anything reads what is there
 
     # -- the document
 
@@ -218,12 +219,18 @@ class Sets:
                 await self._set_aside(uuid, "")
             else:
                 try:
-                    self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
+                    self.catalogs[uuid] = await self.writer.submit(self._open, path, bytes.fromhex(uuid))
                 except CatalogDamaged as error:
                     await self._set_aside(uuid, str(error))
             await self.writer.submit(self._remember, uuid)
             await self._compare_with_store(self.catalogs[uuid])
         return self.catalogs[uuid]
+
+    @staticmethod
+    def _open(path: Path, uuid: bytes) -> Catalog:
+        catalog = Catalog(path, uuid)
+        remaking.keep(path)  # killed in the instant after it had been put in place
+        return catalog
 
     # -- which catalogs there were: a file beside the packs, which outlives the folder of the catalogs
 
@@ -247,8 +254,9 @@ class Sets:
         """Whether there is no catalog although there was one: a set that is new here has left no trace."""
         if not is_blank(path):
             return False
-        log = manifest.log_path(self.store)
-        return uuid in self._remembered() or manifest.is_logged(log, bytes.fromhex(uuid))
+        if uuid in self._remembered() or remaking.begun(path) is not None:
+            return True
+        return manifest.is_logged(manifest.log_path(self.store), bytes.fromhex(uuid))
 
     async def _compare_with_store(self, catalog: Catalog) -> None:
         """Note whether the store is the one that this catalog was written with (rule 32)."""
@@ -269,25 +277,26 @@ class Sets:
     async def _set_aside(self, uuid: str, why: str) -> None:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
         path = self._path(uuid)
-        aside = path.with_name(f"{path.name}{ASIDE}{self.now_ns() // 10**9}")
-        # One that was set aside, and was being made again when the agent was killed, is gone on with.
-        begun = [] if why else [p for p in path.parent.glob(f"{path.name}{ASIDE}*") if not is_aside_part(p)]
-        begun = [p for p in begun if not is_blank(p)]
-        _rename_catalog(path, aside)
-        if begun:
-            aside = max(begun)
-            text = f"The catalog {path} was gone; it was set aside before as {aside}"
-        elif why:
-            text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
-        else:
-            text = f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
+        remaking.reunite(path)
+        before = None if why else remaking.begun(path)
+        aside = remaking.set_aside(path, self.now_ns())
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, self.journal, "damage")
+
+        def work() -> None:
+            tell(
+                remaking.remake(
+                    path, bytes.fromhex(uuid), self.store, before or aside, why,
+                    before=before is not None, sourced=uuid in self._sourced,
+                )
+            )  # fmt: skip
+
         try:
-            made = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text, aside)
+            await self.writer.submit(work)
         except Exception:
-            if not begun:
-                _rename_catalog(aside, path)  # no room: the next attempt is to find what this one found
+            if before is None:
+                remaking.put_back(aside, path)  # no room: the next attempt is to find what this one found
             raise
-        self.catalogs[uuid] = made
+        self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
 
     async def _make_again(self, uuid: str, why: str) -> None:
         if uuid in self.sources:
@@ -303,24 +312,6 @@ class Sets:
         starts the set."""
         async with self._turn:
             await self._make_again(uuid, why)
-
-    def _rebuild(self, path: Path, uuid: bytes, text: str, aside: Path) -> Catalog:
-        """Make a catalog again from the manifests among the objects and the rows of the one that was set
-        aside; without any it begins anew (rule 31)."""
-        try:
-            rows = aside if aside.exists() and uuid.hex() not in self._sourced else None
-            rebuilt = manifest.rebuild_catalog(path, uuid, self.store, aside=rows)
-            text += f" and made again with {rebuilt.images} of its versions."
-            if rebuilt.lost:
-                text += f" {rebuilt.lost} more that it named are lost: what they alone had is gone."
-            if not rebuilt.certain or rows is None:
-                text += " Which others there were cannot be read: versions may be lost."
-        except CrnodeError as error:
-            if error.exit_code == ExitCode.FULL:
-                raise  # nothing is lost yet: the set waits, and it is made when there is room
-            text += f" and is begun anew, without any earlier version: {error}"
-        self.journal("damage", text)
-        return Catalog(path, uuid)
 
     # -- sources
 
@@ -594,17 +585,6 @@ def _close(catalog: Catalog) -> None:
             raise
     finally:
         catalog.close()
-
-
-def is_aside_part(path: Path) -> bool:
-    """Whether this is a file beside a database and not one itself."""
-    return path.name.endswith(("-wal", "-shm"))
-
-
-def _rename_catalog(path: Path, to: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{to}{suffix}")
 
 
 def _delete_catalog(path: Path) -> None:

@@ -64,6 +64,10 @@ class Line(NamedTuple):
     fence: int
 
 
+class NothingLeft(CrnodeError):
+    """Not one image of a catalog can be had."""
+
+
 class ManifestChanged(Exception):
     """The image was pruned, or its rows do not give its digest."""
 
@@ -347,7 +351,7 @@ def rebuild_catalog(
     more than the SALVAGE_ENTRIES newest have to be read. What is left is lost and comes from the source
     again. Nothing is known of what the live tree shows: it is gone through as if nothing had been applied.
     The catalog is made beside `path` and put there when it is complete, so a crash leaves none. Raises
-    CrnodeError when not one image can be had, and FULL, with which nothing is decided."""
+    NothingLeft when not one image can be had, and other CrnodeErrors, with which nothing is decided."""
     lines: dict[bytes, Line] = {}
     fence = 0
     for line in read_log(log or log_path(store)):
@@ -381,7 +385,7 @@ def rebuild_catalog(
     made = {image.id for image in _made(path)} if result.images else set()
     result.lost = sum(image.id not in made for image in named)
     if not result.images:
-        raise CrnodeError(
+        raise NothingLeft(
             f"No version of the set {set_uuid.hex()} can be rebuilt.",
             f"The log names {len(lines)} of them, and none can be read whole."
             + (f" The damaged catalog names {len(named)}, and they are lost." if named else ""),
@@ -448,12 +452,9 @@ def _made(path: Path) -> list[Image]:
 
 
 def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, result: Rebuilt) -> None:
-    temporary = path.with_name(f".{path.name}.rebuilding")
-    _remove(temporary)
     done: set[bytes] = set()
     failed: dict[bytes, str] = {}
-    catalog = Catalog(temporary, set_uuid)
-    try:
+    with _beside(path, set_uuid) as (catalog, temporary):
         for source in sources:
             name = source.image.id
             assert name is not None
@@ -467,17 +468,43 @@ def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, re
             with catalog.transaction():
                 catalog.set_meta("fence_epoch", fence.to_bytes(8, "big"))
                 catalog.forget_tree(boot_id())
-        catalog.put_away()
-    except BaseException:
-        with contextlib.suppress(Exception):
-            catalog.close()
-        _remove(temporary)
-        raise
     result.images = len(done)
     result.left_out = [why for name, why in failed.items() if name not in done]
-    if not done:
+    if done:
+        _put_in_place(temporary, path)
+    else:
         _remove(temporary)
-        return
+
+
+def begin_catalog(path: Path, set_uuid: bytes) -> None:
+    """Put a catalog without any image at `path`, where none may be."""
+    with _beside(path, set_uuid) as (_, temporary):
+        pass
+    _put_in_place(temporary, path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path, set_uuid: bytes) -> Iterator[tuple[Catalog, Path]]:
+    """A new catalog and its file, which is whole when this ends well, and gone when it does not."""
+    temporary = path.with_name(f".{path.name}.rebuilding")
+    _remove(temporary)
+    try:
+        catalog = Catalog(temporary, set_uuid)
+        try:
+            yield catalog, temporary
+            catalog.put_away()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                catalog.close()
+            raise
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    for suffix in ("-wal", "-shm"):  # a log that was left there would be taken for one of this catalog
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
     os.rename(temporary, path)
     fsync_dir(path.parent)
 

@@ -4,6 +4,7 @@ that can still be read, and none is called damaged that is whole."""
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,14 @@ from typing import Any
 
 import apsw
 import pytest
-from store_samples import SET, blank, with_writer
+from store_samples import SET, blank, commit, directory, with_writer
 from test_manifest import _set, _sets, _write
 
+from crnode.agent import remaking
 from crnode.agent.sets import Sets
+from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
+from crnode.store import manifest
 from crnode.store.catalog import Catalog
 from crnode.store.manifest import in_order, rebuild_catalog
 from crnode.store.reader import Image, Live
@@ -39,7 +43,7 @@ def opened(
             catalog = await sets.catalog(UUID)
             if work is not None:
                 await work(sets, catalog)
-            return [image.id for image in catalog.images()]
+            return [image.id for image in sets.catalogs[UUID].images()]
         finally:
             await sets.close()
 
@@ -247,3 +251,124 @@ def test_the_order_of_images_follows_the_catalog_then_sequences_then_both_clocks
     assert in_order([], [b1._replace(ordinal=0), ahead, a1._replace(ordinal=0)]) == [
         a1._replace(ordinal=0), ahead, b1._replace(ordinal=0)
     ]  # fmt: skip
+
+
+def test_what_was_set_aside_is_never_overwritten(tmp_path: Path) -> None:
+    """Damage is met at the start, and at once in the new catalog as well."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    _write(store, catalog, images[2])
+    path = catalog.path
+    catalog.put_away()
+    original = b"the original" + os.urandom(50_000)
+    path.write_bytes(original)
+
+    async def again(sets: Sets, _: Catalog) -> None:
+        await sets.start_over(UUID, "malformed")
+
+    opened(tmp_path, store, [], again)
+    left = [one for one in remaking.asides(path.parent) if not one.part]
+    assert len(left) == 2 and all(one.kept for one in left)
+    assert left[0].path.read_bytes() == original
+
+
+class _Killed(BaseException):
+    pass
+
+
+def unsaved(place: Path) -> tuple[ObjectStore, Path, list[bytes | None]]:
+    """A damaged catalog whose newest image is in its write-ahead log alone; the ids of its images."""
+    store, catalog, _, _ = _set(place, files=20)
+    with catalog.transaction():
+        catalog.set_meta("set", None)
+    catalog.checkpoint()
+    commit(catalog, [directory(b"newest")])
+    ids = [image.id for image in catalog.images()]
+    parts = {suffix: Path(f"{catalog.path}{suffix}").read_bytes() for suffix in ("", "-wal")}
+    catalog.close()
+    for suffix, data in parts.items():
+        Path(f"{catalog.path}{suffix}").write_bytes(data)
+    (store.directory / "catalogs").write_text(f"{UUID}\n")
+    return store, catalog.path, ids
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int, *, back: bool) -> None:
+    """Let the n-th rename of a file to (or from) its place aside be the last thing that happens."""
+    real, seen = remaking._rename, [0]
+
+    def rename(path: Path, to: Path, part: str) -> None:
+        if ("damaged" in path.name) == back:
+            if seen[0] == number:
+                raise _Killed
+            seen[0] += 1
+        real(path, to, part)
+
+    monkeypatch.setattr(remaking, "_rename", rename)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_kill_while_a_catalog_is_set_aside_loses_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, _, ids = unsaved(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        kill_at(patch, number, back=False)
+        opened(tmp_path, store, [])
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == ids, said
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_kill_while_it_is_put_back_loses_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, _, ids = unsaved(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(manifest, "_change", _full)
+        kill_at(patch, number, back=True)
+        opened(tmp_path, store, [])
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == ids, said
+
+
+def _full(*_: object) -> None:
+    raise CrnodeError("No room.", "", "", ExitCode.FULL)
+
+
+def test_only_a_making_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    """A catalog that was made again long ago says nothing of what came since."""
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    put_aside(catalog, store)
+    said: list[str] = []
+    opened(tmp_path, store, said)
+    assert "set aside before" in said[0]
+    again = Catalog(catalog.path, SET)
+    commit(again, [directory(b"since then")])
+    again.put_away()
+    again.path.unlink()
+    assert opened(tmp_path, store, said) == []
+    assert "is gone and is begun anew, without any earlier version" in said[1]
+
+
+def test_versions_that_may_have_come_since_a_catalog_was_set_aside_are_spoken_of(tmp_path: Path) -> None:
+    """Set aside by an earlier crnode, which gave it the same name whether the making had ended or not."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    put_aside(catalog, store)
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+    assert "If there was another one since then, versions may be lost." in said[0]
+
+
+def test_what_is_said_of_a_catalog_is_said_in_the_event_loop(tmp_path: Path) -> None:
+    """Whoever follows the journal waits in a queue of the loop, which no other thread may touch."""
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    put_aside(catalog, store)
+    threads: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        sets.journal = lambda *_: threads.append(threading.current_thread().name)
+        await sets.catalog(UUID)
+        await sets.close()
+
+    with_writer(run)
+    assert threads == [threading.main_thread().name]
