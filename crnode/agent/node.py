@@ -359,8 +359,8 @@ class Agent:
         await self._follow(self.document)
 
     def _follow_later(self) -> None:
-        """A set could not start because the disk is full, or its catalog out of reach: it is tried again
-        without anybody's doing."""
+        """A set could not start for what may pass, a full disk for one: it is tried again without anybody's
+        doing."""
         if self._later is None or self._later.done():
             self._later = self._in_background(self._follow_again(), "again")
 

@@ -17,10 +17,11 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import apsw
@@ -51,6 +52,7 @@ _BATCH_ROWS = 2000
 
 _FIELDS = ("id", "parent", "incarnation", "epoch", "sequence", "at_ns", "received_ns", "digest", "entries",
            "bytes", "flags", "pinned", "name", "why", "verdict", "evidence")  # fmt: skip
+_NO_NOTES: Mapping[str, bytes] = MappingProxyType({})
 _BINARY = frozenset(("id", "parent", "incarnation", "digest"))
 
 
@@ -341,10 +343,11 @@ def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[
 
 
 def rebuild_catalog(
-    path: Path, set_uuid: bytes, store: ObjectStore, log: Path | None = None, aside: Path | None = None
-) -> Rebuilt:
+    path: Path, set_uuid: bytes, store: ObjectStore, log: Path | None = None, aside: Path | None = None,
+    notes: Mapping[str, bytes] = _NO_NOTES,
+) -> Rebuilt:  # fmt: skip
     """Make the catalog of a target set from the log and the manifests in `store`, at `path`, where none may
-    be.
+    be. `notes` are what else its meta table is to say.
 
     Each logged image whose manifest is whole comes back, in its order, with the same rows, digest and header
     it had; so does each whose rows in `aside`, the damaged catalog, still give its digest, as long as not
@@ -381,7 +384,8 @@ def rebuild_catalog(
         order = in_order(named, [line.image for line in lines.values()])
         rank = {image.id: number for number, image in enumerate(order)}
         sources.sort(key=lambda one: rank[one.image.id])  # a manifest stays before rows of the same image
-        _rebuild(path, set_uuid, sources, fence, result)
+        meta = {**notes, "fence_epoch": fence.to_bytes(8, "big")}
+        _rebuild(path, set_uuid, sources, meta, result)
     made = {image.id for image in _made(path)} if result.images else set()
     result.lost = sum(image.id not in made for image in named)
     if not result.images:
@@ -451,7 +455,9 @@ def _made(path: Path) -> list[Image]:
         return reader.images()
 
 
-def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, result: Rebuilt) -> None:
+def _rebuild(
+    path: Path, set_uuid: bytes, sources: list[_Source], meta: Mapping[str, bytes], result: Rebuilt
+) -> None:
     done: set[bytes] = set()
     failed: dict[bytes, str] = {}
     with _beside(path, set_uuid) as (catalog, temporary):
@@ -466,7 +472,7 @@ def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, re
                 done.add(name)
         if done:
             with catalog.transaction():
-                catalog.set_meta("fence_epoch", fence.to_bytes(8, "big"))
+                _note_meta(catalog, meta)
                 catalog.forget_tree(boot_id())
     result.images = len(done)
     result.left_out = [why for name, why in failed.items() if name not in done]
@@ -476,11 +482,16 @@ def _rebuild(path: Path, set_uuid: bytes, sources: list[_Source], fence: int, re
         _remove(temporary)
 
 
-def begin_catalog(path: Path, set_uuid: bytes) -> None:
+def begin_catalog(path: Path, set_uuid: bytes, notes: Mapping[str, bytes] = _NO_NOTES) -> None:
     """Put a catalog without any image at `path`, where none may be."""
-    with _beside(path, set_uuid) as (_, temporary):
-        pass
+    with _beside(path, set_uuid) as (catalog, temporary), catalog.transaction():
+        _note_meta(catalog, notes)
     _put_in_place(temporary, path)
+
+
+def _note_meta(catalog: Catalog, notes: Mapping[str, bytes]) -> None:
+    for key, value in notes.items():
+        catalog.set_meta(key, value)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -372,3 +373,69 @@ def test_what_is_said_of_a_catalog_is_said_in_the_event_loop(tmp_path: Path) -> 
 
     with_writer(run)
     assert threads == [threading.main_thread().name]
+
+
+@pytest.mark.parametrize("sourced", [True, False])
+@pytest.mark.parametrize("note", [("roots", b'{"": "1:2"}'), ("place", b'["/srv/docs", "ab", 7, null]')])
+def test_a_catalog_that_is_made_again_knows_the_directories_of_its_set(
+    tmp_path: Path, note: tuple[str, bytes], sourced: bool
+) -> None:
+    """A disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta(*note)
+    catalog.put_away()
+
+    async def again(sets: Sets, _: Catalog) -> None:
+        sets._sourced = {UUID} if sourced else set()
+        await sets.start_over(UUID, "a page of entries is damaged")
+        assert sets.catalogs[UUID].meta(note[0]) == note[1]
+        assert not remaking.unsure(sets.catalogs[UUID]) or note[0] == "place"
+
+    opened(tmp_path, store, [], again)
+
+
+@pytest.mark.parametrize("value", [b"no JSON", b"{}", b"[]", b"[1, 2]", b'{"": 7}'])
+@pytest.mark.parametrize("key", ["roots", "place"])
+def test_what_damage_made_of_them_is_not_taken_over(tmp_path: Path, key: str, value: bytes) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta(key, value)
+    catalog.put_away()
+
+    async def again(sets: Sets, _: Catalog) -> None:
+        await sets.start_over(UUID, "a page of entries is damaged")
+        assert sets.catalogs[UUID].meta(key) is None
+
+    opened(tmp_path, store, [], again)
+
+
+def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empty(tmp_path: Path) -> None:
+    store, catalog, _, _ = _set(tmp_path / "data", files=20)
+    path = catalog.path
+    catalog.put_away()
+    path.write_bytes(b"no database" * 1000)
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    paths = [str(tmp_path / "full"), str(folder)]
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path / "data", store, writer, [])
+        sets._sourced, asked = {UUID}, []
+        sets.later = lambda: asked.append(1)
+        spec: Any = SimpleNamespace(uuid=UUID, name="docs", paths=paths)
+        await sets._guarded(spec, partial(sets._source, spec))
+        assert f"The folder {folder} of set docs is empty" in sets.refused[UUID]
+        assert asked and not sets.sources
+        (folder / "a").touch()
+        remaking.check_not_empty("docs", paths)
+        made = sets.catalogs[UUID]
+        assert remaking.unsure(made)
+        with made.transaction():
+            made.set_meta("roots", b"{}")  # captured
+        assert not remaking.unsure(made)
+        await sets.close()
+
+    with_writer(run)
