@@ -3,6 +3,7 @@ that can still be read, and none is called damaged that is whole."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,13 +18,15 @@ from store_samples import SET, blank, commit, directory, with_writer
 from test_manifest import _set, _sets, _write
 
 from crnode.agent import remaking
+from crnode.agent.maintenance import Maintenance
 from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.store import manifest
+from crnode.store import child, manifest
 from crnode.store.catalog import Catalog
+from crnode.store.collect import Outcome
 from crnode.store.manifest import in_order, rebuild_catalog
-from crnode.store.reader import Image, Live
+from crnode.store.reader import Image, Live, open_reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -439,3 +442,147 @@ def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empt
         await sets.close()
 
     with_writer(run)
+
+
+def maintenance_of(place: Path, store: ObjectStore, writer: Writer, sets: Sets, said: list[str]) -> Any:
+    """The housekeeping of a node that receives the one set."""
+    spec = SimpleNamespace(uuid=UUID, name="docs", source="shop1", targets={"box1": None})
+    document = SimpleNamespace(set_by_uuid=lambda _: spec, sets_to=lambda _: [spec])
+    agent: Any = SimpleNamespace(
+        data=place, store=store, writer=writer, sets=sets, document=document,
+        node=SimpleNamespace(name="box1"), journal=SimpleNamespace(add=lambda kind, text: said.append(text)),
+    )  # fmt: skip
+    return Maintenance(agent)
+
+
+def collected(
+    place: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, *, first: bool = False
+) -> tuple[list[bytes | None], list[str]]:
+    """Collect while the catalog waits for room (with `first`, before it was opened at all), then make it
+    again; ids of its images, and what housekeeping said."""
+    said: list[str] = []
+
+    async def run(writer: Writer) -> list[bytes | None]:
+        sets = _sets(place, store, writer, [])
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "_change", _full)
+            if not first:
+                with pytest.raises(CrnodeError, match="No room"):
+                    await sets.catalog(UUID)
+            await maintenance_of(place, store, writer, sets, said)._collect(False, lambda _: None)
+        made = await sets.catalog(UUID)
+        found = [image.id for image in made.images()]
+        await sets.close()
+        return found
+
+    return with_writer(run), said
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_collection_while_a_catalog_waits_to_be_made_again_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    put_aside(catalog, store)
+    found, said = collected(tmp_path, store, monkeypatch, first=first)
+    assert found == [image.id for image in images] and not said
+    assert store.missing(needed) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nor_of_one_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    store, path, ids = unsaved(tmp_path)
+    with open_reader(path) as reader:
+        needed = sorted(name for name, _ in reader.contents())
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        kill_at(patch, 1, back=False)  # its write-ahead log stays behind
+        opened(tmp_path, store, [])
+    found, said = collected(tmp_path, store, monkeypatch, first=first)
+    assert found == ids and not said
+    assert store.missing(needed) == []
+
+
+def test_a_collection_beside_one_that_cannot_be_read_gives_nothing_back_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    _write(store, catalog, images[2])
+    aside = put_aside(catalog, store)
+    aside.write_bytes(b"no database" * 1000)
+    found, said = collected(tmp_path, store, monkeypatch)
+    assert found == [images[2].id]
+    assert "Nothing was collected: A catalog cannot be read" in said[0] and str(aside) in said[0]
+    assert store.missing(needed) == []
+
+
+def test_a_collection_that_begins_while_a_catalog_is_made_again_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    path = catalog.path
+    with catalog.transaction():
+        catalog.set_meta("set", None)
+    catalog.put_away()
+    at, go = slowly(monkeypatch)
+
+    async def run(writer: Writer) -> list[bytes | None]:
+        sets = _sets(tmp_path, store, writer, [])
+        making = asyncio.ensure_future(sets.catalog(UUID))
+        assert await asyncio.to_thread(at.wait, 10)
+        house = maintenance_of(tmp_path, store, writer, sets, [])
+        collecting = asyncio.ensure_future(house._collect(False, lambda _: None))
+        await asyncio.sleep(0.2)
+        go.set()
+        made = await making
+        await collecting
+        found = [image.id for image in made.images()]
+        await sets.close()
+        return found
+
+    assert with_writer(run) == [image.id for image in images]
+    assert store.missing(needed) == [] and path.exists()
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let the making of a catalog wait: (set when it has begun, to be set for it to go on)."""
+    at, go, real = threading.Event(), threading.Event(), manifest._rebuild
+
+    def slow(*args: Any) -> None:
+        at.set()
+        go.wait(10)
+        real(*args)
+
+    monkeypatch.setattr(manifest, "_rebuild", slow)
+    return at, go
+
+
+def test_a_catalog_that_is_set_aside_while_a_collection_reads_it_makes_that_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    with catalog.transaction():
+        catalog.prune(set(), 10_000)  # something is dead
+    said: list[str] = []
+
+    async def run(writer: Writer) -> Outcome:
+        sets = _sets(tmp_path, store, writer, [])
+        house = maintenance_of(tmp_path, store, writer, sets, said)
+        real = child.Child.read
+
+        async def read(self: child.Child) -> child.Frame:
+            frame = await real(self)
+            if frame.header["event"] == "marked":
+                remaking.set_aside(catalog.path, 10**12)
+            return frame
+
+        monkeypatch.setattr(child.Child, "read", read)
+        out: Outcome = await house._collect(False, lambda _: None)
+        return out
+
+    out = with_writer(run)
+    assert "was set aside or replaced while it was read" in said[0] and out.removed_bytes == 0
+    assert store.missing(needed) == []
