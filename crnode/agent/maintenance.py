@@ -122,7 +122,7 @@ class Maintenance:
         """Manifests of sets whose catalog was lost or set aside: their images are live until somebody rebuilt
         them, or removed the catalog that was set aside."""
         place = self.agent.data / "sets"
-        aside = {one.uuid for one in remaking.asides(place)}
+        aside = {one.uuid for one in remaking.asides(place) if not one.part}
         for spec in self.agent.document.sets_to(self.agent.node.name):
             if not (place / f"{spec.uuid}.db").exists():
                 aside.add(spec.uuid)
