@@ -221,18 +221,25 @@ class Sets:
                 await self._set_aside(uuid, "")
             else:
                 try:
-                    self.catalogs[uuid] = await self.writer.submit(self._open, path, bytes.fromhex(uuid))
+                    self.catalogs[uuid] = await self.writer.submit(self._open, uuid)
                 except CatalogDamaged as error:
                     await self._set_aside(uuid, str(error))
-            await self.writer.submit(self._remember, uuid)
-            await self._compare_with_store(self.catalogs[uuid])
+            await self._take_in(uuid)
         return self.catalogs[uuid]
 
-    @staticmethod
-    def _open(path: Path, uuid: bytes) -> Catalog:
-        catalog = Catalog(path, uuid)
-        remaking.keep(path)  # killed in the instant after it had been put in place
+    def _open(self, uuid: str) -> Catalog:
+        catalog = Catalog(self._path(uuid), bytes.fromhex(uuid))
+        remaking.keep(catalog.path)  # killed in the instant after it had been put in place
+        self._remember(uuid)
         return catalog
+
+    async def _take_in(self, uuid: str) -> None:
+        """A catalog that was opened just now is not used before it was compared with the store."""
+        try:
+            await self._compare_with_store(self.catalogs[uuid])
+        except Exception:
+            await self.writer.submit(self._close_catalog, uuid)
+            raise
 
     # -- which catalogs there were: a file beside the packs, which outlives the folder of the catalogs
 
@@ -261,20 +268,23 @@ class Sets:
         return manifest.is_logged(manifest.log_path(self.store), bytes.fromhex(uuid))
 
     async def _compare_with_store(self, catalog: Catalog) -> None:
-        """Note whether the store is the one that this catalog was written with (rule 32)."""
+        """Note whether the store is the one that this catalog was written with (rule 32). A doubt is told
+        also when whoever waits for this goes away."""
+        doubted = partial(asyncio.get_running_loop().call_soon_threadsafe, self.doubted)
 
-        def look() -> bool:
+        def look() -> None:
             mark = catalog.meta("store")
-            known = mark is not None and self.store.holds(mark)
+            # What was lost while this set did not run, it has not been asked for yet.
+            known = mark is not None and self.store.holds(mark) and not self.store.in_doubt
             catalog.suspect = not known and catalog.newest() is not None
+            if catalog.suspect:
+                doubted()
             if catalog.suspect and mark is not None:
                 # A store put back from an older copy grows, and soon looks like the one that it was.
                 with catalog.transaction():
                     catalog.set_meta("store", None)
-            return catalog.suspect
 
-        if await self.writer.submit(look):
-            self.doubted()
+        await self.writer.submit(look)
 
     async def _set_aside(self, uuid: str, why: str) -> None:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
@@ -298,7 +308,7 @@ class Sets:
             if before is None:
                 remaking.put_back(aside, path)  # no room: the next attempt is to find what this one found
             raise
-        self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
+        self.catalogs[uuid] = await self.writer.submit(self._open, uuid)
 
     async def _make_again(self, uuid: str, why: str) -> None:
         if uuid in self.sources:
@@ -307,7 +317,7 @@ class Sets:
             await self._stop_target(uuid, removed=False)
         await self.writer.submit(self._close_catalog, uuid)
         await self._set_aside(uuid, why)
-        await self._compare_with_store(self.catalogs[uuid])
+        await self._take_in(uuid)
 
     async def start_over(self, uuid: str, why: str) -> None:
         """Stop a set whose catalog turned out to be damaged and make that again; the next :meth:`apply`
