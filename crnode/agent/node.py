@@ -158,7 +158,8 @@ class Agent:
         finally:
             if control is not None:
                 await control.close()
-            ending: list[asyncio.Task[Any]] = [*self._link_tasks.values(), *self._background, *self._relief]
+            ending: list[asyncio.Task[Any]] = [*self._background, *self._relief, *self.sets.returning]
+            ending += self._link_tasks.values()
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -306,10 +307,17 @@ class Agent:
             await self.sets.apply(document)
 
     async def rebuild_catalog(self, uuid: str, why: str) -> None:
-        """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
+        """A running set's catalog is damaged: it is set aside and made again, and the set goes on; also when
+        whoever asked for it goes away meanwhile."""
+        task = asyncio.create_task(self._rebuild_catalog(uuid, why), name="catalog")
+        self.sets.returning.add(task)
+        task.add_done_callback(self.sets.returning.discard)
+        await asyncio.shield(task)
+
+    async def _rebuild_catalog(self, uuid: str, why: str) -> None:
         try:
             await self._start_over(uuid, why)
-        except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+        except Exception as error:
             # The set was stopped for it: it waits with the reason, and is tried again.
             self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
             self._follow_later()

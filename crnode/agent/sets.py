@@ -111,6 +111,7 @@ class Sets:
         self.readers_roots: dict[str, set[int]] = {}  # ordinals that running restores of a set read
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
+        self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
         self._turn = asyncio.Lock()
         remaking.reunite_all(data / "sets")  # before anything reads what is there
 

@@ -19,6 +19,7 @@ from test_manifest import _set, _sets, _write
 
 from crnode.agent import remaking
 from crnode.agent.maintenance import Maintenance
+from crnode.agent.node import Agent
 from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
@@ -586,3 +587,68 @@ def test_a_catalog_that_is_set_aside_while_a_collection_reads_it_makes_that_void
     out = with_writer(run)
     assert "was set aside or replaced while it was read" in said[0] and out.removed_bytes == 0
     assert store.missing(needed) == []
+
+
+def agent_with(sets: Sets, followed: list[str]) -> Any:
+    """As much of an agent as makes a catalog again."""
+    agent: Any = object.__new__(Agent)
+    agent.sets, agent.document, agent._mending, agent._mended = sets, None, set(), {}
+
+    async def follow(_: object) -> None:
+        followed.append("now")
+
+    agent._follow = follow
+    agent._follow_later = lambda: followed.append("later")
+    return agent
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_client_that_hangs_up_while_a_catalog_is_made_again_stops_no_set_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """`crnode scrub` and Ctrl-C."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    catalog.put_away()
+    followed: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        await sets.catalog(UUID)
+        agent = agent_with(sets, followed)
+        at, go = slowly(monkeypatch)
+        if full:
+            monkeypatch.setattr(manifest, "_change", _full)
+        call = asyncio.ensure_future(agent.rebuild_catalog(UUID, "a check found it"))
+        assert await asyncio.to_thread(at.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        (task,) = sets.returning
+        go.set()
+        await asyncio.wait([task], timeout=10)
+        await asyncio.sleep(0)
+        assert not sets.returning
+        if full:
+            assert "No room" in sets.refused[UUID] and followed == ["later"]
+        else:
+            assert len(sets.catalogs[UUID].images()) == len(images) and followed == ["now"]
+        await sets.close()
+
+    with_writer(run)
+
+
+def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    catalog.put_away()
+    monkeypatch.setattr(manifest, "_change", _full)
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        await sets.catalog(UUID)
+        with pytest.raises(CrnodeError, match="No room"):
+            await agent_with(sets, []).rebuild_catalog(UUID, "a check found it")
+        await sets.close()
+
+    with_writer(run)
