@@ -56,6 +56,7 @@ class Report:
     doubts: int = 0  # of the store, when the last round began
     damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when the last round began
     removed: frozenset[str] = frozenset()  # sets that are not in the document any more
+    sourced: frozenset[str] = frozenset()  # sets whose source this node is
 
     def covers(self, running: Collection[str]) -> bool:
         """Whether each catalog knows by itself what it lacks, or lacks nothing: one that is not open (its set
@@ -165,6 +166,7 @@ class Stocktaker:
             out = Inventory()
             catalogs = self.maintenance.catalogs()
             report.removed = frozenset(ref.uuid for ref in catalogs if ref.removed)
+            report.sourced = frozenset(ref.uuid for ref in catalogs if ref.source)
             async for batch in take_inventory(agent.store, agent.writer, catalogs, out):
                 real, came = await agent.writer.submit(self._still_lacking, batch)
                 # A recipe that came while the walk went on hid what lies below it.
@@ -195,7 +197,7 @@ class Stocktaker:
     def _leave(self, report: Report, one: Lacking) -> None:
         if one.set in report.removed and one.set not in self.agent.sets.catalogs:
             return  # nobody waits for it
-        if one.set in self.agent.sets.sources and one.died != OPEN:
+        if (one.set in self.agent.sets.sources or one.set in report.sourced) and one.died != OPEN:
             return  # a past image of a source: its targets have it, and here only the newest is read
         report.left_count += 1
         named = report.left.setdefault(one.set, [])

@@ -110,12 +110,12 @@ class Maintenance:
         """All that a collection marks from: the catalogs, and before them what was set aside and waits to be
         made a catalog again, so that one that is put in place meanwhile is met in any case."""
         agent = self.agent
-        waiting = [
-            CatalogRef(spec.uuid, aside)
-            for spec in agent.document.sets_to(agent.node.name)
-            for aside in remaking.waiting(agent.data / "sets" / f"{spec.uuid}.db")
-            if not is_blank(aside)
-        ]
+        waiting = []
+        for spec in agent.document.sets_to(agent.node.name):
+            path = agent.data / "sets" / f"{spec.uuid}.db"
+            if not path.exists():
+                left = [aside for aside in remaking.waiting(path) if not is_blank(aside)]
+                waiting += [CatalogRef(spec.uuid, aside) for aside in left]
         return waiting + self.catalogs()
 
     def _waiting_manifests(self) -> list[tuple[bytes, int]]:
