@@ -337,6 +337,8 @@ def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[
             lthash.add(entry_bytes(entry))
             count += 1
             size += entry.size
+            if count > image.entries:
+                return False  # a damaged index may lead in a circle
         return image_digest(set_uuid, count, size, lthash) == image.digest
     except _UNREADABLE:
         return False
