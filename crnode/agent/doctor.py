@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from crnode.agent.links import OFFSET_WARNING_S
-from crnode.agent.sets import ASIDE
+from crnode.agent.remaking import asides
 from crnode.agent.status import FOLLOWING, advice, named, shown_state
 from crnode.cluster.identity import valid_until_ns
 from crnode.cluster.node_file import CERTIFICATE_FILE
@@ -147,17 +147,12 @@ def _catalogs_kept(agent: Agent) -> list[Check]:
     """What is left of damaged catalogs. Their sets may be whole again, and yet have lost versions for ever:
     worth knowing until a person has decided that nobody wants them any more."""
     out = []
-    for path in sorted((agent.data / "sets").glob(f"*.db{ASIDE}*")):
-        if path.name.endswith(("-wal", "-shm")):
+    for path, uuid, second, kept, part in asides(agent.data / "sets"):
+        if part or (not kept and uuid in agent.sets.refused):  # its set waits for it, and is said to
             continue
-        uuid, _, second = path.name.partition(f".db{ASIDE}")
         spec = agent.document.set_by_uuid(uuid)
         name = spec.name if spec else uuid
-        day = (
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(int(second)))
-            if second.isdigit()
-            else "an earlier day"
-        )
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(second))
         out.append(
             _check(
                 f"old catalog {name}",

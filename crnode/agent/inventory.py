@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,20 @@ class Report:
     settled: bool = False  # the last round found the same as it ended: what was not met is here
     doubts: int = 0  # of the store, when the last round began
     damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when the last round began
+    removed: frozenset[str] = frozenset()  # sets that are not in the document any more
+    sourced: frozenset[str] = frozenset()  # sets whose source this node is
+
+    def covers(self, running: Collection[str]) -> bool:
+        """Whether each catalog knows by itself what it lacks, or lacks nothing: one that is not open (its set
+        cannot run at present) learns nothing of what is lacking."""
+        if any(uuid not in self.sets for uuid in running):
+            return False
+        for uuid, one in self.sets.items():
+            if uuid in self.removed and uuid not in running:
+                continue
+            if one.unreadable or (one.rows and uuid not in running):
+                return False
+        return True
 
     def note_healed(self, healed: dict[bytes, str]) -> None:
         """These are whole again. A lost store may have millions: most are only counted."""
@@ -150,7 +164,10 @@ class Stocktaker:
             report.left, report.left_count, report.settled = {}, 0, True
             report.doubts = agent.store.doubts
             out = Inventory()
-            async for batch in take_inventory(agent.store, agent.writer, self.maintenance.catalogs(), out):
+            catalogs = self.maintenance.catalogs()
+            report.removed = frozenset(ref.uuid for ref in catalogs if ref.removed)
+            report.sourced = frozenset(ref.uuid for ref in catalogs if ref.source)
+            async for batch in take_inventory(agent.store, agent.writer, catalogs, out):
                 real, came = await agent.writer.submit(self._still_lacking, batch)
                 # A recipe that came while the walk went on hid what lies below it.
                 report.settled = report.settled and not came
@@ -178,9 +195,9 @@ class Stocktaker:
         return real, not all(whole_below(store, one.id, chunks=one.set not in sources) for one in came)
 
     def _leave(self, report: Report, one: Lacking) -> None:
-        if one.set not in self.agent.sets.catalogs:
-            return  # of a removed set: nobody waits for it
-        if one.set in self.agent.sets.sources and one.died != OPEN:
+        if one.set in report.removed and one.set not in self.agent.sets.catalogs:
+            return  # nobody waits for it
+        if (one.set in self.agent.sets.sources or one.set in report.sourced) and one.died != OPEN:
             return  # a past image of a source: its targets have it, and here only the newest is read
         report.left_count += 1
         named = report.left.setdefault(one.set, [])
@@ -233,9 +250,7 @@ class Stocktaker:
             running = agent.sets.targets.get(uuid)
             if running is not None and catalog.looked_up:
                 running.target.lacks(text, bool(catalog.lacking))
-        known = all((one := report.sets.get(u)) and not one.unreadable for u in agent.sets.catalogs)
-        if known and report.settled:
-            # Each catalog knows by itself what it lacks.
+        if report.settled and report.covers(agent.sets.catalogs):
             await agent.writer.submit(agent.store.settle_doubt, report.doubts)
 
     def _name(self, uuid: str) -> str:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from crnode.agent import deep
+from crnode.agent import deep, remaking
 from crnode.agent.audit import Audit
 from crnode.agent.inventory import Report, Stocktaker
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged
+from crnode.store.catalog import Catalog, CatalogDamaged, is_blank
 from crnode.store.child import ChildFailed
 from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
 from crnode.store.inventory import Lacking, forget_garbage
@@ -106,11 +106,23 @@ class Maintenance:
             out.append(CatalogRef(path.stem, path, source, targets, held, removed=spec is None))
         return out
 
+    def _roots(self) -> list[CatalogRef]:
+        """All that a collection marks from: the catalogs, and before them what was set aside and waits to be
+        made a catalog again, so that one that is put in place meanwhile is met in any case."""
+        agent = self.agent
+        waiting = []
+        for spec in agent.document.sets_to(agent.node.name):
+            path = agent.data / "sets" / f"{spec.uuid}.db"
+            if not path.exists():
+                left = [aside for aside in remaking.waiting(path) if not is_blank(aside)]
+                waiting += [CatalogRef(spec.uuid, aside) for aside in left]
+        return waiting + self.catalogs()
+
     def _waiting_manifests(self) -> list[tuple[bytes, int]]:
         """Manifests of sets whose catalog was lost or set aside: their images are live until somebody rebuilt
         them, or removed the catalog that was set aside."""
         place = self.agent.data / "sets"
-        aside = {path.name.partition(".")[0] for path in place.glob("*.db.damaged-*")}
+        aside = {one.uuid for one in remaking.asides(place) if not one.part}
         for spec in self.agent.document.sets_to(self.agent.node.name):
             if not (place / f"{spec.uuid}.db").exists():
                 aside.add(spec.uuid)
@@ -132,12 +144,11 @@ class Maintenance:
 
     async def _collect(self, plan: bool, progress: Progress) -> Outcome:
         agent = self.agent
-        manifests = await asyncio.to_thread(self._waiting_manifests)
         begun = time.monotonic()
         for _ in range(HEAL_ROUNDS):
-            out = await collect(
-                agent.store, agent.writer, self.catalogs(), progress, plan=plan, manifests=manifests
-            )
+            roots = self._roots()
+            manifests = await asyncio.to_thread(self._waiting_manifests)
+            out = await collect(agent.store, agent.writer, roots, progress, plan=plan, manifests=manifests)
             if plan or not out.holes or not await self._heal_holes(out, progress):
                 break
         out.seconds = time.monotonic() - begun

@@ -128,7 +128,7 @@ class Agent:
             crashed=self._crashed,
             doubted=self._doubt,
             damaged=self._catalog_damaged,
-            full=self._follow_later,
+            later=self._follow_later,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -158,7 +158,8 @@ class Agent:
         finally:
             if control is not None:
                 await control.close()
-            ending: list[asyncio.Task[Any]] = [*self._link_tasks.values(), *self._background, *self._relief]
+            ending: list[asyncio.Task[Any]] = [*self._background, *self._relief, *self.sets.returning]
+            ending += self._link_tasks.values()
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
@@ -306,10 +307,17 @@ class Agent:
             await self.sets.apply(document)
 
     async def rebuild_catalog(self, uuid: str, why: str) -> None:
-        """A running set's catalog is damaged: it is set aside and made again, and the set goes on."""
+        """A running set's catalog is damaged: it is set aside and made again, and the set goes on; also when
+        whoever asked for it goes away meanwhile."""
+        task = asyncio.create_task(self._rebuild_catalog(uuid, why), name="catalog")
+        self.sets.returning.add(task)
+        task.add_done_callback(self.sets.returning.discard)
+        await asyncio.shield(task)
+
+    async def _rebuild_catalog(self, uuid: str, why: str) -> None:
         try:
             await self._start_over(uuid, why)
-        except (CrnodeError, CatalogDamaged, apsw.Error, OSError) as error:
+        except Exception as error:
             # The set was stopped for it: it waits with the reason, and is tried again.
             self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
             self._follow_later()
@@ -359,13 +367,14 @@ class Agent:
         await self._follow(self.document)
 
     def _follow_later(self) -> None:
-        """A set could not start because the disk is full: it is tried again without anybody's doing."""
+        """A set could not start for what may pass, a full disk for one: it is tried again without anybody's
+        doing."""
         if self._later is None or self._later.done():
             self._later = self._in_background(self._follow_again(), "again")
 
     async def _follow_again(self) -> None:
         await asyncio.sleep(MEND_SECONDS)
-        self._later = None  # what is full still asks for another one
+        self._later = None  # what is so still asks for another one
         await self._follow(self.document)
 
     def _writer_met_damage(self, error: BaseException) -> None:

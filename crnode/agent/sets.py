@@ -13,6 +13,7 @@ from pathlib import Path
 
 import apsw
 
+from crnode.agent import remaking
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
@@ -20,21 +21,21 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
-from crnode.platform.files import atomic_write, boot_id
+from crnode.platform.files import atomic_write
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, is_blank, is_damage
-from crnode.store.reader import Live
+from crnode.store.catalog import Catalog, CatalogDamaged, CatalogOutOfReach, is_blank, is_damage, out_of_reach
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
 Journal = Callable[..., None]
 
 CATALOGS = "catalogs"  # in the store's directory: the sets that have a catalog
-ASIDE = ".damaged-"  # between a catalog's name and the second at which it was set aside
+
+_PASSING = (CatalogOutOfReach, remaking.FolderEmpty)  # a set that waits for it is tried again by itself
 
 SYSTEM_PLACES = (
     "/bin",
@@ -91,7 +92,7 @@ class Sets:
         crashed: Callable[[BaseException], None],
         doubted: Callable[[], None],
         damaged: Callable[[str, BaseException], None] | None = None,
-        full: Callable[[], None] = lambda: None,
+        later: Callable[[], None] = lambda: None,
     ) -> None:
         self.data = data
         self.node = node
@@ -104,14 +105,16 @@ class Sets:
         self.crashed = crashed
         self.doubted = doubted
         self.damaged = damaged or (lambda _, error: crashed(error))
-        self.full = full
+        self.later = later
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
         self.readers_roots: dict[str, set[int]] = {}  # ordinals that running restores of a set read
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
+        self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
         self._turn = asyncio.Lock()
+        remaking.reunite_all(data / "sets")  # before anything reads what is there
 
     # -- the document
 
@@ -145,7 +148,7 @@ class Sets:
         trees stay: they are the user's files (rule 47)."""
         alive = {spec.uuid for spec in document.sets}
         for stone in document.tombstones:
-            path = self.data / "sets" / f"{stone.uuid}.db"
+            path = self._path(stone.uuid)
             if (
                 stone.kind != "set"
                 or stone.uuid in alive
@@ -161,30 +164,37 @@ class Sets:
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
         """A set that cannot run here does not stop the others; its status says why."""
         try:
-            try:
-                await start()
-            except (CatalogDamaged, apsw.Error) as error:
-                # What opening it did not show. Made again once; who meets damage then as well waits.
-                if not is_damage(error):
-                    raise
-                await self._make_again(spec.uuid, str(error))
-                try:
-                    await start()
-                except (CatalogDamaged, apsw.Error) as again:
-                    if not is_damage(again):
-                        raise
-                    raise CrnodeError(
-                        f"The catalog of set {spec.name} is damaged.",
-                        f"It was made again and is damaged once more: {again}.",
-                        "Look at the disk that the data directory is on, then start the agent again.",
-                    ) from again
+            await self._started(spec, start)
             self.refused.pop(spec.uuid, None)
         except CrnodeError as error:
             if self.refused.get(spec.uuid) != str(error):
                 self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
             self.refused[spec.uuid] = str(error)
-            if error.exit_code == ExitCode.FULL:
-                self.full()
+            if error.exit_code == ExitCode.FULL or isinstance(error, _PASSING):
+                self.later()
+
+    async def _started(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
+        """Start a set. A catalog that shows damage which opening it did not show is made again once; who
+        meets damage then as well waits. Raises CrnodeError."""
+        path = self._path(spec.uuid)
+        try:
+            await start()
+            return
+        except (CatalogDamaged, apsw.Error) as error:
+            if not is_damage(error):
+                raise out_of_reach(path, error) from error
+            why = str(error)
+        try:
+            await self._make_again(spec.uuid, why)
+            await start()
+        except (CatalogDamaged, apsw.Error) as again:
+            if not is_damage(again):
+                raise out_of_reach(path, again) from again
+            raise CrnodeError(
+                f"The catalog of set {spec.name} is damaged.",
+                f"It was made again and is damaged once more: {again}.",
+                "Look at the disk that the data directory is on, then start the agent again.",
+            ) from again
 
     def _task(self, work: Awaitable[None], name: str, uuid: str) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -201,21 +211,37 @@ class Sets:
         task.add_done_callback(ended)
         return task
 
+    def _path(self, uuid: str) -> Path:
+        return self.data / "sets" / f"{uuid}.db"
+
     async def catalog(self, uuid: str) -> Catalog:
         """The open catalog of a set. One that is damaged is set aside and made again, and so is one that was
         there and is gone: an empty one in its place would say that there never were any versions."""
         if uuid not in self.catalogs:
-            path = self.data / "sets" / f"{uuid}.db"
+            path = self._path(uuid)
             if await self.writer.submit(self._is_lost, path, uuid):
                 await self._set_aside(uuid, "")
             else:
                 try:
-                    self.catalogs[uuid] = await self.writer.submit(Catalog, path, bytes.fromhex(uuid))
-                except (CatalogDamaged, apsw.Error) as error:
+                    self.catalogs[uuid] = await self.writer.submit(self._open, uuid)
+                except CatalogDamaged as error:
                     await self._set_aside(uuid, str(error))
-            await self.writer.submit(self._remember, uuid)
-            await self._compare_with_store(self.catalogs[uuid])
+            await self._take_in(uuid)
         return self.catalogs[uuid]
+
+    def _open(self, uuid: str) -> Catalog:
+        catalog = Catalog(self._path(uuid), bytes.fromhex(uuid))
+        remaking.keep(catalog.path)  # killed in the instant after it had been put in place
+        self._remember(uuid)
+        return catalog
+
+    async def _take_in(self, uuid: str) -> None:
+        """A catalog that was opened just now is not used before it was compared with the store."""
+        try:
+            await self._compare_with_store(self.catalogs[uuid])
+        except Exception:
+            await self.writer.submit(self._close_catalog, uuid)
+            raise
 
     # -- which catalogs there were: a file beside the packs, which outlives the folder of the catalogs
 
@@ -239,47 +265,52 @@ class Sets:
         """Whether there is no catalog although there was one: a set that is new here has left no trace."""
         if not is_blank(path):
             return False
-        log = manifest.log_path(self.store)
-        return uuid in self._remembered() or manifest.is_logged(log, bytes.fromhex(uuid))
+        if uuid in self._remembered() or remaking.begun(path) is not None:
+            return True
+        return manifest.is_logged(manifest.log_path(self.store), bytes.fromhex(uuid))
 
     async def _compare_with_store(self, catalog: Catalog) -> None:
-        """Note whether the store is the one that this catalog was written with (rule 32)."""
+        """Note whether the store is the one that this catalog was written with (rule 32). A doubt is told
+        also when whoever waits for this goes away."""
+        doubted = partial(asyncio.get_running_loop().call_soon_threadsafe, self.doubted)
 
-        def look() -> bool:
+        def look() -> None:
             mark = catalog.meta("store")
-            known = mark is not None and self.store.holds(mark)
+            # What was lost while this set did not run, it has not been asked for yet.
+            known = mark is not None and self.store.holds(mark) and not self.store.in_doubt
             catalog.suspect = not known and catalog.newest() is not None
+            if catalog.suspect:
+                doubted()
             if catalog.suspect and mark is not None:
                 # A store put back from an older copy grows, and soon looks like the one that it was.
                 with catalog.transaction():
                     catalog.set_meta("store", None)
-            return catalog.suspect
 
-        if await self.writer.submit(look):
-            self.doubted()
+        await self.writer.submit(look)
 
     async def _set_aside(self, uuid: str, why: str) -> None:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
-        path = self.data / "sets" / f"{uuid}.db"
-        aside = path.with_name(f"{path.name}{ASIDE}{self.now_ns() // 10**9}")
-        # One that was set aside, and was being made again when the agent was killed, is gone on with.
-        begun = [] if why else [p for p in path.parent.glob(f"{path.name}{ASIDE}*") if not is_aside_part(p)]
-        begun = [p for p in begun if not is_blank(p)]
-        _rename_catalog(path, aside)
-        if begun:
-            aside = max(begun)
-            text = f"The catalog {path} was gone; it was set aside before as {aside}"
-        elif why:
-            text = f"The catalog {path} is damaged ({why}); it was set aside as {aside}"
-        else:
-            text = f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
+        path = self._path(uuid)
+        remaking.reunite(path)
+        before = None if why else remaking.begun(path)
+        aside = remaking.set_aside(path, self.now_ns())
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, self.journal, "damage")
+
+        def work() -> None:
+            tell(
+                remaking.remake(
+                    path, bytes.fromhex(uuid), self.store, before or aside, why,
+                    before=before is not None, sourced=uuid in self._sourced,
+                )
+            )  # fmt: skip
+
         try:
-            made = await self.writer.submit(self._rebuild, path, bytes.fromhex(uuid), text, aside)
+            await self.writer.submit(work)
         except Exception:
-            if not begun:
-                _rename_catalog(aside, path)  # no room: the next attempt is to find what this one found
+            if before is None:
+                remaking.put_back(aside, path)  # no room: the next attempt is to find what this one found
             raise
-        self.catalogs[uuid] = made
+        self.catalogs[uuid] = await self.writer.submit(self._open, uuid)
 
     async def _make_again(self, uuid: str, why: str) -> None:
         if uuid in self.sources:
@@ -288,37 +319,13 @@ class Sets:
             await self._stop_target(uuid, removed=False)
         await self.writer.submit(self._close_catalog, uuid)
         await self._set_aside(uuid, why)
-        await self._compare_with_store(self.catalogs[uuid])
+        await self._take_in(uuid)
 
     async def start_over(self, uuid: str, why: str) -> None:
         """Stop a set whose catalog turned out to be damaged and make that again; the next :meth:`apply`
         starts the set."""
         async with self._turn:
             await self._make_again(uuid, why)
-
-    def _rebuild(self, path: Path, uuid: bytes, text: str, aside: Path) -> Catalog:
-        """Make a catalog again from the manifests among the objects and the rows of the one that was set
-        aside; without any it begins anew (rule 31)."""
-        try:
-            rows = aside if aside.exists() and uuid.hex() not in self._sourced else None
-            rebuilt = manifest.rebuild_catalog(path, uuid, self.store, aside=rows)
-            text += f" and made again with {rebuilt.images} of its versions."
-            if rebuilt.lost:
-                text += f" {rebuilt.lost} more that it named are lost: what they alone had is gone."
-            if not rebuilt.certain or rows is None:
-                text += " Which others there were cannot be read: versions may be lost."
-        except CrnodeError as error:
-            if error.exit_code == ExitCode.FULL:
-                raise  # nothing is lost yet: the set waits, and it is made when there is room
-            text += f" and is begun anew, without any earlier version: {error}"
-        self.journal("damage", text)
-        catalog = Catalog(path, uuid)
-        newest = catalog.newest()
-        if newest is not None:
-            # Nothing is known of what the live tree shows: it is gone through as if nothing had been applied.
-            with catalog.transaction():
-                catalog.set_live(Live(0, newest.ordinal, 0, "moving", boot_id()))
-        return catalog
 
     # -- sources
 
@@ -331,6 +338,8 @@ class Sets:
             await self._stop_source(spec.uuid)
         self._check_source(spec)
         catalog = await self.catalog(spec.uuid)
+        if await self.writer.submit(remaking.unsure, catalog):
+            await asyncio.to_thread(remaking.check_not_empty, spec.name, spec.paths)
         running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
         commit = await self.writer.submit(
             SourceCommit,
@@ -597,17 +606,6 @@ def _close(catalog: Catalog) -> None:
             raise
     finally:
         catalog.close()
-
-
-def is_aside_part(path: Path) -> bool:
-    """Whether this is a file beside a database and not one itself."""
-    return path.name.endswith(("-wal", "-shm"))
-
-
-def _rename_catalog(path: Path, to: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{to}{suffix}")
 
 
 def _delete_catalog(path: Path) -> None:

@@ -39,7 +39,8 @@ SCHEMA_VERSION = 1
 
 
 class Catalog(Reader):
-    """The writing side; see the module's text."""
+    """The writing side; see the module's text. Opening raises CatalogDamaged only for what is damage, else
+    CrnodeError."""
 
     def __init__(self, path: Path, set_uuid: bytes) -> None:
         self.path = path
@@ -47,7 +48,10 @@ class Catalog(Reader):
         if not path.parent.is_dir():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fsync_dir(path.parent.parent)
-        super().__init__(apsw.Connection(str(path)))
+        try:
+            super().__init__(apsw.Connection(str(path)))
+        except apsw.Error as error:
+            raise _unusable(path, error) from error
         self._principals: dict[tuple[str, int], int] = {}
         self._dirs: dict[bytes, int] = {}
         self.suspect = False  # the store may not be the one that the rows were written with (rule 32)
@@ -75,7 +79,7 @@ class Catalog(Reader):
                 )
             self._inode = path.stat().st_ino
             held = self.meta("set")
-            if held is None or len(held) != len(set_uuid):
+            if not isinstance(held, bytes) or len(held) != len(set_uuid):
                 raise CatalogDamaged(path, "it does not say which set it belongs to")
             if held != set_uuid:
                 raise CrnodeError(
@@ -86,7 +90,7 @@ class Catalog(Reader):
                 )
         except apsw.Error as error:
             self._db.close()
-            raise CatalogDamaged(path, str(error)) from error
+            raise _unusable(path, error) from error
         except BaseException:
             self._db.close()
             raise
@@ -118,12 +122,7 @@ class Catalog(Reader):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, apsw.FullError):
-                raise CrnodeError(
-                    f"No room left for the catalog {self.path}.",
-                    "SQLite said: database or disk is full.",
-                    "Free some space; nothing was lost and work goes on by itself.",
-                    ExitCode.FULL,
-                ) from error
+                raise out_of_reach(self.path, error) from error
             if isinstance(error, apsw.Error):
                 raise CatalogDamaged(self.path, f"{type(error).__name__}: {error}") from error
             raise
@@ -435,6 +434,41 @@ class CatalogDamaged(Exception):
 
     def __str__(self) -> str:
         return str(self.args[-1])  # journals name the file themselves
+
+
+class CatalogOutOfReach(CrnodeError):
+    """The file cannot be used at present, and nothing says that it is damaged: it is tried again."""
+
+
+_BESIDE_IT = (
+    apsw.AuthError, apsw.BusyError, apsw.CantOpenError, apsw.FullError, apsw.InterruptError, apsw.IOError,
+    apsw.LockedError, apsw.NoLFSError, apsw.NoMemError, apsw.PermissionsError, apsw.ReadOnlyError,
+)  # fmt: skip
+"""What SQLite says of a lock of somebody else, the disk, permissions: not of what is in the file."""
+
+
+def out_of_reach(path: Path, error: Exception) -> CrnodeError:
+    """What a person is told of a catalog that cannot be used now, though it may be whole. A full disk has the
+    code FULL."""
+    if isinstance(error, apsw.FullError):
+        return CrnodeError(
+            f"No room left for the catalog {path}.",
+            "SQLite said: database or disk is full.",
+            "Free some space; nothing was lost and work goes on by itself.",
+            ExitCode.FULL,
+        )
+    return CatalogOutOfReach(
+        f"The catalog {path} cannot be used now.",
+        f"SQLite said: {error}.",
+        "It is tried again each minute; look whether another program has it open, and at its disk.",
+    )
+
+
+def _unusable(path: Path, error: apsw.Error) -> Exception:
+    """Why a catalog could not be opened: what is in the file, or what is around it."""
+    if isinstance(error, _BESIDE_IT):
+        return out_of_reach(path, error)
+    return CatalogDamaged(path, str(error))
 
 
 def is_damage(error: BaseException) -> bool:

@@ -171,6 +171,7 @@ class _Run:
         self.store = store
         self.writer = writer
         self.catalogs = {ref.uuid: ref.catalog for ref in catalogs}
+        self._files = {ref.path: _inode(ref.path) for ref in catalogs}
         self.process = process
         self.progress = progress
         self.out = out
@@ -197,6 +198,10 @@ class _Run:
                     return
                 case "marked":
                     out.mark_seconds = time.monotonic() - self.begun
+                    if moved := [path for path, inode in self._files.items() if _inode(path) != inode]:
+                        # It may have been read without its write-ahead log.
+                        out.unreadable = [f"{moved[0]} was set aside or replaced while it was read."]
+                        return
                     shares = {int(pack): live for pack, live in header["live"].items()}
                     sealed = await self.writer.submit(self._sealed, shares)
                     await self.process.answer({"sealed": sealed})
@@ -278,6 +283,13 @@ class _Run:
             await self.writer.submit(self.store.packs.remove, pack)
         if wait:
             await asyncio.to_thread(fsync_dir, self.store.packs.directory)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 class PackSweep:

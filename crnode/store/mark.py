@@ -149,7 +149,7 @@ def roots(path: str, *, source: bool, targets: Iterable[str], plain: Callable[[b
             for image in reader.images():
                 if image.manifest is not None:
                     out.manifests.add((image.manifest[:32], image.manifest[32]))
-    except apsw.Error as error:
+    except (apsw.Error, ValueError, TypeError, struct.error) as error:  # values that damage made of others
         out.unreadable = f"{type(error).__name__}: {error}"
     return out
 

@@ -162,9 +162,11 @@ class Reader:
         whole = True
         for order in ("", " DESC"):
             try:
-                for row in self._db.execute(f"SELECT {IMAGE} FROM image ORDER BY ordinal{order}"):
-                    image = Image(*row)
-                    if image.state == COMPLETE and image.id is not None:
+                for row in self._db.execute(f"SELECT {_IMAGE_RAW} FROM image ORDER BY ordinal{order}"):
+                    image = _sound_image(row)
+                    if image is None:
+                        whole = False
+                    elif image.state == COMPLETE and image.id is not None:
                         found[image.ordinal] = image
             except apsw.Error:
                 whole = False
@@ -511,6 +513,30 @@ class Reader:
         """The same of the image that is being staged."""
         value = self.meta("staged")
         return _totals(value) if value is not None else None
+
+
+_TEXTS = ("name", "why", "evidence")
+# Text as bytes: SQLite gives out what damage made of it, which need be no text any more.
+_IMAGE_RAW = ",".join(f"CAST({field} AS BLOB)" if field in _TEXTS else field for field in Image._fields)
+_LENGTHS = {"id": 32, "parent": 32, "incarnation": 16, "digest": 32, "manifest": 33}
+_NULLABLE = frozenset(("id", "manifest", *_TEXTS))
+
+
+def _sound_image(row: tuple[Any, ...]) -> Image | None:
+    """The image of a row of _IMAGE_RAW; None where a value is of a kind that was never written: a flipped
+    bit in the header of a row makes NULL or a float of a number."""
+    values = dict(zip(Image._fields, row, strict=True))
+    for field, value in values.items():
+        if value is None and field in _NULLABLE:
+            continue
+        if field in _TEXTS:
+            values[field] = value.decode("utf-8", "replace")
+        elif field in _LENGTHS:
+            if not isinstance(value, bytes) or len(value) != _LENGTHS[field]:
+                return None
+        elif not isinstance(value, int):
+            return None
+    return Image(**values)
 
 
 def _rows(cursor: Iterable[Any]) -> Iterable[tuple[Any, ...]]:

@@ -289,6 +289,11 @@ class ObjectStore:
             self.commit_failed(error)
             # A full disk: they count as missing meanwhile, and are met again.
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether objects were lost that some catalog may need without knowing it."""
+        return self._in_doubt
+
     def settle_doubt(self, doubts: int) -> None:
         """Everything was looked up after the doubt with this number came up: unless another one followed,
         this is again the store that it was."""

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from store_samples import INCARNATION, SET, digest_of, file, file_records, flip, random_chunks, with_writer
 from test_lost_content import Target
+from test_manifest import _sets
 
 import crnode.agent.inventory as module
 from crnode.agent.inventory import Report, Stocktaker
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.sets import Sets
+from crnode.errors import CrnodeError, ExitCode
+from crnode.store.catalog import Catalog
 from crnode.store.collect import CatalogRef
 from crnode.store.packs import Lane
 from crnode.store.store import Damaged
@@ -27,19 +30,21 @@ from crproto.messages import ImageBegin
 Work = Callable[[Stocktaker], Coroutine[Any, Any, Any]]
 
 
-def taking(target: Target, work: Work | None = None) -> Any:
-    """Run an inventory (or `work`) for a target that no other node can be asked by."""
+def taking(target: Target, work: Work | None = None, *, runs: bool = True, removed: bool = False) -> Any:
+    """Run an inventory (or `work`) for a target that no other node can be asked by; its set is refused unless
+    it `runs`."""
 
     async def run(writer: Writer) -> Any:
         async def nothing(*_: object) -> dict[bytes, str]:
             return {}
 
-        ref = CatalogRef(SET.hex(), target.catalog.path, False, (), target.catalog)
+        held = target.catalog if runs else None
+        ref = CatalogRef(SET.hex(), target.catalog.path, False, (), held, removed)
         agent = SimpleNamespace(
             store=target.store,
             writer=writer,
             links={},
-            sets=SimpleNamespace(catalogs={SET.hex(): target.catalog}, sources={}, targets={}),
+            sets=SimpleNamespace(catalogs={SET.hex(): held} if held else {}, sources={}, targets={}),
             healer=SimpleNamespace(fetch=nothing),
             journal=SimpleNamespace(add=lambda *_: None),
             document=SimpleNamespace(set_by_uuid=lambda _: None),
@@ -222,3 +227,80 @@ def test_a_doubt_that_comes_while_an_inventory_walks_outlives_it(
     assert target.catalog.suspect
     taking(target)
     assert target.catalog.lacking == {b"b"}
+
+
+def losing(place: Path, *, needed: bool) -> Target:
+    """A target with two files, whose store lost an object that one of them needs, or nothing does."""
+    target = Target(place)
+    one, other, spare = random_chunks(3, 700)
+    target.put([one, other, spare])
+    target.store.sync()
+    assert target.push([file(b"a", (one.id, 0), 700), file(b"b", (other.id, 0), 700)]) == []
+    target.store.tick(force=True)
+    target.store.note_lost([one.id if needed else spare.id])
+    return target
+
+
+def test_a_set_that_cannot_run_at_present_learns_of_a_loss_when_it_does(tmp_path: Path) -> None:
+    """A scrub finds damage in what it needs, nobody has that, and its catalog is not open."""
+    target = losing(tmp_path, needed=True)
+
+    async def work(taker: Stocktaker) -> Report:
+        report: Report = await taker.run(lambda _: None)
+        assert taker.lacking  # so that it is asked for again, while somebody may have it
+        return report
+
+    assert taking(target, work, runs=False).left_count == 1
+    assert target.store.in_doubt
+    target = reopened(target, tmp_path)
+    assert target.catalog.suspect
+    taking(target)
+    assert target.catalog.lacking == {b"a"}
+    assert target.push([file(b"c", None, 0)]) != []
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_doubt_is_settled_when_what_does_not_run_lacks_nothing_or_was_removed(
+    tmp_path: Path, removed: bool
+) -> None:
+    target = losing(tmp_path, needed=removed)
+    assert taking(target, runs=False, removed=removed).left_count == 0
+    assert not target.store.in_doubt
+    target = reopened(target, tmp_path)
+    assert not target.catalog.suspect
+
+
+def test_a_set_that_starts_while_the_store_is_in_doubt_is_suspect(tmp_path: Path) -> None:
+    target = losing(tmp_path, needed=True)
+    told: list[int] = []
+
+    async def look(writer: Writer) -> None:
+        sets = SimpleNamespace(store=target.store, writer=writer, doubted=lambda: told.append(1))
+        await Sets._compare_with_store(sets, target.catalog)  # type: ignore[arg-type]
+
+    with_writer(look)
+    assert target.catalog.suspect and told == [1]
+    assert target.catalog.meta("store") is None  # a restart asks as well
+
+
+def test_a_catalog_that_could_not_be_compared_with_the_store_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing(tmp_path, needed=True).catalog.put_away()
+    store = Target(tmp_path / "other").store
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "set.db").rename(tmp_path / "sets" / f"{SET.hex()}.db")
+
+    def full(*_: object) -> None:
+        raise CrnodeError("No room.", "", "", ExitCode.FULL)
+
+    async def work(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        with monkeypatch.context() as patch, pytest.raises(CrnodeError, match="No room"):
+            patch.setattr(Catalog, "set_meta", full)
+            await sets.catalog(SET.hex())
+        assert not sets.catalogs
+        assert (await sets.catalog(SET.hex())).suspect
+        await sets.close()
+
+    with_writer(work)

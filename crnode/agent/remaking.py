@@ -1,0 +1,211 @@
+"""Catalogs that are set aside and made again: which file is which, over a kill at any instant.
+
+What is left of a catalog is renamed to `UUID.db.damaged-SECOND` and waits there until the new one is in
+place; then it is called `….kept` and stays for a person (`crnode doctor` names it). One that waits belongs to
+a making that was cut off: the next attempt goes on with it. The main file is renamed before its write-ahead
+log, and back after it, so that of one that was cut in two the main file always waits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from crnode.errors import CrnodeError
+from crnode.platform.files import fsync_dir
+from crnode.replicate.place import Prepared
+from crnode.store import manifest
+from crnode.store.catalog import Catalog, is_blank
+from crnode.store.reader import open_reader
+from crnode.store.store import ObjectStore
+
+_ASIDE = ".damaged-"  # between a catalog's name and the second at which it was set aside
+_KEPT = ".kept"  # behind it: the catalog was made again, or begun anew
+_UNSURE = "folders-unknown"  # meta key of a source: what the one before knew of its folders is lost
+ROOTS, PLACE = "roots", "place"  # meta keys of a source and of a target: which directories its set has
+_PARTS = ("", "-wal", "-shm")
+_NAME = re.compile(rf"([0-9a-f]+)\.db{re.escape(_ASIDE)}(\d+)({re.escape(_KEPT)})?(-wal|-shm)?")
+
+
+class Aside(NamedTuple):
+    """A file of a catalog that was set aside: of which set, in which second since 1970, whether the catalog
+    was made again since, and '' or which of the files beside the main one it is."""
+
+    path: Path
+    uuid: str
+    second: int
+    kept: bool
+    part: str
+
+
+def asides(folder: Path) -> list[Aside]:
+    """What lies in the folder of the catalogs, oldest first."""
+    return sorted(_asides(folder), key=lambda one: (one.second, one.path))
+
+
+def _asides(folder: Path) -> Iterator[Aside]:
+    for path in folder.glob(f"*.db{_ASIDE}*"):
+        if (named := _NAME.fullmatch(path.name)) is not None:
+            uuid, second, kept, part = named.groups(default="")
+            yield Aside(path, uuid, int(second), bool(kept), part)
+
+
+def waiting(path: Path) -> list[Path]:
+    """What waits for the catalog `path` to be made again, oldest first."""
+    found = asides(path.parent)
+    return [one.path for one in found if one.uuid == path.stem and not one.kept and not one.part]
+
+
+def begun(path: Path) -> Path | None:
+    """What a making that was cut off goes on with."""
+    found = [aside for aside in waiting(path) if not is_blank(aside)]
+    return found[-1] if found else None
+
+
+def set_aside(path: Path, now_ns: int) -> Path:
+    """Rename what there is of a catalog; returns its new name, which nothing had before."""
+    second = now_ns // 10**9
+    taken = {one.second for one in _asides(path.parent) if one.uuid == path.stem}
+    while second in taken:
+        second += 1
+    aside = path.with_name(f"{path.name}{_ASIDE}{second}")
+    for part in _PARTS:
+        _rename(path, aside, part)
+    if path.parent.is_dir():
+        fsync_dir(path.parent)
+    return aside
+
+
+def put_back(aside: Path, path: Path) -> None:
+    """Undo it: the next attempt is to find what this one found."""
+    for part in reversed(_PARTS):
+        _rename(aside, path, part)
+
+
+def reunite(path: Path) -> None:
+    """Give a main file that was set aside the write-ahead log that a kill left behind: images may be in it
+    alone."""
+    left = waiting(path)
+    if left and not path.exists():
+        for part in _PARTS[1:]:
+            if not Path(f"{left[-1]}{part}").exists():
+                _rename(path, left[-1], part)
+
+
+def reunite_all(folder: Path) -> None:
+    """The same for every catalog of a folder."""
+    for uuid in {one.uuid for one in _asides(folder) if not one.kept}:
+        reunite(folder / f"{uuid}.db")
+
+
+def keep(path: Path) -> None:
+    """The catalog `path` is in place: what waited for it is not gone on with any more."""
+    for one in _asides(path.parent):
+        if one.uuid == path.stem and not one.kept:
+            main = one.path.name.removesuffix(one.part)
+            with contextlib.suppress(OSError):  # said to be waiting, it is called so at the next start
+                one.path.rename(one.path.with_name(f"{main}{_KEPT}{one.part}"))
+
+
+def _rename(path: Path, to: Path, part: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(f"{path}{part}", f"{to}{part}")
+
+
+def remake(
+    path: Path, uuid: bytes, store: ObjectStore, aside: Path, why: str, *, before: bool, sourced: bool
+) -> str:
+    """Make the catalog `path` again from the manifests among the objects and the rows of `aside`; without any
+    it begins anew (rule 31). Returns what is said of it.
+
+    `why` the old one is damaged, '' where it is gone; `before`: `aside` is from a making that was cut off;
+    `sourced`: this node is the set's source and has no versions to be read. Raises CrnodeError when nothing
+    is decided: the set waits, and it is tried again."""
+    rows = aside if aside.exists() and not sourced else None
+    text = _told(path, aside, why, before)
+    notes = _notes(aside)
+    if sourced and ROOTS not in notes:
+        notes[_UNSURE] = b"1"
+    try:
+        rebuilt = manifest.rebuild_catalog(path, uuid, store, aside=rows, notes=notes)
+        text += f" and made again with {rebuilt.images} of its versions."
+        if rebuilt.lost:
+            text += f" {rebuilt.lost} more that it named are lost: what they alone had is gone."
+        if not rebuilt.certain or rows is None:
+            text += " Which others there were cannot be read: versions may be lost."
+        elif before:
+            text += " If there was another one since then, versions may be lost."
+    except manifest.NothingLeft as error:
+        manifest.begin_catalog(path, uuid, notes)
+        text += f" and is begun anew, without any earlier version: {error}"
+    keep(path)
+    return text
+
+
+def _told(path: Path, aside: Path, why: str, before: bool) -> str:
+    if before:
+        return f"The catalog {path} was gone; it was set aside before as {aside}{_KEPT}"
+    if why:
+        return f"The catalog {path} is damaged ({why}); it was set aside as {aside}{_KEPT}"
+    return f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
+
+
+# -- where a set's folders are
+
+
+def _notes(aside: Path) -> dict[str, bytes]:
+    """What a damaged catalog still says of the directories that its set was captured from or written to: a
+    disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
+    out: dict[str, bytes] = {}
+    for key in (ROOTS, PLACE):
+        with contextlib.suppress(apsw.Error), open_reader(aside) as reader:
+            held = reader.meta(key)
+            if isinstance(held, bytes) and _makes_sense(key, held):
+                out[key] = held
+    return out
+
+
+def _makes_sense(key: str, held: bytes) -> bool:
+    try:
+        body = json.loads(held)
+        if key == ROOTS:
+            return bool(body) and isinstance(body, dict) and {str} == set(map(type, body.values()))
+        place = Prepared(*body)
+    except (ValueError, TypeError):
+        return False
+    return isinstance(place.destination, str) and isinstance(place.file_system, str)
+
+
+class FolderEmpty(CrnodeError):
+    """A source's folder is empty, and nobody knows whether it is the one that was captured."""
+
+
+def unsure(catalog: Catalog) -> bool:
+    """Whether the catalog of a source was begun anew without what the one before knew of its folders, and
+    nothing was captured since."""
+    marked = catalog.meta(_UNSURE) is not None and catalog.meta(ROOTS) is None
+    return marked and catalog.newest() is None
+
+
+def check_not_empty(name: str, paths: Sequence[str]) -> None:
+    """Refuse to capture folders of which one is empty: that is how a disk looks that is not mounted. Raises
+    CrnodeError."""
+    for path in paths:
+        try:
+            empty = next(Path(path).iterdir(), None) is None
+        except OSError:
+            continue  # said when it is opened
+        if empty:
+            raise FolderEmpty(
+                f"The folder {path} of set {name} is empty, and the catalog that said on which disk it lies"
+                " was lost.",
+                "If its disk is not mounted, targets would be emptied.",
+                "Mount it; or put any file into the folder if it is meant to be empty. It is looked at again"
+                " each minute.",
+            )

@@ -1,0 +1,654 @@
+"""A catalog that cannot be used is set aside and made again, whatever happens meanwhile: it costs no version
+that can still be read, and none is called damaged that is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import apsw
+import pytest
+from store_samples import SET, blank, commit, directory, with_writer
+from test_manifest import _set, _sets, _write
+
+from crnode.agent import remaking
+from crnode.agent.maintenance import Maintenance
+from crnode.agent.node import Agent
+from crnode.agent.sets import Sets
+from crnode.errors import CrnodeError, ExitCode
+from crnode.platform.files import boot_id
+from crnode.store import child, manifest
+from crnode.store.catalog import Catalog
+from crnode.store.collect import Outcome
+from crnode.store.manifest import in_order, rebuild_catalog
+from crnode.store.reader import Image, Live, open_reader
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
+
+UUID = SET.hex()
+
+
+def opened(
+    place: Path,
+    store: ObjectStore,
+    said: list[str],
+    work: Callable[[Sets, Catalog], Awaitable[Any]] | None = None,
+) -> list[bytes | None]:
+    """Open the catalog as a start of the agent does; the ids of its images, oldest first."""
+
+    async def run(writer: Writer) -> list[bytes | None]:
+        sets = _sets(place, store, writer, said)
+        try:
+            catalog = await sets.catalog(UUID)
+            if work is not None:
+                await work(sets, catalog)
+            return [image.id for image in sets.catalogs[UUID].images()]
+        finally:
+            await sets.close()
+
+    return with_writer(run)
+
+
+def started(place: Path, store: ObjectStore, said: list[str]) -> tuple[str, int]:
+    """Start the set as a document does: why it was refused, and how often another attempt was asked for."""
+    asked: list[int] = []
+
+    async def run(writer: Writer) -> tuple[str, int]:
+        sets = _sets(place, store, writer, said)
+        sets.later = lambda: asked.append(1)
+        spec: Any = SimpleNamespace(uuid=UUID, name="docs")
+
+        async def start() -> None:
+            await sets.catalog(UUID)
+
+        try:
+            await sets._guarded(spec, start)
+            return sets.refused.get(UUID, ""), len(asked)
+        finally:
+            await sets.close()
+
+    return with_writer(run)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB on which there is a folder `sets`; it is filled by :func:`fill`."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=2m none {place} 2>/dev/null") != 0:
+        pytest.skip("needs to mount a tmpfs")
+    try:
+        (place / "sets").mkdir()
+        yield place
+    finally:
+        os.system(f"umount {place}")
+
+
+def fill(place: Path) -> None:
+    with open(place / "filler", "wb", 0) as filler, pytest.raises(OSError, match="space"):
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_catalog_that_somebody_has_locked_waits_and_is_whole(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    other = apsw.Connection(str(path))  # sqlite3 of an administrator
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    other.execute("UPDATE meta SET value=value")
+    said: list[str] = []
+    why, again = started(tmp_path, store, said)
+    assert "locked" in why and why in said[0] and again == 1
+    assert not any("set aside" in text for text in said)
+    other.execute("COMMIT")
+    other.close()
+    assert started(tmp_path, store, said) == ("", 0)
+    assert not list(path.parent.glob("*.damaged-*"))
+    assert opened(tmp_path, store, said) == [i.id for i in images]
+
+
+def test_a_catalog_that_is_opened_on_a_full_disk_waits_for_room(tmp_path: Path, full_disk: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    (full_disk / "sets" / path.name).write_bytes(path.read_bytes())
+    fill(full_disk)
+    said: list[str] = []
+    why, again = started(full_disk, store, said)
+    assert why and again == 1
+    assert not list((full_disk / "sets").glob("*.damaged-*"))
+    (full_disk / "filler").unlink()
+    assert started(full_disk, store, said) == ("", 0)
+    assert opened(full_disk, store, said) == [i.id for i in images]
+
+
+def spoil_row(path: Path, change: str) -> None:
+    """Change rows of `image` to values that its schema forbids, as a flipped bit does."""
+    db = apsw.Connection(str(path))
+    db.execute("DELETE FROM meta WHERE key='set'")  # found when the catalog is opened
+    (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name='image'").fetchone()
+    plain = sql.replace("STRICT", "").replace("NOT NULL", "")
+    for text in (plain, sql):
+        db.execute("PRAGMA writable_schema=1")
+        db.execute("UPDATE sqlite_schema SET sql=? WHERE name='image'", (text,))
+        db.execute("PRAGMA writable_schema=RESET")
+        if text == plain:
+            db.execute(f"UPDATE image SET {change}")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "received_ns=received_ns+0.5", "received_ns=NULL", "sequence=-1", "sequence=NULL", "at_ns='soon'",
+        "parent=NULL", "incarnation=x'00'", "digest=7", "entries=NULL", "pinned=NULL", "manifest=5",
+        "state=NULL",
+    ],
+)  # fmt: skip
+def test_an_image_row_that_damage_made_senseless_costs_that_image_alone(tmp_path: Path, value: str) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    spoil_row(path, f"{value} WHERE ordinal=1")
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [images[1].id, images[2].id]
+    assert "lost" in said[0]
+
+
+@pytest.mark.parametrize("value", ["name=CAST(x'ff00fe' AS TEXT)", "why=x'ff'", "evidence=5"])
+def test_what_damage_made_of_a_note_on_an_image_does_not_cost_the_image(tmp_path: Path, value: str) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    spoil_row(path, f"{value} WHERE ordinal=1")
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+
+
+@pytest.mark.parametrize("value", ["NULL", "5", "'a'", "zeroblob(40)"])
+def test_notes_of_a_damaged_catalog_that_make_no_sense_are_left_out(tmp_path: Path, value: str) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta("fence_epoch", bytes(8))
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name='meta'").fetchone()
+    for text in (sql.replace("STRICT", "").replace("value BLOB", "value"), sql):
+        db.execute("PRAGMA writable_schema=1")
+        db.execute("UPDATE sqlite_schema SET sql=? WHERE name='meta'", (text,))
+        db.execute("PRAGMA writable_schema=RESET")
+        if text != sql:
+            db.execute(f"UPDATE meta SET value={value} WHERE key IN ('set','fence_epoch')")
+    db.close()
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+
+
+def put_aside(catalog: Catalog, store: ObjectStore) -> Path:
+    """As a kill leaves it between the set-aside and the end of the making."""
+    aside = catalog.path.with_name(f"{catalog.path.name}.damaged-1000")
+    catalog.put_away()
+    catalog.path.rename(aside)
+    (store.directory / "catalogs").write_text(f"{UUID}\n")
+    return aside
+
+
+def test_a_catalog_has_its_live_tree_from_the_moment_it_is_there(tmp_path: Path) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    rebuild_catalog(catalog.path, SET, store, aside=put_aside(catalog, store))  # killed when it was in place
+    found: list[Live | None] = []
+
+    async def look(_: Sets, made: Catalog) -> None:
+        found.append(made.live())
+
+    opened(tmp_path, store, [], look)
+    assert found == [Live(0, 3, 0, "moving", boot_id())]
+
+
+def test_an_image_that_came_while_the_clock_was_ahead_does_not_become_the_newest(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog._db.execute("UPDATE image SET received_ns=received_ns+3600000000000 WHERE ordinal=2")
+    rebuild_catalog(catalog.path, SET, store, aside=put_aside(catalog, store))
+    assert opened(tmp_path, store, []) == [image.id for image in images]
+
+
+def test_so_it_is_for_images_of_which_the_manifests_alone_are_left(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog._db.execute("UPDATE image SET received_ns=received_ns+3600000000000 WHERE ordinal=2")
+    _write(store, catalog, images[2], *catalog.images()[:2])
+    put_aside(catalog, store).unlink()
+    assert opened(tmp_path, store, []) == [image.id for image in images]
+
+
+def _image(line: bytes, sequence: int, at: int, received: int, ordinal: int = 0) -> Image:
+    return blank(ordinal)._replace(
+        id=line * 31 + bytes([sequence]), incarnation=line * 16, sequence=sequence, at_ns=at,
+        received_ns=received,
+    )  # fmt: skip
+
+
+def test_the_order_of_images_follows_the_catalog_then_sequences_then_both_clocks() -> None:
+    a1, a2, a5 = (_image(b"a", n, n, n, ordinal=n) for n in (1, 2, 5))
+    b1 = _image(b"b", 1, 10, 10, ordinal=6)
+    held = [a1, a2, a5, b1]
+    assert in_order(held, [a5, a1]) == held
+    ahead = _image(b"a", 3, 3, 99)  # received by a clock that was ahead, pruned since
+    assert in_order(held, [ahead]) == [a1, a2, ahead, a5, b1]
+    assert in_order(held, [_image(b"b", 2, 1, 1)])[-1].sequence == 2  # the next one, whatever clocks said
+    older = _image(b"c", 9, 7, 99)  # of a line that the catalog does not hold any more
+    assert in_order(held, [older]) == [a1, a2, a5, older, b1]
+    newer = _image(b"c", 1, 11, 11)
+    assert in_order(held, [newer]) == [*held, newer]
+    assert in_order([], [b1._replace(ordinal=0), ahead, a1._replace(ordinal=0)]) == [
+        a1._replace(ordinal=0), ahead, b1._replace(ordinal=0)
+    ]  # fmt: skip
+
+
+def test_what_was_set_aside_is_never_overwritten(tmp_path: Path) -> None:
+    """Damage is met at the start, and at once in the new catalog as well."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    _write(store, catalog, images[2])
+    path = catalog.path
+    catalog.put_away()
+    original = b"the original" + os.urandom(50_000)
+    path.write_bytes(original)
+
+    async def again(sets: Sets, _: Catalog) -> None:
+        await sets.start_over(UUID, "malformed")
+
+    opened(tmp_path, store, [], again)
+    left = [one for one in remaking.asides(path.parent) if not one.part]
+    assert len(left) == 2 and all(one.kept for one in left)
+    assert left[0].path.read_bytes() == original
+
+
+class _Killed(BaseException):
+    pass
+
+
+def unsaved(place: Path) -> tuple[ObjectStore, Path, list[bytes | None]]:
+    """A damaged catalog whose newest image is in its write-ahead log alone; the ids of its images."""
+    store, catalog, _, _ = _set(place, files=20)
+    with catalog.transaction():
+        catalog.set_meta("set", None)
+    catalog.checkpoint()
+    commit(catalog, [directory(b"newest")])
+    ids = [image.id for image in catalog.images()]
+    parts = {suffix: Path(f"{catalog.path}{suffix}").read_bytes() for suffix in ("", "-wal")}
+    catalog.close()
+    for suffix, data in parts.items():
+        Path(f"{catalog.path}{suffix}").write_bytes(data)
+    (store.directory / "catalogs").write_text(f"{UUID}\n")
+    return store, catalog.path, ids
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int, *, back: bool) -> None:
+    """Let the n-th rename of a file to (or from) its place aside be the last thing that happens."""
+    real, seen = remaking._rename, [0]
+
+    def rename(path: Path, to: Path, part: str) -> None:
+        if ("damaged" in path.name) == back:
+            if seen[0] == number:
+                raise _Killed
+            seen[0] += 1
+        real(path, to, part)
+
+    monkeypatch.setattr(remaking, "_rename", rename)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_kill_while_a_catalog_is_set_aside_loses_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, _, ids = unsaved(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        kill_at(patch, number, back=False)
+        opened(tmp_path, store, [])
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == ids, said
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_kill_while_it_is_put_back_loses_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, _, ids = unsaved(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(manifest, "_change", _full)
+        kill_at(patch, number, back=True)
+        opened(tmp_path, store, [])
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == ids, said
+
+
+def _full(*_: object) -> None:
+    raise CrnodeError("No room.", "", "", ExitCode.FULL)
+
+
+def test_only_a_making_that_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    """A catalog that was made again long ago says nothing of what came since."""
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    put_aside(catalog, store)
+    said: list[str] = []
+    opened(tmp_path, store, said)
+    assert "set aside before" in said[0]
+    again = Catalog(catalog.path, SET)
+    commit(again, [directory(b"since then")])
+    again.put_away()
+    again.path.unlink()
+    assert opened(tmp_path, store, said) == []
+    assert "is gone and is begun anew, without any earlier version" in said[1]
+
+
+def test_versions_that_may_have_come_since_a_catalog_was_set_aside_are_spoken_of(tmp_path: Path) -> None:
+    """Set aside by an earlier crnode, which gave it the same name whether the making had ended or not."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    put_aside(catalog, store)
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+    assert "If there was another one since then, versions may be lost." in said[0]
+
+
+def test_what_is_said_of_a_catalog_is_said_in_the_event_loop(tmp_path: Path) -> None:
+    """Whoever follows the journal waits in a queue of the loop, which no other thread may touch."""
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    put_aside(catalog, store)
+    threads: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        sets.journal = lambda *_: threads.append(threading.current_thread().name)
+        await sets.catalog(UUID)
+        await sets.close()
+
+    with_writer(run)
+    assert threads == [threading.main_thread().name]
+
+
+@pytest.mark.parametrize("sourced", [True, False])
+@pytest.mark.parametrize("note", [("roots", b'{"": "1:2"}'), ("place", b'["/srv/docs", "ab", 7, null]')])
+def test_a_catalog_that_is_made_again_knows_the_directories_of_its_set(
+    tmp_path: Path, note: tuple[str, bytes], sourced: bool
+) -> None:
+    """A disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta(*note)
+    catalog.put_away()
+
+    async def again(sets: Sets, _: Catalog) -> None:
+        sets._sourced = {UUID} if sourced else set()
+        await sets.start_over(UUID, "a page of entries is damaged")
+        assert sets.catalogs[UUID].meta(note[0]) == note[1]
+        assert not remaking.unsure(sets.catalogs[UUID]) or note[0] == "place"
+
+    opened(tmp_path, store, [], again)
+
+
+@pytest.mark.parametrize("value", [b"no JSON", b"{}", b"[]", b"[1, 2]", b'{"": 7}'])
+@pytest.mark.parametrize("key", ["roots", "place"])
+def test_what_damage_made_of_them_is_not_taken_over(tmp_path: Path, key: str, value: bytes) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta(key, value)
+    catalog.put_away()
+
+    async def again(sets: Sets, _: Catalog) -> None:
+        await sets.start_over(UUID, "a page of entries is damaged")
+        assert sets.catalogs[UUID].meta(key) is None
+
+    opened(tmp_path, store, [], again)
+
+
+def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empty(tmp_path: Path) -> None:
+    store, catalog, _, _ = _set(tmp_path / "data", files=20)
+    path = catalog.path
+    catalog.put_away()
+    path.write_bytes(b"no database" * 1000)
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    paths = [str(tmp_path / "full"), str(folder)]
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path / "data", store, writer, [])
+        sets._sourced, asked = {UUID}, []
+        sets.later = lambda: asked.append(1)
+        spec: Any = SimpleNamespace(uuid=UUID, name="docs", paths=paths)
+        await sets._guarded(spec, partial(sets._source, spec))
+        assert f"The folder {folder} of set docs is empty" in sets.refused[UUID]
+        assert asked and not sets.sources
+        (folder / "a").touch()
+        remaking.check_not_empty("docs", paths)
+        made = sets.catalogs[UUID]
+        assert remaking.unsure(made)
+        with made.transaction():
+            made.set_meta("roots", b"{}")  # captured
+        assert not remaking.unsure(made)
+        await sets.close()
+
+    with_writer(run)
+
+
+def maintenance_of(place: Path, store: ObjectStore, writer: Writer, sets: Sets, said: list[str]) -> Any:
+    """The housekeeping of a node that receives the one set."""
+    spec = SimpleNamespace(uuid=UUID, name="docs", source="shop1", targets={"box1": None})
+    document = SimpleNamespace(set_by_uuid=lambda _: spec, sets_to=lambda _: [spec])
+    agent: Any = SimpleNamespace(
+        data=place, store=store, writer=writer, sets=sets, document=document,
+        node=SimpleNamespace(name="box1"), journal=SimpleNamespace(add=lambda kind, text: said.append(text)),
+    )  # fmt: skip
+    return Maintenance(agent)
+
+
+def collected(
+    place: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, *, first: bool = False
+) -> tuple[list[bytes | None], list[str]]:
+    """Collect while the catalog waits for room (with `first`, before it was opened at all), then make it
+    again; ids of its images, and what housekeeping said."""
+    said: list[str] = []
+
+    async def run(writer: Writer) -> list[bytes | None]:
+        sets = _sets(place, store, writer, [])
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "_change", _full)
+            if not first:
+                with pytest.raises(CrnodeError, match="No room"):
+                    await sets.catalog(UUID)
+            await maintenance_of(place, store, writer, sets, said)._collect(False, lambda _: None)
+        made = await sets.catalog(UUID)
+        found = [image.id for image in made.images()]
+        await sets.close()
+        return found
+
+    return with_writer(run), said
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_collection_while_a_catalog_waits_to_be_made_again_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    put_aside(catalog, store)
+    found, said = collected(tmp_path, store, monkeypatch, first=first)
+    assert found == [image.id for image in images] and not said
+    assert store.missing(needed) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nor_of_one_that_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    store, path, ids = unsaved(tmp_path)
+    with open_reader(path) as reader:
+        needed = sorted(name for name, _ in reader.contents())
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        kill_at(patch, 1, back=False)  # its write-ahead log stays behind
+        opened(tmp_path, store, [])
+    found, said = collected(tmp_path, store, monkeypatch, first=first)
+    assert found == ids and not said
+    assert store.missing(needed) == []
+
+
+def test_a_collection_beside_one_that_cannot_be_read_gives_nothing_back_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    _write(store, catalog, images[2])
+    aside = put_aside(catalog, store)
+    aside.write_bytes(b"no database" * 1000)
+    found, said = collected(tmp_path, store, monkeypatch)
+    assert found == [images[2].id]
+    assert "Nothing was collected: A catalog cannot be read" in said[0] and str(aside) in said[0]
+    assert store.missing(needed) == []
+
+
+def test_a_collection_that_begins_while_a_catalog_is_made_again_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    path = catalog.path
+    with catalog.transaction():
+        catalog.set_meta("set", None)
+    catalog.put_away()
+    at, go = slowly(monkeypatch)
+
+    async def run(writer: Writer) -> list[bytes | None]:
+        sets = _sets(tmp_path, store, writer, [])
+        making = asyncio.ensure_future(sets.catalog(UUID))
+        assert await asyncio.to_thread(at.wait, 10)
+        house = maintenance_of(tmp_path, store, writer, sets, [])
+        collecting = asyncio.ensure_future(house._collect(False, lambda _: None))
+        await asyncio.sleep(0.2)
+        go.set()
+        made = await making
+        await collecting
+        found = [image.id for image in made.images()]
+        await sets.close()
+        return found
+
+    assert with_writer(run) == [image.id for image in images]
+    assert store.missing(needed) == [] and path.exists()
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let the making of a catalog wait: (set when it has begun, to be set for it to go on)."""
+    at, go, real = threading.Event(), threading.Event(), manifest._rebuild
+
+    def slow(*args: Any) -> None:
+        at.set()
+        go.wait(10)
+        real(*args)
+
+    monkeypatch.setattr(manifest, "_rebuild", slow)
+    return at, go
+
+
+def test_a_catalog_that_is_set_aside_while_a_collection_reads_it_makes_that_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=300)
+    needed = sorted(name for name, _ in catalog.contents())
+    with catalog.transaction():
+        catalog.prune(set(), 10_000)  # something is dead
+    said: list[str] = []
+
+    async def run(writer: Writer) -> Outcome:
+        sets = _sets(tmp_path, store, writer, [])
+        house = maintenance_of(tmp_path, store, writer, sets, said)
+        real = child.Child.read
+
+        async def read(self: child.Child) -> child.Frame:
+            frame = await real(self)
+            if frame.header["event"] == "marked":
+                remaking.set_aside(catalog.path, 10**12)
+            return frame
+
+        monkeypatch.setattr(child.Child, "read", read)
+        out: Outcome = await house._collect(False, lambda _: None)
+        return out
+
+    out = with_writer(run)
+    assert "was set aside or replaced while it was read" in said[0] and out.removed_bytes == 0
+    assert store.missing(needed) == []
+
+
+def agent_with(sets: Sets, followed: list[str]) -> Any:
+    """As much of an agent as makes a catalog again."""
+    agent: Any = object.__new__(Agent)
+    agent.sets, agent.document, agent._mending, agent._mended = sets, None, set(), {}
+
+    async def follow(_: object) -> None:
+        followed.append("now")
+
+    agent._follow = follow
+    agent._follow_later = lambda: followed.append("later")
+    return agent
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_client_that_hangs_up_while_a_catalog_is_made_again_stops_no_set_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """`crnode scrub` and Ctrl-C."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    catalog.put_away()
+    followed: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        await sets.catalog(UUID)
+        agent = agent_with(sets, followed)
+        at, go = slowly(monkeypatch)
+        if full:
+            monkeypatch.setattr(manifest, "_change", _full)
+        call = asyncio.ensure_future(agent.rebuild_catalog(UUID, "a check found it"))
+        assert await asyncio.to_thread(at.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        (task,) = sets.returning
+        go.set()
+        await asyncio.wait([task], timeout=10)
+        await asyncio.sleep(0)
+        assert not sets.returning
+        if full:
+            assert "No room" in sets.refused[UUID] and followed == ["later"]
+        else:
+            assert len(sets.catalogs[UUID].images()) == len(images) and followed == ["now"]
+        await sets.close()
+
+    with_writer(run)
+
+
+def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    catalog.put_away()
+    monkeypatch.setattr(manifest, "_change", _full)
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        await sets.catalog(UUID)
+        with pytest.raises(CrnodeError, match="No room"):
+            await agent_with(sets, []).rebuild_catalog(UUID, "a check found it")
+        await sets.close()
+
+    with_writer(run)
