@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent import doctor, status
+from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.restore import Restore
 from crnode.agent.sets import RunningSource
@@ -48,6 +49,7 @@ class Calls:
         self.agent = agent
         self.restore = Restore(agent)
         self.maintenance = Maintenance(agent)
+        self.looking = Looking(agent, self.restore, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
     def control_handlers(self) -> dict[str, Handler]:
@@ -69,6 +71,7 @@ class Calls:
             "doctor": self._doctor,
             "scrub": self.maintenance.scrub,
             "gc": self.maintenance.collect,
+            **self.looking.control_handlers(),
         }
 
     def peer_methods(self) -> dict[str, Callable[[str, Args], Awaitable[Args]]]:
@@ -81,6 +84,7 @@ class Calls:
             "rebase": self._peer_rebase,
             "grant": self._peer_grant,
             "restore": self._peer_restore,
+            **self.looking.peer_methods(),
         }
 
     # -- helpers

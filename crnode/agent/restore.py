@@ -64,6 +64,13 @@ class Chosen(NamedTuple):
     entries: int
     bytes: int
     holder: str
+    name: str = ""
+
+    def called(self, text: str) -> bool:
+        """Whether a person who says `text` means this version: its number, its name, or how its id begins."""
+        return text in (str(self.sequence), self.name) or (
+            len(text) >= 8 and self.image.hex().startswith(text)
+        )
 
 
 class Restore:
@@ -93,7 +100,7 @@ class Restore:
                 "Name it as it stands below the set's own folder.",
                 ExitCode.USAGE,
             )
-        chosen = await self._choose(spec, args.get("version"))
+        chosen = await self.choose(spec, args.get("version"))
         if to in self._places:
             raise CrnodeError(f"A restore to {to} is running already.", "", "Wait for it.", ExitCode.REFUSED)
         self._places.add(to)
@@ -217,14 +224,14 @@ class Restore:
 
     # -- which version
 
-    async def _choose(self, spec: ReplicationSet, wanted: object) -> Chosen:
-        """The version asked for (its number or a prefix of its id; None: the newest), from whoever holds
-        it."""
+    async def choose(self, spec: ReplicationSet, wanted: object) -> Chosen:
+        """The version asked for (see :meth:`Chosen.called`; None: the newest), from whoever holds it.
+        Raises CrnodeError."""
         found: list[Chosen] = []
         for name in (self.agent.node.name, *spec.targets):
             found += [
                 c
-                for c in await self._images(spec, name)
+                for c in await self.images(spec, name)
                 if c.holder not in {f.holder for f in found} or c not in found
             ]
         if not found:
@@ -239,7 +246,7 @@ class Restore:
             return next(c for c in found if c.sequence == newest)
         text = str(wanted)
         for chosen in found:
-            if text == str(chosen.sequence) or (len(text) >= 8 and chosen.image.hex().startswith(text)):
+            if chosen.called(text):
                 return chosen
         numbers = sorted({c.sequence for c in found})
         raise CrnodeError(
@@ -249,21 +256,22 @@ class Restore:
             ExitCode.USAGE,
         )
 
-    async def _images(self, spec: ReplicationSet, name: str) -> list[Chosen]:
+    async def images(self, spec: ReplicationSet, name: str) -> list[Chosen]:
+        """The versions that node `name` keeps; none when it cannot be reached."""
         if name == self.agent.node.name:
             catalog = self.agent.sets.catalogs.get(spec.uuid)
             if catalog is None or spec.uuid not in self.agent.sets.targets:
                 return []
             images = await self.agent.writer.submit(catalog.images)
             return [
-                Chosen(i.id, i.sequence, i.digest, i.entries, i.bytes, name)
+                Chosen(i.id, i.sequence, i.digest, i.entries, i.bytes, name, i.name or "")
                 for i in images
                 if i.id is not None
             ]
         link = self.agent.links.get(name)
         if link is None or not await link.wait_up(2.0):
             return []
-        return [Chosen(i[0], i[3], i[5], i[6], i[7], name) for i in await link.images(spec.uuid)]
+        return [Chosen(i[0], i[3], i[5], i[6], i[7], name, i[9]) for i in await link.images(spec.uuid)]
 
     @contextlib.asynccontextmanager
     async def _held(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:

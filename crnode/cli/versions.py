@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -159,9 +160,25 @@ def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str
     return int(newest["number"])
 
 
+def chosen_version(
+    data: Path | None, name: str, version: str | None, at: str | None, as_json: bool
+) -> str | None:
+    """What --version and --at ask for: a number or a name, None for the newest. Raises CrnodeError."""
+    if version is not None and at is not None:
+        raise CrnodeError(
+            "--version and --at say the same thing twice.", "", "Leave one of them out.", ExitCode.USAGE
+        )
+    if at is None:
+        return version
+    known = _versions(data, name, None, as_json)["versions"]
+    return str(version_at(known, parse_time(at), name, at))
+
+
 def restore(
     place: Annotated[str, typer.Argument(metavar="SET[:PATH]", help="The set, and a file or folder in it.")],
-    version: Annotated[int | None, typer.Option(help="The version's number (default: the newest).")] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Its number or name (default: the newest).")
+    ] = None,
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="The state at that time, like '2026-11-22 10:30'.")
     ] = None,
@@ -184,14 +201,8 @@ def restore(
     It is taken from whatever node keeps that version.
     """
     name, path = split_place(place)
-    if version is not None and at is not None:
-        raise CrnodeError(
-            "--version and --at say the same thing twice.", "", "Leave one of them out.", ExitCode.USAGE
-        )
-    if at is not None:
-        moment_ns = parse_time(at)
-        version = version_at(_versions(data, name, None, as_json)["versions"], moment_ns, name, at)
-    args = {"set": name, "path": path, "version": version, "to": to, "node": node}
+    wanted = chosen_version(data, name, version, at, as_json)
+    args = {"set": name, "path": path, "version": wanted, "to": to, "node": node}
     with progress(f"Restoring {place}", as_json) as report:
         answer = ask(
             data, "restore", {key: value for key, value in args.items() if value is not None}, report, None

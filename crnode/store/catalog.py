@@ -361,6 +361,10 @@ class Catalog(Reader):
         """Keep an image whatever retention says."""
         self._db.execute("UPDATE image SET pinned=1, name=?, why=? WHERE ordinal=?", (name, why, ordinal))
 
+    def unpin(self, ordinal: int) -> None:
+        """Let retention decide again; the image has no name any more."""
+        self._db.execute("UPDATE image SET pinned=0, name=NULL, why=NULL WHERE ordinal=?", (ordinal,))
+
     def set_verdict(self, ordinal: int, verdict: int, evidence: str | None) -> None:
         """Say what is known of a version: UNTESTED, GOOD, SUSPECT or BAD, and from what."""
         self._db.execute(

@@ -252,6 +252,18 @@ def _note(
         catalog.set_manifest(image.ordinal, top, level)
 
 
+def log_again(store: ObjectStore, catalog: Catalog, ordinal: int) -> None:
+    """The name or the verdict of an image changed: its newest line in the log has it, too. Nothing for one
+    without a manifest. Raises CrnodeError (FULL), StoreFailed."""
+    image = catalog.image_at(ordinal)
+    if image is None or image.manifest is None:
+        return
+    fence = int.from_bytes(catalog.meta("fence_epoch") or b"", "big")
+    append_line(
+        log_path(store), Line(catalog.set_uuid, image, image.manifest[:32], image.manifest[32], fence)
+    )
+
+
 def due(
     images: Sequence[Image], retained: Sequence[int], last_written: float | None, now: float
 ) -> Image | None:

@@ -228,12 +228,15 @@ class Reader:
         )
         return entry_of(path, row) if row else None
 
-    def children(self, directory: bytes, ordinal: int) -> list[Entry]:
-        """The entries directly in `directory`, by name."""
+    def children(
+        self, directory: bytes, ordinal: int, after: bytes = b"", limit: int = -1
+    ) -> list[Entry]:
+        """The entries directly in `directory`, by name: those with a name greater than `after`, at most
+        `limit` (-1: all)."""
         rows = self._db.execute(
             f"SELECT e.name,{ENTRY} FROM entry e {NAMES} WHERE e.dir=(SELECT id FROM dir WHERE path=?)"
-            " AND e.born<=? AND e.died>? AND e.name!=x'' ORDER BY e.name",
-            (directory, ordinal, ordinal),
+            " AND e.name>? AND e.born<=? AND e.died>? ORDER BY e.name LIMIT ?",
+            (directory, after, ordinal, ordinal, limit),
         )
         return [entry_of(join(directory, r[0]), r[1:]) for r in rows]
 
@@ -562,13 +565,19 @@ def entry_of(path: bytes, row: tuple[Any, ...]) -> Entry:
     return Entry(path, kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra)
 
 
-def open_reader(path: Path) -> Reader:
-    """A read-only connection on a catalog, also for other processes. Raises apsw.Error when it cannot be
-    read."""
+def connect(path: Path) -> apsw.Connection:
+    """A connection that changes nothing in the catalog, also for other processes. Raises apsw.Error when it
+    cannot be read."""
     db = apsw.Connection(
         f"file:{quote(str(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     )
     db.set_busy_timeout(2000)
-    db.execute("PRAGMA query_only=1")
     db.execute("PRAGMA mmap_size=0")
+    return db
+
+
+def open_reader(path: Path) -> Reader:
+    """A reader of a catalog, also for other processes. Raises apsw.Error when it cannot be read."""
+    db = connect(path)
+    db.execute("PRAGMA query_only=1")
     return Reader(db)
