@@ -97,9 +97,15 @@ class Job:
                 if self.batch.full():
                     yield self.flush()
 
+    def staged(self, ordinal: int) -> None:
+        """What was flushed is in the catalog, as part of the image in the making `ordinal`: what is looked at
+        again from now on is compared with that."""
+        self.view = ordinal
+
     def flush(self) -> Batch:
         """Hand the gathered batch over and begin a new one."""
         batch, self.batch = self.batch, Batch()
+        self._asked = None, False  # the directory asked last may have entries from now on
         return batch
 
     def _scan(self, top: bytes) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -374,9 +374,9 @@ class SourceSet:
         self._watcher = watcher
         self._loop.add_reader(watcher.fd, self._readable)
         self._set_state("scanning", "adding watches")
+        self._watched_now = True  # until events are lost, which may be at once
         if await self._watch_all(watcher):
             self.watch_kind = "inotify"
-            self._watched_now = True
 
     async def _watch_all(self, watcher: Watcher) -> bool:
         """Watch every directory of the set, those included that appeared while nobody told; False when the
@@ -419,6 +419,7 @@ class SourceSet:
 
     def _events_lost(self, reason: str) -> None:
         self.journal("source", f"Set {self.spec.name}: {reason}; it is scanned.")
+        self._watched_now = False
         self._want_scan(reason)
 
     async def _poll(self) -> None:
@@ -513,8 +514,10 @@ class SourceSet:
         await self._cookie()
         scanning.note(self._settle.noted())
         found = scanning.unannounced(dirty)
+        # One that cannot be taken has no entry, and is found by every scan.
         paths = self._paths
-        folders = await self._in_thread(lambda: any_folder(paths, found))
+        cannot = {path for path, _ in await self.writer.submit(self.catalog.lost, LOST_MOST)}
+        folders = await self._in_thread(lambda: any_folder(paths, (p for p in found if p not in cannot)))
         if folders:
             self._want_scan("a folder changed without an event")  # it may be one that nobody watches
         await self._scanned(dirty, scanning.serving, scanning.reason, len(found))
@@ -586,7 +589,7 @@ class SourceSet:
                 for path, _ in todo[:POLL_MOST]:
                     self._recent[path] = self.now_ns()
                     self._recent.move_to_end(path)
-                await self._read(job.run(todo))
+                await self._read(job, todo)
                 await self._cookie()
                 todo = list(self._settle.take(self._now()).items())
                 if not todo:
@@ -611,13 +614,15 @@ class SourceSet:
         """In the capture thread of a spooling set: waiting here is what slows the reader down to the disk."""
         self.writer.submit_from_thread(self.commit.spool, dict(chunks)).result()
 
-    async def _read(self, batches: Iterator[Batch]) -> None:
+    async def _read(self, job: Job, todo: list[tuple[bytes, bool]]) -> None:
         """Drive the job; batches that are full become staged rows."""
+        batches = job.run(todo)
         while (batch := await self._in_thread(lambda: next(batches, None))) is not None:
             self._set_state("capturing", "a first or large image is being taken")
             self._note_fuzzy(batch)
             self._view = await self.writer.submit(self.commit.stage, batch, self.spool)
             self._staged = True
+            job.staged(self._view)
             self.on_staged(batch.fresh)
 
     def _note_fuzzy(self, batch: Batch) -> None:

@@ -140,7 +140,7 @@ class TargetCommit:
     def grant(self, staged: Staged, coming: int, incoming: Incoming | None) -> None:
         """Count what is about to be staged, before it is. Raises Refusal (full)."""
         free = self.store.room.free()
-        why = staged.take(coming, free, incoming.needed if incoming is not None else 0)
+        why = staged.take(coming, free, incoming.needed if incoming is not None else None)
         if why:
             raise Refusal("full", why, retry=True)
 

@@ -278,7 +278,7 @@ class LiveTree:
     def _write_came(self, writer: TreeWriter, at: int, to: int) -> set[bytes]:
         """Write everything that is new or changed; returns the directories whose times must be set again."""
         touched: set[bytes] = {split(path)[0] for path in self._prints}
-        groups: set[bytes] = set()
+        groups: set[tuple[int, bytes]] = set()
         after: tuple[int, int, bytes] | None = None
         while page := self.reader.moves(at, to, after, RECORD_EVERY):
             for _, entry, old, known in page:
@@ -290,9 +290,9 @@ class LiveTree:
                     continue
                 link = link_of(entry)
                 if link is not None:
-                    if link in groups:
+                    if (entry.kind, link) in groups:
                         continue
-                    groups.add(link)
+                    groups.add((entry.kind, link))
                 self._guarded(entry.path, partial(self._write, writer, entry, old, to))
             after = page[-1][0]
             self._page.clear()

@@ -28,25 +28,31 @@ class Staged:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self._ahead = 0  # of them, what came ahead of the image
         self._allowed = self._most = 0
 
-    def take(self, coming: int, free: int, needed: int) -> str:
-        """Count `coming` bytes, with `free` bytes free now, for an image that needs `needed` at most; '' when
-        they may be taken, else why not, and nothing is counted."""
+    def take(self, coming: int, free: int, needed: int | None) -> str:
+        """Count `coming` bytes, with `free` bytes free now, for an image that needs `needed` at most, or
+        (None) ahead of one; '' when they may be taken, else why not, and nothing is counted.
+
+        What came ahead and was written anew meanwhile is no part of the image: each has its own bound."""
         if not self.bytes:
             self._allowed = max(free // SHARE, SMALL)
-            self._most = free - free // LEFT
-        allowed = max(self._allowed, min(needed, self._most))
-        if self.bytes + coming > allowed:
+            self._most = max(free - free // LEFT, SMALL)
+        allowed = max(self._allowed, min(needed or 0, self._most))
+        taken = self._ahead if needed is None else self.bytes - self._ahead
+        if taken + coming > allowed or self.bytes + coming > self._most:
             return (
                 f"This session has staged {self.bytes >> 20} MiB of an image that is not complete, and at"
                 f" most {allowed >> 20} MiB are granted to it: a quarter of the free space, or what"
                 " the image says to have as long as an eighth is left. Make room at the target."
             )
         self.bytes += coming
+        if needed is None:
+            self._ahead += coming
         return ""
 
     def over(self) -> None:
         """The image was committed, or refused: what is left of it is garbage that the next collection takes,
         because nothing that collection looks at names it."""
-        self.bytes = 0
+        self.bytes = self._ahead = 0

@@ -73,3 +73,25 @@ def test_what_went_ahead_is_no_loss_when_the_target_or_the_source_dies(
         cluster.sync("docs")
         assert rsync_difference(source, tmp_path / "live") == ""
     assert box2.call("scrub", {}, 120)["damaged"] == []
+
+
+def test_a_file_put_back_while_a_large_image_is_captured(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    box2 = cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(b"the right bytes")
+    data = made(tmp_path / "made", 1)
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path}/live"])
+    cluster.sync("docs")
+    empty = stored(box2)
+    (source / "a").rename(tmp_path / "saved")
+    (source / "a").write_bytes(b"other bytes, for a moment")
+    data.rename(source / "tree")
+    wait_for(lambda: stored(box2) - empty > FILES * SIZE // 4, 30)
+    (tmp_path / "saved").rename(source / "a")
+    for _ in range(2):
+        cluster.sync("docs")
+    assert (source / "a").read_bytes() == b"the right bytes"
+    assert (tmp_path / "live" / "a").read_bytes() == b"the right bytes"
+    assert rsync_difference(source, tmp_path / "live") == ""

@@ -304,8 +304,10 @@ def test_a_kill_after_a_scrub_found_damage_forgets_nothing(cluster: Cluster, tmp
 
     asking = threading.Thread(target=scrub)
     asking.start()
-    # It has told the index, and waits for the source, which is down.
+    # It tells the index next, and waits for the source, which is down. (Killed in between it would know as
+    # much as before the scrub, and find it again.)
     wait_for(lambda: not (box2.data / "store" / "id").exists())
+    time.sleep(0.7)
     box2.kill()
     asking.join()
     cluster.master.start()

@@ -234,7 +234,7 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
     (
         ["restore", "web:a/b", "--version", "3", "--to", "/tmp/x", "--node", "box2"],
         "restore",
-        {"set": "web", "path": "a/b", "version": 3, "to": "/tmp/x", "node": "box2"},
+        {"set": "web", "path": "a/b", "version": "3", "to": "/tmp/x", "node": "box2"},
         "2 files",
     ),
     (["events", "--limit", "5"], "events", {"limit": 5, "follow": False}, "box2 joined"),

@@ -99,7 +99,7 @@ def test_restore_at_a_time_takes_the_newest_version_before_it(
     agent: Agent, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["restore", "web", "--at", "1970-01-01T00:00:06+00:00", "--to", "/x"]) == 0
-    assert agent.asked[-1] == ("restore", {"set": "web", "version": 3, "to": "/x"})
+    assert agent.asked[-1] == ("restore", {"set": "web", "version": "3", "to": "/x"})
     assert main(["restore", "web", "--at", "1970-01-01T00:00:01+00:00", "--to", "/x"]) == ExitCode.REFUSED
     assert main(["restore", "web", "--at", "yesterday"]) == ExitCode.USAGE
     assert main(["restore", "web", "--at", "2026-01-01", "--version", "3"]) == ExitCode.USAGE

@@ -132,3 +132,36 @@ def test_folders_made_while_events_were_lost_are_watched(tmp_path: Path, noticed
         assert await _until(lambda: here.content(b"d/e/new") is not None, 5)
 
     capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_a_folder_made_while_events_were_lost_at_the_start_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "f").write_bytes(b"f")
+    (tmp_path / "place").mkdir()
+    real = module.watch_tree
+    made: list[int] = []
+
+    def slow(paths: Any, watcher: Any, takes: Any, top: bytes) -> int:
+        count = real(paths, watcher, takes, top)
+        if not made:  # a large tree: its queue overflows while watches are still being added
+            made.append(1)
+            watcher.read, kept = (lambda: None), watcher.read
+            (root / "d").mkdir()
+            (root / "d" / "x").write_bytes(b"x")
+            os.read(watcher.fd, 1 << 20)  # gone
+            watcher.read = kept
+            watcher._lost("the kernel's event queue overflowed")
+        return count
+
+    monkeypatch.setattr(module, "watch_tree", slow)
+
+    async def work(here: Capturing) -> None:
+        assert here.content(b"d/x") is not None and made
+        await asyncio.sleep(1)
+        (root / "d" / "new").write_bytes(b"new")
+        assert await _until(lambda: here.content(b"d/new") is not None, 5)
+
+    capturing(tmp_path / "place", root, 0.1, work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crnode.replicate.quota import SMALL, Staged, most_needed
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def test_a_quarter_of_what_was_free_when_it_began() -> None:
@@ -36,3 +36,29 @@ def test_an_image_that_is_all_new_has_room_for_its_recipes_and_entries() -> None
     for count, size in ((1, 100 << 30), (1_000_000, 10), (0, 0)):
         recipes = count * -(-size // chunk) * 40
         assert most_needed(count * size, count) >= count * size + recipes + count * 500
+
+
+def test_what_went_ahead_and_was_written_anew_makes_no_image_too_large() -> None:
+    staged, free, part = Staged(), 100 * GIB, 512 << 10
+    ahead = 0
+    while not staged.take(
+        part, free - ahead, None
+    ):  # a first copy of 60 GiB: a quarter of the disk goes ahead
+        ahead += part
+    assert ahead == 25 * GIB
+    # 2 GiB of it (a mail box, a disk image) were written anew meanwhile: of the image's 60 GiB 23 are there.
+    total, coming = 60 * GIB, 37 * GIB
+    needed = most_needed(total, 1000)
+    while coming > 0:
+        assert not staged.take(part, free - staged.bytes, needed)
+        coming -= part
+
+
+def test_images_begun_again_and_again_do_not_widen_what_goes_ahead() -> None:
+    staged = Staged()
+    assert staged.take(100 * MIB, 400 * MIB, None) == ""
+    assert staged.take(1, 300 * MIB, None)
+    assert staged.take(100 * MIB, 300 * MIB, 0) == ""  # an image's own
+    assert staged.take(1, 200 * MIB, None)
+    assert staged.take(150 * MIB, 200 * MIB, 1 << 60) == ""
+    assert staged.take(1, 50 * MIB, 1 << 60)  # in all an eighth is left

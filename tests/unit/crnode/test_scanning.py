@@ -115,3 +115,36 @@ def test_a_set_with_many_patterns_is_scanned(tmp_path: Path) -> None:
     patterns = [f"folder{n}/" + "x" * 140 for n in range(1000)]
     request = encode_request([str(tmp_path / "root")], [], patterns, tmp_path / "set.db", 0, SET.hex())
     assert asyncio.run(scan_set(request)) == [b""]
+
+
+def test_a_folder_that_cannot_be_captured_costs_no_scan_alone(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "f").write_bytes(b"f")
+    at = os.open(root, os.O_RDONLY)
+    for _ in range(130):  # deeper than what is replicated; a mount point in the set does the same
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    (tmp_path / "place").mkdir()
+
+    async def work(here: Capturing) -> None:
+        source = here.source
+        await asyncio.sleep(1.5)
+        alone: list[str] = []
+        real = source._scan
+
+        async def scan() -> None:
+            alone.append(source._scan_reason)
+            await real()
+
+        source._scan = scan  # type: ignore[method-assign]
+        for _ in range(3):
+            source._want_scan("reconcile", beside=True)
+            await asyncio.sleep(1.5)
+        assert source.state == "ok"
+        assert not alone
+
+    capturing(tmp_path / "place", root, 0.1, work)
