@@ -29,9 +29,11 @@ help: ## Say what there is (this).
 demo: $(VENV)/installed ## Show it all: three nodes on this machine, half a minute, every claim checked.
 	@$(BIN)/crnode demo
 
+# Most tests wait for agents more than they compute.
+WORKERS ?= $(shell n=$$(nproc); [ "$$n" -lt 4 ] || n=4; echo "$$n")
 test: debian $(VENV)/installed ## Run all tests. One file: make test ARGS=tests/unit/crnode/test_cli.py
 	@rm -f $(VENV)/pytest-code
-	@code=0; $(BIN)/python -m pytest $(ARGS) || code=$$?; echo $$code > $(VENV)/pytest-code; \
+	@code=0; $(BIN)/python -m pytest $(or $(ARGS),-n $(WORKERS) --dist worksteal) || code=$$?; echo $$code > $(VENV)/pytest-code; \
 	if [ $$code = 0 ]; then echo 'make test: all tests passed.'; \
 	else echo "make test: not all is well, pytest ended with code $$code."; exit $$code; fi
 
