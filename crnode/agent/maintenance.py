@@ -148,7 +148,15 @@ class Maintenance:
         for _ in range(HEAL_ROUNDS):
             roots = self._roots()
             manifests = await asyncio.to_thread(self._waiting_manifests)
-            out = await collect(agent.store, agent.writer, roots, progress, plan=plan, manifests=manifests)
+            out = await collect(
+                agent.store,
+                agent.writer,
+                roots,
+                progress,
+                plan=plan,
+                manifests=manifests,
+                in_flight=self._in_flight,
+            )
             if plan or not out.holes or not await self._heal_holes(out, progress):
                 break
         out.seconds = time.monotonic() - begun
@@ -161,6 +169,10 @@ class Maintenance:
                 "damage", f"{len(out.damaged)} damaged objects were met while collecting; scrub heals them."
             )
         return out
+
+    def _in_flight(self) -> int | None:
+        born = [running.target.in_flight() for running in self.agent.sets.targets.values()]
+        return min((number for number in born if number is not None), default=None)
 
     async def _heal_holes(self, out: Outcome, progress: Progress) -> bool:
         """Fetch the recipes that are missing; True when at least one hole is closed."""

@@ -8,6 +8,7 @@ SHARE_RECIPES = 64  # of the content: what its recipes take at most
 SMALL = 8 << 20  # bytes that are granted in any case: one small image's; the floor of the store bounds it too
 
 
+SPARED_SECONDS = 3600.0  # after the last of it came what is staged is spared, also when the line broke
 PER_ENTRY = 1024  # bytes that an entry and its recipes take beside its content, generously
 
 
@@ -56,3 +57,26 @@ class Staged:
         """The image was committed, or refused: what is left of it is garbage that the next collection takes,
         because nothing that collection looks at names it."""
         self.bytes = self._ahead = 0
+
+
+class InFlight:
+    """When a set's source began to stage here what no image names yet. A large file is named by the very last
+    message of its image: until then nothing that a collection looks at leads to its content."""
+
+    def __init__(self) -> None:
+        self._since: int | None = None
+        self._last = 0.0
+
+    def came(self, collection: int, now: float) -> None:
+        """Something was staged, born in the collection with this number, at `now` (monotonic seconds)."""
+        if self.born(now) is None:
+            self._since = collection
+        self._last = now
+
+    def over(self) -> None:
+        """The image was committed, or refused."""
+        self._since = None
+
+    def born(self, now: float) -> int | None:
+        """The collection in which the oldest of it was born; None when there is nothing to spare."""
+        return self._since if now - self._last < SPARED_SECONDS else None

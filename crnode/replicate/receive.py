@@ -28,7 +28,7 @@ from crnode.replicate import compare
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
 from crnode.replicate.place import Place, Prepared
-from crnode.replicate.quota import Staged
+from crnode.replicate.quota import InFlight, Staged
 from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import Image, Live, Reader
@@ -145,6 +145,7 @@ class TargetSet:
         self._settled = asyncio.Condition()
         self._sync_due: float | None = None
         self._syncing: asyncio.Task[None] | None = None
+        self._in_flight = InFlight()
         self._apply_again = False  # content that paths of the live tree lacked may be here now
         self._no_room = False  # the move that was begun did not fit
         self._accepted = False  # a person says that what is found at the destination may be set aside
@@ -189,6 +190,10 @@ class TargetSet:
             self.catalog.meta("resume") or b"" if staging is not None else b"",
             problem[:1000],
         )
+
+    def in_flight(self) -> int | None:
+        """See :meth:`InFlight.born`."""
+        return self._in_flight.born(time.monotonic())
 
     def lacks(self, text: str, damaged: bool) -> None:
         """An inventory has ended: `text` says what the versions here lack ('': nothing), `damaged` that the
@@ -273,9 +278,10 @@ class TargetSet:
     def _put(self, slot: _Slot, message: Objects, payload: memoryview) -> None:
         def work() -> None:
             try:
-                self.status.received_bytes += self.commit.put(
-                    message.records, payload, slot.incoming, slot.staged
-                )
+                put = self.commit.put(message.records, payload, slot.incoming, slot.staged)
+                self.status.received_bytes += put
+                if put:
+                    self._in_flight.came(self.store.collection, time.monotonic())
             except (Refusal, CrnodeError):
                 if slot.incoming is not None:
                     raise
@@ -317,6 +323,7 @@ class TargetSet:
         await peer.send(Ack(message.id))
         slot.incoming = None
         slot.staged.over()
+        self._in_flight.over()
         self.status.state, self.status.reason = "in sync", ""
         self._wake.set()
 
@@ -331,6 +338,7 @@ class TargetSet:
         self, peer: Peer, slot: _Slot, image: ImageBegin | ImageCommit | None, refusal: Refusal
     ) -> None:
         slot.staged.over()
+        self._in_flight.over()
         self.status.state, self.status.reason = (
             ("full" if refusal.code == "full" else "refused"),
             refusal.text,

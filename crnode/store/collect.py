@@ -129,15 +129,20 @@ async def collect(
     *,
     plan: bool = False,
     manifests: Sequence[tuple[bytes, int]] = (),
+    in_flight: Callable[[], int | None] = lambda: None,
     now_ns: Callable[[], int] = time.time_ns,
 ) -> Outcome:
     """One collection over all of the store. `catalogs` must be all there are: what none of them reaches goes.
 
     `manifests` are further roots, whose entries' contents are live too (images that wait for their catalog to
-    be rebuilt). With `plan` nothing is changed. Raises CrnodeError, StoreFailed, child.ChildFailed."""
+    be rebuilt). `in_flight` says in which collection the oldest object was born that came here and is named
+    by no image yet: all that was born since is spared. With `plan` nothing is changed. Raises CrnodeError,
+    StoreFailed, child.ChildFailed."""
     begun = time.monotonic()
     out = Outcome()
     number = store.collection if plan else await writer.submit(store.begin_collection)
+    if (born := in_flight()) is not None:
+        number = min(number, born - 1)
     try:
         await writer.submit(store.flush_index)
         request = {

@@ -13,7 +13,19 @@ import time
 from pathlib import Path
 
 import pytest
-from store_samples import SET, below, chunk, commit, file, flip, put_file, reachable, small_store, with_writer
+from store_samples import (
+    SET,
+    below,
+    chunk,
+    commit,
+    file,
+    flip,
+    put_file,
+    random_chunks,
+    reachable,
+    small_store,
+    with_writer,
+)
 
 from crnode.store import collect as collect_module
 from crnode.store.catalog import Catalog
@@ -415,3 +427,19 @@ def test_a_collection_with_many_waiting_manifests_runs(tmp_path: Path) -> None:
         assert "2016" in hole["what"]
 
     with_writer(work)
+
+
+def test_what_is_on_its_way_is_spared(tmp_path: Path) -> None:
+    """The content of a large file, whose entry comes last."""
+    store, catalog = _fill(tmp_path)
+    born = store.next_collection()
+    staged = random_chunks(200, 2000, seed=9)
+    store.put(staged, Lane.BULK, cache=False)
+    store.sync()
+    for _ in range(2):
+        _collect(store, catalog, in_flight=lambda: born)
+        store.put(random_chunks(200, 2000, seed=store.collection), Lane.BULK, cache=False)
+        store.sync()
+    assert store.missing([record.id for record in staged]) == []
+    _collect(store, catalog)
+    assert store.missing([record.id for record in staged])

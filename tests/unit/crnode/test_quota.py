@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crnode.replicate.quota import SMALL, Staged, most_needed
+from crnode.replicate.quota import SMALL, SPARED_SECONDS, InFlight, Staged, most_needed
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -62,3 +62,16 @@ def test_images_begun_again_and_again_do_not_widen_what_goes_ahead() -> None:
     assert staged.take(1, 200 * MIB, None)
     assert staged.take(150 * MIB, 200 * MIB, 1 << 60) == ""
     assert staged.take(1, 50 * MIB, 1 << 60)  # in all an eighth is left
+
+
+def test_what_is_on_its_way_is_spared_until_it_is_over_or_long_silent() -> None:
+    flight = InFlight()
+    assert flight.born(5.0) is None
+    flight.came(3, 10.0)
+    flight.came(7, 20.0)
+    assert flight.born(20.0 + SPARED_SECONDS - 1) == 3
+    assert flight.born(20.0 + SPARED_SECONDS) is None  # whoever sent it is not coming back
+    flight.came(9, 20.0 + SPARED_SECONDS)
+    assert flight.born(20.0 + SPARED_SECONDS) == 9
+    flight.over()
+    assert flight.born(20.0 + SPARED_SECONDS) is None
