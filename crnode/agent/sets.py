@@ -35,8 +35,6 @@ Journal = Callable[..., None]
 
 CATALOGS = "catalogs"  # in the store's directory: the sets that have a catalog
 
-_PASSING = (CatalogOutOfReach, remaking.FolderEmpty)  # a set that waits for it is tried again by itself
-
 SYSTEM_PLACES = (
     "/bin",
     "/boot",
@@ -170,7 +168,7 @@ class Sets:
             if self.refused.get(spec.uuid) != str(error):
                 self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
             self.refused[spec.uuid] = str(error)
-            if error.exit_code == ExitCode.FULL or isinstance(error, _PASSING):
+            if error.exit_code == ExitCode.FULL or isinstance(error, CatalogOutOfReach):
                 self.later()
 
     async def _started(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
@@ -338,8 +336,6 @@ class Sets:
             await self._stop_source(spec.uuid)
         self._check_source(spec)
         catalog = await self.catalog(spec.uuid)
-        if await self.writer.submit(remaking.unsure, catalog):
-            await asyncio.to_thread(remaking.check_not_empty, spec.name, spec.paths)
         running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
         commit = await self.writer.submit(
             SourceCommit,

@@ -7,7 +7,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,10 @@ from crnode.agent import remaking
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.node import Agent
 from crnode.agent.sets import Sets
+from crnode.capture.commit import SourceCommit
+from crnode.capture.source import SourceSet
+from crnode.capture.unsure import unsure
+from crnode.cluster.document import ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
 from crnode.store import child, manifest
@@ -394,7 +397,7 @@ def test_a_catalog_that_is_made_again_knows_the_directories_of_its_set(
         sets._sourced = {UUID} if sourced else set()
         await sets.start_over(UUID, "a page of entries is damaged")
         assert sets.catalogs[UUID].meta(note[0]) == note[1]
-        assert not remaking.unsure(sets.catalogs[UUID]) or note[0] == "place"
+        assert not unsure(sets.catalogs[UUID]) or note[0] == "place"
 
     opened(tmp_path, store, [], again)
 
@@ -415,31 +418,47 @@ def test_what_damage_made_of_them_is_not_taken_over(tmp_path: Path, key: str, va
 
 
 def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empty(tmp_path: Path) -> None:
+    """However late the empty one appears: it may be where a disk is to be mounted."""
     store, catalog, _, _ = _set(tmp_path / "data", files=20)
     path = catalog.path
     catalog.put_away()
     path.write_bytes(b"no database" * 1000)
-    folder = tmp_path / "mnt"
-    folder.mkdir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a").touch()
-    paths = [str(tmp_path / "full"), str(folder)]
+    folder, full = tmp_path / "mnt", tmp_path / "full"
+    full.mkdir()
+    (full / "a").touch()
+    spec = ReplicationSet(
+        uuid=UUID, name="docs", source="box1", paths=(str(full), str(folder)), template="files", term=1,
+        targets={"box2": Target(node="box2")}, created_at_ns=1,
+    )  # fmt: skip
 
     async def run(writer: Writer) -> None:
         sets = _sets(tmp_path / "data", store, writer, [])
-        sets._sourced, asked = {UUID}, []
-        sets.later = lambda: asked.append(1)
-        spec: Any = SimpleNamespace(uuid=UUID, name="docs", paths=paths)
-        await sets._guarded(spec, partial(sets._source, spec))
-        assert f"The folder {folder} of set docs is empty" in sets.refused[UUID]
-        assert asked and not sets.sources
+        sets._sourced = {UUID}
+        made = await sets.catalog(UUID)
+        commit = SourceCommit(made, store, bytes(16), 0, 2, lambda: 10**18, set)
+
+        async def opens(accept: bool = False) -> str:
+            source = SourceSet(
+                spec, made, store, writer, commit, cookie_dir=tmp_path / "cookies", seed=7,
+                now_ns=lambda: 10**18, on_point=lambda _: None, journal=lambda *_: None,
+            )  # fmt: skip
+            source._accept = accept
+            assert await source._open_roots() == (source.state != "root missing")
+            await source._close_session()
+            source._thread.shutdown()
+            return source.detail
+
+        assert "No such file" in await opens()
+        folder.mkdir()
+        assert f"The folder {folder} is empty" in await opens()
+        assert unsure(made) and made.meta("roots") is None
         (folder / "a").touch()
-        remaking.check_not_empty("docs", paths)
-        made = sets.catalogs[UUID]
-        assert remaking.unsure(made)
+        assert await opens() == "" and not unsure(made)
+        (folder / "a").unlink()
+        assert await opens() == ""  # it is known now which one it is
         with made.transaction():
-            made.set_meta("roots", b"{}")  # captured
-        assert not remaking.unsure(made)
+            made.set_meta("roots", None)
+        assert await opens(accept=True) == ""
         await sets.close()
 
     with_writer(run)
