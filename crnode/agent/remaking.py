@@ -20,7 +20,7 @@ import apsw
 from crnode.capture.unsure import ROOTS, UNSURE
 from crnode.platform.files import fsync_dir
 from crnode.replicate.place import Prepared
-from crnode.store import manifest
+from crnode.store import rebuild
 from crnode.store.catalog import is_blank
 from crnode.store.reader import open_reader
 from crnode.store.store import ObjectStore
@@ -132,7 +132,7 @@ def remake(
     if sourced and ROOTS not in notes:
         notes[UNSURE] = b"1"
     try:
-        rebuilt = manifest.rebuild_catalog(path, uuid, store, aside=rows, notes=notes)
+        rebuilt = rebuild.rebuild_catalog(path, uuid, store, aside=rows, notes=notes)
         text += f" and made again with {rebuilt.images} of its versions."
         if rebuilt.lost:
             text += f" {rebuilt.lost} more that it named are lost: what they alone had is gone."
@@ -140,8 +140,8 @@ def remake(
             text += " Which others there were cannot be read: versions may be lost."
         elif before:
             text += " If there was another one since then, versions may be lost."
-    except manifest.NothingLeft as error:
-        manifest.begin_catalog(path, uuid, notes)
+    except rebuild.NothingLeft as error:
+        rebuild.begin_catalog(path, uuid, notes)
         text += f" and is begun anew, without any earlier version: {error}"
     keep(path)
     return text

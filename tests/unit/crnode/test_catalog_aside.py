@@ -26,11 +26,11 @@ from crnode.capture.unsure import unsure
 from crnode.cluster.document import ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.store import child, manifest
+from crnode.store import child, rebuild
 from crnode.store.catalog import Catalog
 from crnode.store.collect import Outcome
-from crnode.store.manifest import in_order, rebuild_catalog
 from crnode.store.reader import Image, Live, open_reader
+from crnode.store.rebuild import in_order, rebuild_catalog
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -331,7 +331,7 @@ def test_a_kill_while_it_is_put_back_loses_no_image(
 ) -> None:
     store, _, ids = unsaved(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        patch.setattr(manifest, "_change", _full)
+        patch.setattr(rebuild, "_change", _full)
         kill_at(patch, number, back=True)
         opened(tmp_path, store, [])
     said: list[str] = []
@@ -485,7 +485,7 @@ def collected(
     async def run(writer: Writer) -> list[bytes | None]:
         sets = _sets(place, store, writer, [])
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "_change", _full)
+            patch.setattr(rebuild, "_change", _full)
             if not first:
                 with pytest.raises(CrnodeError, match="No room"):
                     await sets.catalog(UUID)
@@ -568,14 +568,14 @@ def test_a_collection_that_begins_while_a_catalog_is_made_again_takes_nothing_of
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Let the making of a catalog wait: (set when it has begun, to be set for it to go on)."""
-    at, go, real = threading.Event(), threading.Event(), manifest._rebuild
+    at, go, real = threading.Event(), threading.Event(), rebuild._rebuild
 
     def slow(*args: Any) -> None:
         at.set()
         go.wait(10)
         real(*args)
 
-    monkeypatch.setattr(manifest, "_rebuild", slow)
+    monkeypatch.setattr(rebuild, "_rebuild", slow)
     return at, go
 
 
@@ -636,7 +636,7 @@ def test_a_client_that_hangs_up_while_a_catalog_is_made_again_stops_no_set_for_g
         agent = agent_with(sets, followed)
         at, go = slowly(monkeypatch)
         if full:
-            monkeypatch.setattr(manifest, "_change", _full)
+            monkeypatch.setattr(rebuild, "_change", _full)
         call = asyncio.ensure_future(agent.rebuild_catalog(UUID, "a check found it"))
         assert await asyncio.to_thread(at.wait, 10)
         call.cancel()
@@ -661,7 +661,7 @@ def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
 ) -> None:
     store, catalog, _, _ = _set(tmp_path, files=20)
     catalog.put_away()
-    monkeypatch.setattr(manifest, "_change", _full)
+    monkeypatch.setattr(rebuild, "_change", _full)
 
     async def run(writer: Writer) -> None:
         sets = _sets(tmp_path, store, writer, [])
