@@ -140,9 +140,12 @@ def remake(
             text += " Which others there were cannot be read: versions may be lost."
         elif before:
             text += " If there was another one since then, versions may be lost."
+        ended = rebuilt.ended
     except rebuild.NothingLeft as error:
-        rebuild.begin_catalog(path, uuid, notes)
+        ended = rebuild.begin_catalog(path, uuid, store, rows, notes)
         text += f" and is begun anew, without any earlier version: {error}"
+    if not sourced and not (ended and rows is not None):
+        text += " If this is an archive, what it kept of files that were deleted may be lost as well."
     keep(path)
     return text
 

@@ -212,7 +212,6 @@ class Catalog(Reader):
             totals.bytes,
             totals.lthash.copy(),
         )  # a rollback must leave `totals`
-        db = self._db
         for path in removed:
             old = self._close_row(path, ordinal)
             if old is not None:
@@ -225,22 +224,32 @@ class Catalog(Reader):
                 count -= 1
                 size -= old.size
                 lthash.remove(entry_bytes(old))
-            head, name = split(entry.path)
-            db.execute(
-                "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    self._dir(head), name, ordinal, OPEN, entry.kind, entry.mode,
-                    self._principal(entry.owner, entry.owner_id),
-                    self._principal(entry.group, entry.group_id),
-                    entry.mtime_ns, entry.size, entry.content, entry.level, link_of(entry), entry.extra,
-                ),
-            )  # fmt: skip
+            self._insert(entry, ordinal, OPEN)
             if entry.kind == DIRECTORY:
                 self._dir(entry.path)
             count += 1
             size += entry.size
             lthash.add(entry_bytes(entry))
         return Totals(count, size, lthash)
+
+    def _insert(self, entry: Entry, born: int, died: int) -> None:
+        head, name = split(entry.path)
+        self._db.execute(
+            "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                self._dir(head), name, born, died, entry.kind, entry.mode,
+                self._principal(entry.owner, entry.owner_id), self._principal(entry.group, entry.group_id),
+                entry.mtime_ns, entry.size, entry.content, entry.level, link_of(entry), entry.extra,
+            ),
+        )  # fmt: skip
+
+    def keep_ended(self, entry: Entry, ordinal: int) -> None:
+        """Keep what a path was last, of which image `ordinal` (0: none) has nothing any more: a row that ends
+        where it begins, so that no image has it."""
+        head, name = split(entry.path)
+        key = (self._dir(head), name, ordinal)
+        self._db.execute("DELETE FROM entry WHERE dir=? AND name=? AND born=?", key)
+        self._insert(entry, ordinal, ordinal)
 
     def _close_row(self, path: bytes, ordinal: int) -> Entry | None:
         head, name = split(path)
@@ -398,7 +407,7 @@ class Catalog(Reader):
         unfinished = self.meta("pruning") is not None
         newest = complete[-1] if spare_deleted else None
         removed = 0
-        for low, high in zip([0, *kept], kept, strict=False):
+        for low, high in zip([-1, *kept], kept, strict=False):  # see keep_ended for rows of ordinal 0
             if unfinished or any(low < ordinal < high for ordinal in drop):
                 removed += self._prune_between(low, high, newest, limit - removed)
                 if removed >= limit:
@@ -416,7 +425,7 @@ class Catalog(Reader):
         """
         spare = (
             " AND EXISTS (SELECT 1 FROM entry n WHERE n.dir=entry.dir AND n.name=entry.name"
-            f" AND n.born>=entry.died AND n.born<={newest:d})"
+            f" AND n.born>=entry.died AND n.born>entry.born AND n.born<={newest:d})"
             if newest is not None
             else ""
         )

@@ -16,12 +16,12 @@ import apsw
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, fsync_dir
 from crnode.store.catalog import Catalog
+from crnode.store.ended import UNREADABLE, keep_ended
 from crnode.store.manifest import Line, log_path, read_log
 from crnode.store.mark import Load, manifest_entries
 from crnode.store.reader import Image, Reader, Totals, open_reader
-from crnode.store.store import Damaged, Missing, ObjectStore
+from crnode.store.store import ObjectStore
 from crproto.entries import Entry, LtHash, entry_bytes, image_digest
-from crproto.errors import ProtocolError
 from crproto.ids import image_id
 
 SALVAGE_ENTRIES = 10_000_000  # read of a damaged catalog for versions without a manifest: minutes at most
@@ -41,6 +41,7 @@ class Rebuilt:
     left_out: list[str]
     lost: int = 0  # images that the damaged catalog names and that did not come back
     certain: bool = True  # it could be read which images the damaged catalog names
+    ended: bool = True  # the last rows of deleted paths could all be read
 
 
 @dataclass
@@ -50,12 +51,6 @@ class _Source:
     image: Image
     content: bytes | None  # its manifest, with the level behind it
     entries: Callable[[], Iterator[Entry]]
-
-
-_UNREADABLE = (
-    Missing, Damaged, ProtocolError, apsw.Error, ValueError, TypeError, AttributeError, OverflowError,
-)  # fmt: skip
-"""What reading a damaged manifest or catalog may raise, whose values can be of any kind."""
 
 
 def whole(line: Line, load: Load) -> bool:
@@ -68,7 +63,7 @@ def _gives_id(set_uuid: bytes, image: Image) -> bool:
         named = image_id(
             image.parent, set_uuid, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest
         )
-    except _UNREADABLE:  # a number that no image has
+    except UNREADABLE:  # a number that no image has
         return False
     return named == image.id
 
@@ -83,7 +78,7 @@ def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[
             if count > image.entries:
                 return False  # a damaged index may lead in a circle
         return image_digest(set_uuid, count, size, lthash) == image.digest
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
 
 
@@ -97,9 +92,10 @@ def rebuild_catalog(
     Each logged image whose manifest is whole comes back, in its order, with the same rows, digest and header
     it had; so does each whose rows in `aside`, the damaged catalog, still give its digest, as long as not
     more than the SALVAGE_ENTRIES newest have to be read. What is left is lost and comes from the source
-    again. Nothing is known of what the live tree shows: it is gone through as if nothing had been applied.
-    The catalog is made beside `path` and put there when it is complete, so a crash leaves none. Raises
-    NothingLeft when not one image can be had, and other CrnodeErrors, with which nothing is decided."""
+    again. What `aside` has of deleted paths is taken over (see ended.py). Nothing is known of what the live
+    tree shows: it is gone through as if nothing had been applied. The catalog is made beside `path` and put
+    there when it is complete, so a crash leaves none. Raises NothingLeft when not one image can be had, and
+    other CrnodeErrors, with which nothing is decided."""
     lines: dict[bytes, Line] = {}
     fence = 0
     for line in read_log(log or log_path(store)):
@@ -130,7 +126,12 @@ def rebuild_catalog(
         rank = {image.id: number for number, image in enumerate(order)}
         sources.sort(key=lambda one: rank[one.image.id])  # a manifest stays before rows of the same image
         meta = {**notes, "fence_epoch": fence.to_bytes(8, "big")}
-        _rebuild(path, set_uuid, sources, meta, result)
+
+        def further(catalog: Catalog) -> None:
+            if aside is not None:
+                result.ended = keep_ended(catalog, store, aside, named)
+
+        _rebuild(path, set_uuid, sources, meta, result, further)
     made = {image.id for image in _made(path)} if result.images else set()
     result.lost = sum(image.id not in made for image in named)
     if not result.images:
@@ -201,8 +202,9 @@ def _made(path: Path) -> list[Image]:
 
 
 def _rebuild(
-    path: Path, set_uuid: bytes, sources: list[_Source], meta: Mapping[str, bytes], result: Rebuilt
-) -> None:
+    path: Path, set_uuid: bytes, sources: list[_Source], meta: Mapping[str, bytes], result: Rebuilt,
+    further: Callable[[Catalog], None],
+) -> None:  # fmt: skip
     done: set[bytes] = set()
     failed: dict[bytes, str] = {}
     with _beside(path, set_uuid) as (catalog, temporary):
@@ -216,6 +218,7 @@ def _rebuild(
             else:
                 done.add(name)
         if done:
+            further(catalog)
             with catalog.transaction():
                 _note_meta(catalog, meta)
                 catalog.forget_tree(boot_id())
@@ -227,11 +230,19 @@ def _rebuild(
         _remove(temporary)
 
 
-def begin_catalog(path: Path, set_uuid: bytes, notes: Mapping[str, bytes] = _NO_NOTES) -> None:
-    """Put a catalog without any image at `path`, where none may be."""
-    with _beside(path, set_uuid) as (catalog, temporary), catalog.transaction():
-        _note_meta(catalog, notes)
+def begin_catalog(
+    path: Path, set_uuid: bytes, store: ObjectStore, aside: Path | None, notes: Mapping[str, bytes]
+) -> bool:
+    """Put a catalog without any image at `path`, where none may be; whether all that `aside` had of deleted
+    paths could be read, which is taken over."""
+    ended = True
+    with _beside(path, set_uuid) as (catalog, temporary):
+        with catalog.transaction():
+            _note_meta(catalog, notes)
+        if aside is not None:
+            ended = keep_ended(catalog, store, aside, ())
     _put_in_place(temporary, path)
+    return ended
 
 
 def _note_meta(catalog: Catalog, notes: Mapping[str, bytes]) -> None:

@@ -13,7 +13,17 @@ from typing import Any
 
 import apsw
 import pytest
-from store_samples import SET, blank, commit, directory, with_writer
+from store_samples import (
+    SET,
+    blank,
+    commit,
+    directory,
+    file,
+    put_file,
+    reachable,
+    small_store,
+    with_writer,
+)
 from test_manifest import _set, _sets, _write
 
 from crnode.agent import remaking
@@ -26,7 +36,8 @@ from crnode.capture.unsure import unsure
 from crnode.cluster.document import ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.store import child, rebuild
+from crnode.store import child, manifest, rebuild
+from crnode.store.audit import audit
 from crnode.store.catalog import Catalog
 from crnode.store.collect import Outcome
 from crnode.store.reader import Image, Live, open_reader
@@ -462,6 +473,117 @@ def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empt
         await sets.close()
 
     with_writer(run)
+
+
+def archive(place: Path) -> tuple[ObjectStore, Catalog, bytes]:
+    """A damaged catalog of a set in which `gone` was written, changed and deleted, and of which all images
+    but the first and the last are pruned; the content of `gone` that only its last row names."""
+    store = small_store(place / "store")
+    catalog = Catalog(place / "sets" / f"{UUID}.db", SET)
+    stays = file(b"stays", put_file(store, b"x"), 1)
+    first = file(b"gone", put_file(store, b"first"), 5)
+    last, _ = named = put_file(store, b"the only copy of it", 4)
+    images = [
+        commit(catalog, [directory(b""), stays, first]),
+        commit(catalog, [file(b"gone", named, 19)]),
+        commit(catalog, [], [b"gone"]),
+        commit(catalog, [file(b"more", put_file(store, b"y"), 1)]),
+    ]
+    store.sync()
+    _write(store, catalog, images[0])
+    with catalog.transaction():
+        catalog.prune({images[0].ordinal}, 500, spare_deleted=True)
+        catalog.set_meta("set", None)  # any damage
+    return store, catalog, last
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_an_archive_that_is_made_again_has_the_last_of_what_was_deleted(tmp_path: Path, newest: bool) -> None:
+    store, catalog, last = archive(tmp_path)
+    if not newest:  # not one image can be had
+        with catalog.transaction():
+            catalog._db.execute("UPDATE entry SET mtime_ns=7 WHERE name=CAST('stays' AS BLOB)")
+        manifest.log_path(store).unlink()
+    catalog.put_away()
+    said: list[str] = []
+    for _ in range(2):  # it lives through another damage
+        assert len(opened(tmp_path, store, said)) == 2 * newest
+        again = Catalog(catalog.path, SET)
+        assert last in reachable([again], store), said
+        assert again.history(b"gone")[-1][2].content == last
+        found, checked = audit(again, SET)
+        assert not found and len(checked) == 2 * newest
+        with again.transaction():
+            again.set_meta("set", None)
+        again.put_away()
+    assert len(said) == 2 and not any("what it kept" in text for text in said)
+
+
+@pytest.mark.parametrize("newest", [True, False])
+@pytest.mark.parametrize("spare", [True, False])
+def test_what_an_archive_took_over_goes_when_the_path_is_back_and_a_mirror_drops_it(
+    tmp_path: Path, newest: bool, spare: bool
+) -> None:
+    store, catalog, last = archive(tmp_path)
+    path, aside = catalog.path, put_aside(catalog, store)
+    if newest:
+        rebuild_catalog(path, SET, store, aside=aside)
+    else:
+        rebuild.begin_catalog(path, SET, store, aside, {})
+    again = Catalog(path, SET)
+    assert last in reachable([again], store)
+    for changed in ([], [file(b"gone", put_file(store, b"back"), 4)]):
+        commit(again, [directory(b""), *changed])
+        with again.transaction():
+            while again.prune(set(), 500, spare_deleted=spare):
+                pass
+        assert (last in reachable([again], store)) == (spare and not changed)
+
+
+@pytest.mark.parametrize("change", ["content=zeroblob(32)", "content=randomblob(32)", "level=9", "mode=-1",
+                                    "mtime_ns=4611686018427387904*2.0", "owner=99"])  # fmt: skip
+def test_a_row_of_a_deleted_path_that_makes_no_sense_is_left_out_and_said(
+    tmp_path: Path, change: str
+) -> None:
+    store, catalog, last = archive(tmp_path)
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name='entry'").fetchone()
+    for text in (sql.replace("STRICT,", ""), sql):
+        db.execute("PRAGMA writable_schema=1")
+        db.execute("UPDATE sqlite_schema SET sql=? WHERE name='entry'", (text,))
+        db.execute("PRAGMA writable_schema=RESET")
+        if text != sql:
+            db.execute(f"UPDATE entry SET {change} WHERE born=2")
+    db.close()
+    said: list[str] = []
+    assert len(opened(tmp_path, store, said)) == 2
+    assert "what it kept of files that were deleted may be lost" in said[0]
+    assert last not in reachable([Catalog(path, SET)], store)
+
+
+def test_what_lies_on_both_sides_of_a_page_that_cannot_be_read_is_taken_over(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store")
+    catalog = Catalog(tmp_path / "sets" / f"{UUID}.db", SET)
+    names = [b"%04d" % n for n in range(2000)]
+    content = put_file(store, b"x")
+    commit(catalog, [directory(b""), *(file(name, content, 1) for name in names)])
+    newest = commit(catalog, [], names)
+    store.sync()
+    _write(store, catalog, newest)
+    with catalog.transaction():
+        catalog.prune({newest.ordinal}, 5000, spare_deleted=True)
+    path, aside = catalog.path, put_aside(catalog, store)
+    data = aside.read_bytes()
+    pages = [at for at in range(0, len(data), 4096) if b"1000" in data[at : at + 4096]]
+    for at in pages:
+        aside.write_bytes(data[:at] + b"\xff" * 4096 + data[at + 4096 :])
+        data = aside.read_bytes()
+    assert not rebuild_catalog(path, SET, store, aside=aside).ended
+    again = Catalog(path, SET)
+    kept = [name for name in names if again.history(name)]
+    assert 1700 < len(kept) < 2000 and {names[0], names[-1]} <= set(kept)
 
 
 def maintenance_of(place: Path, store: ObjectStore, writer: Writer, sets: Sets, said: list[str]) -> Any:
