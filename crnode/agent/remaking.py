@@ -22,7 +22,7 @@ from crnode.platform.files import fsync_dir
 from crnode.replicate.place import Prepared
 from crnode.store import rebuild
 from crnode.store.catalog import is_blank
-from crnode.store.reader import open_reader
+from crnode.store.damaged import open_damaged
 from crnode.store.store import ObjectStore
 
 _ASIDE = ".damaged-"  # between a catalog's name and the second at which it was set aside
@@ -166,7 +166,7 @@ def _notes(aside: Path) -> dict[str, bytes]:
     disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
     out: dict[str, bytes] = {}
     for key in (ROOTS, PLACE):
-        with contextlib.suppress(apsw.Error), open_reader(aside) as reader:
+        with contextlib.suppress(apsw.Error), open_damaged(aside) as reader:
             held = reader.meta(key)
             if isinstance(held, bytes) and _makes_sense(key, held):
                 out[key] = held

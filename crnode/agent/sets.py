@@ -27,7 +27,15 @@ from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, CatalogOutOfReach, is_blank, is_damage, out_of_reach
+from crnode.store.catalog import (
+    Catalog,
+    CatalogDamaged,
+    CatalogOutOfReach,
+    is_blank,
+    is_damage,
+    lies_beside,
+    out_of_reach,
+)
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -179,14 +187,14 @@ class Sets:
             await start()
             return
         except (CatalogDamaged, apsw.Error) as error:
-            if not is_damage(error):
+            if lies_beside(error):
                 raise out_of_reach(path, error) from error
             why = str(error)
         try:
             await self._make_again(spec.uuid, why)
             await start()
         except (CatalogDamaged, apsw.Error) as again:
-            if not is_damage(again):
+            if lies_beside(again):
                 raise out_of_reach(path, again) from again
             raise CrnodeError(
                 f"The catalog of set {spec.name} is damaged.",

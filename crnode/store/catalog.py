@@ -15,6 +15,7 @@ import apsw
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import fsync_dir
+from crnode.store.damaged import changed_table
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import (
     COMPLETE,
@@ -77,6 +78,8 @@ class Catalog(Reader):
                     "Install that newer crnode again, or restore the copy it kept before the change.",
                     ExitCode.REFUSED,
                 )
+            elif (table := changed_table(db)) is not None:
+                raise CatalogDamaged(path, f"its table {table} has other columns than were written")
             self._inode = path.stat().st_ino
             held = self.meta("set")
             if not isinstance(held, bytes) or len(held) != len(set_uuid):
@@ -479,9 +482,16 @@ def out_of_reach(path: Path, error: Exception) -> CrnodeError:
 
 def _unusable(path: Path, error: apsw.Error) -> Exception:
     """Why a catalog could not be opened: what is in the file, or what is around it."""
-    if isinstance(error, _BESIDE_IT):
+    if lies_beside(error):
         return out_of_reach(path, error)
     return CatalogDamaged(path, str(error))
+
+
+def lies_beside(error: BaseException) -> bool:
+    """Whether `error` says nothing of what is in a catalog's file. Whatever else SQLite says of one that is
+    opened does: where the page of its schema is damaged, we seem to have asked for something wrong."""
+    cause = error.__cause__ if isinstance(error, CatalogDamaged) else error
+    return isinstance(cause, _BESIDE_IT)
 
 
 def is_damage(error: BaseException) -> bool:

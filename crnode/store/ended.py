@@ -16,17 +16,13 @@ from typing import Any
 import apsw
 
 from crnode.store.catalog import Catalog
-from crnode.store.reader import ENTRY, NAMES, OPEN, Image, connect, entry_of
+from crnode.store.damaged import UNREADABLE, connect_damaged
+from crnode.store.reader import ENTRY, NAMES, OPEN, Image, entry_of
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore
 from crproto.content import parse_recipe
 from crproto.entries import Entry, entry_from_wire
-from crproto.errors import ProtocolError, RemoteProtocolError
+from crproto.errors import RemoteProtocolError
 from crproto.paths import join
-
-UNREADABLE = (
-    Missing, Damaged, ProtocolError, apsw.Error, ValueError, TypeError, AttributeError, OverflowError,
-)  # fmt: skip
-"""What reading a damaged manifest or catalog may raise, whose values can be of any kind."""
 
 _BATCH_ROWS = 2000
 _FOLDERS = "SELECT id,path FROM dir ORDER BY id {0}"
@@ -43,7 +39,7 @@ def keep_ended(catalog: Catalog, store: ObjectStore, aside: Path, named: Sequenc
     ordinals = [image.ordinal for image in here]
     whole, count = True, 0
     try:
-        with contextlib.closing(connect(aside)) as db:
+        with contextlib.closing(connect_damaged(aside)) as db:
             db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)  # see Reader
             found = _ended(db)
             while batch := list(islice(found, _BATCH_ROWS)):

@@ -16,7 +16,8 @@ import apsw
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, fsync_dir
 from crnode.store.catalog import Catalog
-from crnode.store.ended import UNREADABLE, keep_ended
+from crnode.store.damaged import UNREADABLE, open_damaged
+from crnode.store.ended import keep_ended
 from crnode.store.manifest import Line, log_path, read_log
 from crnode.store.mark import Load, manifest_entries
 from crnode.store.reader import Image, Reader, Totals, open_reader
@@ -116,7 +117,7 @@ def rebuild_catalog(
         named: list[Image] = []
         if aside is not None:
             try:
-                reader = stack.enter_context(open_reader(aside))
+                reader = stack.enter_context(open_damaged(aside))
                 named, result.certain = reader.readable_images()
                 fence = max(fence, _fence(reader))
                 sources += _salvage(reader, named, lines.keys())

@@ -189,6 +189,38 @@ def test_what_damage_made_of_a_note_on_an_image_does_not_cost_the_image(tmp_path
     assert opened(tmp_path, store, said) == [image.id for image in images]
 
 
+@pytest.mark.parametrize("bit", [0x04, 0x80])
+@pytest.mark.parametrize(
+    "name", [b"evidence", b"manifest", b"pinned", b"mtime_ns", b"touched (path", b"value BL"]
+)
+def test_one_bit_of_the_page_of_the_schema_costs_no_image(tmp_path: Path, name: bytes, bit: int) -> None:
+    """SQLite says that we asked for something wrong: there is no such column."""
+    store, catalog, images, _ = _set(tmp_path, files=5)
+    path = catalog.path
+    catalog.put_away()
+    data = path.read_bytes()
+    at = data.index(name) + name.find(b"(") + 1
+    path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+    assert len([one for one in remaking.asides(path.parent) if not one.part]) == 1
+
+
+def test_so_it_is_where_a_set_finds_it_as_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=5)
+    path = catalog.path
+    catalog.put_away()
+    path.write_bytes(path.read_bytes().replace(b"evidence", b"avidence", 1))
+    monkeypatch.setattr("crnode.store.catalog.changed_table", lambda _: None)
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert "no such column" in said[0]
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+
+
 @pytest.mark.parametrize("value", ["NULL", "5", "'a'", "zeroblob(40)"])
 def test_notes_of_a_damaged_catalog_that_make_no_sense_are_left_out(tmp_path: Path, value: str) -> None:
     store, catalog, images, _ = _set(tmp_path, files=20)
