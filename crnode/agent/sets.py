@@ -14,6 +14,7 @@ from pathlib import Path
 import apsw
 
 from crnode.agent import remaking
+from crnode.agent.known import KnownCatalogs
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
@@ -21,7 +22,6 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
-from crnode.platform.files import atomic_write
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
@@ -40,8 +40,6 @@ from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
 Journal = Callable[..., None]
-
-CATALOGS = "catalogs"  # in the store's directory: the sets that have a catalog
 
 SYSTEM_PLACES = (
     "/bin",
@@ -103,6 +101,7 @@ class Sets:
         self.data = data
         self.node = node
         self.store = store
+        self.known = KnownCatalogs(store.directory)
         self.writer = writer
         self.dial = dial
         self.heal = heal
@@ -119,6 +118,7 @@ class Sets:
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
         self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
+        self._halted: set[str] = set()  # sets of which a task ended by what passes: they start again
         self._turn = asyncio.Lock()
         remaking.reunite_all(data / "sets")  # before anything reads what is there
 
@@ -130,10 +130,11 @@ class Sets:
             mine = {s.uuid: s for s in document.sets_from(self.node.name)}
             theirs = {s.uuid: s for s in document.sets_to(self.node.name)}
             self._sourced = set(mine)
-            for uuid in [u for u in self.sources if u not in mine]:
+            halted, self._halted = self._halted, set()
+            for uuid in [u for u in self.sources if u not in mine or u in halted]:
                 await self._stop_source(uuid)
-            for uuid in [u for u in self.targets if u not in theirs]:
-                await self._stop_target(uuid, removed=True)
+            for uuid in [u for u in self.targets if u not in theirs or u in halted]:
+                await self._stop_target(uuid, removed=uuid not in theirs)
             for spec in mine.values():
                 await self._guarded(spec, partial(self._source, spec))
             for spec in theirs.values():
@@ -163,7 +164,7 @@ class Sets:
             ):
                 continue
             await self.writer.submit(self._close_catalog, stone.uuid)
-            self._remember(stone.uuid, there=False)
+            self.known.note(stone.uuid, there=False)
             _delete_catalog(path)
             self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
@@ -173,11 +174,14 @@ class Sets:
             await self._started(spec, start)
             self.refused.pop(spec.uuid, None)
         except CrnodeError as error:
-            if self.refused.get(spec.uuid) != str(error):
-                self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
-            self.refused[spec.uuid] = str(error)
-            if error.exit_code == ExitCode.FULL or isinstance(error, CatalogOutOfReach):
-                self.later()
+            self._refuse(spec.uuid, spec.name, error)
+
+    def _refuse(self, uuid: str, name: str, error: CrnodeError) -> None:
+        if self.refused.get(uuid) != str(error):
+            self.journal("set", f"Set {name} cannot run here: {error}", name)
+        self.refused[uuid] = str(error)
+        if _passes(error):
+            self.later()
 
     async def _started(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
         """Start a set. A catalog that shows damage which opening it did not show is made again once; who
@@ -202,15 +206,18 @@ class Sets:
                 "Look at the disk that the data directory is on, then start the agent again.",
             ) from again
 
-    def _task(self, work: Awaitable[None], name: str, uuid: str) -> asyncio.Task[None]:
+    def _task(self, work: Awaitable[None], what: str, spec: ReplicationSet) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         assert isinstance(task, asyncio.Task)
-        task.set_name(name)
+        task.set_name(f"{what} of {spec.name}")
 
         def ended(done: asyncio.Task[None]) -> None:
             if not done.cancelled() and (error := done.exception()) is not None:
                 if is_damage(error):
-                    self.damaged(uuid, error)
+                    self.damaged(spec.uuid, error)
+                elif isinstance(error, CrnodeError) and _passes(error):
+                    self._halted.add(spec.uuid)
+                    self._refuse(spec.uuid, spec.name, error)
                 else:
                     self.crashed(error)
 
@@ -238,7 +245,7 @@ class Sets:
     def _open(self, uuid: str) -> Catalog:
         catalog = Catalog(self._path(uuid), bytes.fromhex(uuid))
         remaking.keep(catalog.path)  # killed in the instant after it had been put in place
-        self._remember(uuid)
+        self.known.note(uuid)
         return catalog
 
     async def _take_in(self, uuid: str) -> None:
@@ -249,29 +256,11 @@ class Sets:
             await self.writer.submit(self._close_catalog, uuid)
             raise
 
-    # -- which catalogs there were: a file beside the packs, which outlives the folder of the catalogs
-
-    def _remembered(self) -> set[str]:
-        try:
-            return set((self.store.directory / CATALOGS).read_text().split())
-        except (FileNotFoundError, ValueError):
-            return set()
-
-    def _remember(self, uuid: str, *, there: bool = True) -> None:
-        """Keep in mind that there is a catalog of this set, or that there is none any more."""
-        known = self._remembered()
-        if (uuid in known) == there:
-            return
-        known = known | {uuid} if there else known - {uuid}
-        with contextlib.suppress(OSError):  # a full disk: the log of versions says it, or the next start
-            text = "".join(f"{name}\n" for name in sorted(known))
-            atomic_write(self.store.directory / CATALOGS, text.encode())
-
     def _is_lost(self, path: Path, uuid: str) -> bool:
         """Whether there is no catalog although there was one: a set that is new here has left no trace."""
         if not is_blank(path):
             return False
-        if uuid in self._remembered() or remaking.begun(path) is not None:
+        if uuid in self.known.names() or remaking.begun(path) is not None:
             return True
         return manifest.is_logged(manifest.log_path(self.store), bytes.fromhex(uuid))
 
@@ -383,7 +372,7 @@ class Sets:
             # has said what is there (rule 60).
             source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(
-            spec, source, commit, self._task(source.run(), f"source {spec.name}", spec.uuid), running_pushes
+            spec, source, commit, self._task(source.run(), "source", spec), running_pushes
         )
         self.sources[spec.uuid] = running
         await self._pushes(running, spec)
@@ -425,9 +414,9 @@ class Sets:
         running.spec = spec
         running.source.spec = spec
         for name in [n for n in running.pushes if n not in spec.targets]:
-            push, task = running.pushes.pop(name)
-            await _cancel(task)
+            await _cancel(running.pushes[name][1])
             await self.writer.submit(running.commit.forget, name)
+            del running.pushes[name]
         for name, target in spec.targets.items():
             if target.paused:
                 if name in running.pushes:
@@ -448,7 +437,7 @@ class Sets:
             )
             if running.source.newest is not None:
                 push.lag.made(running.source.newest.sequence, asyncio.get_running_loop().time())
-            running.pushes[name] = (push, self._task(push.run(), f"push {spec.name} to {name}", spec.uuid))
+            running.pushes[name] = (push, self._task(push.run(), f"push to {name}", spec))
 
     async def _stop_source(self, uuid: str) -> None:
         running = self.sources.pop(uuid)
@@ -500,7 +489,7 @@ class Sets:
             root=os.geteuid() == 0,
         )
         self.targets[spec.uuid] = RunningTarget(
-            spec, here, commit, self._task(here.run(), f"target {spec.name}", spec.uuid)
+            spec, here, commit, self._task(here.run(), "target", spec)
         )
 
     def _check_target(self, spec: ReplicationSet) -> None:
@@ -583,7 +572,7 @@ class Sets:
 
     def keep_house(self) -> None:
         """Between jobs of the writer thread: checkpoints, and pruning that commits left over. Raises
-        CatalogDamaged, but no set waits for what is wrong with another."""
+        CatalogDamaged, but no set waits for what is wrong with another; what is out of reach has time."""
         damaged: CatalogDamaged | None = None
         jobs: list[tuple[Catalog, Callable[[], object]]] = []
         for catalog in list(self.catalogs.values()):
@@ -593,6 +582,8 @@ class Sets:
         for catalog, work in jobs:
             try:
                 work()
+            except CatalogOutOfReach:
+                continue
             except (CatalogDamaged, apsw.Error) as error:
                 if not is_damage(error):
                     raise
@@ -600,6 +591,11 @@ class Sets:
                 damaged.__cause__ = error.__cause__ if isinstance(error, CatalogDamaged) else error
         if damaged is not None:
             raise damaged
+
+
+def _passes(error: CrnodeError) -> bool:
+    """Whether what a set met may be over without anybody's doing something about the set."""
+    return error.exit_code == ExitCode.FULL or isinstance(error, CatalogOutOfReach)
 
 
 def _close(catalog: Catalog) -> None:

@@ -37,6 +37,7 @@ from crproto.entries import DIRECTORY, Entry, entry_bytes, image_digest, link_of
 from crproto.paths import split
 
 SCHEMA_VERSION = 1
+BUSY_MS = 250  # for a lock of another program; the writer thread, and so every set, waits with it
 
 
 class Catalog(Reader):
@@ -61,6 +62,7 @@ class Catalog(Reader):
         self.pruned_rows = 0  # since it was opened: a hint that there is something to collect
         db = self._db
         try:
+            db.set_busy_timeout(BUSY_MS)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA wal_autocheckpoint=0")
@@ -113,9 +115,13 @@ class Catalog(Reader):
     def transaction(self) -> Iterator[None]:
         """One durable transaction; rolled back whole when the body raises.
 
-        Raises CrnodeError (FULL) for a full disk, CatalogDamaged for anything else that SQLite reports.
+        Raises CrnodeError (FULL) for a full disk, CatalogOutOfReach while another program has it locked,
+        CatalogDamaged for anything else that SQLite reports.
         """
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except (apsw.BusyError, apsw.LockedError) as error:  # another program writes to it
+            raise out_of_reach(self.path, error) from error
         try:
             yield
             self._db.execute("COMMIT")
@@ -476,7 +482,7 @@ def out_of_reach(path: Path, error: Exception) -> CrnodeError:
     return CatalogOutOfReach(
         f"The catalog {path} cannot be used now.",
         f"SQLite said: {error}.",
-        "It is tried again each minute; look whether another program has it open, and at its disk.",
+        "It is tried again by itself; look whether another program has it open, and at its disk.",
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import apsw
 import pytest
+from rot_samples import Capturing, capturing
 from store_samples import (
     SET,
     blank,
@@ -36,9 +37,10 @@ from crnode.capture.unsure import unsure
 from crnode.cluster.document import ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
+from crnode.replicate.commit import TargetCommit
 from crnode.store import child, manifest, rebuild
 from crnode.store.audit import audit
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, CatalogOutOfReach, out_of_reach
 from crnode.store.collect import Outcome
 from crnode.store.reader import Image, Live, open_reader
 from crnode.store.rebuild import in_order, rebuild_catalog
@@ -127,6 +129,100 @@ def test_a_catalog_that_somebody_has_locked_waits_and_is_whole(tmp_path: Path) -
     assert started(tmp_path, store, said) == ("", 0)
     assert not list(path.parent.glob("*.damaged-*"))
     assert opened(tmp_path, store, said) == [i.id for i in images]
+
+
+def test_a_source_waits_while_somebody_has_its_catalog_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crnode.capture.source.FULL_RETRY_SECONDS", 0.3)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "f").write_bytes(b"f")
+    (tmp_path / "place").mkdir()
+
+    async def work(here: Capturing) -> None:
+        other = apsw.Connection(str(here.catalog.path))
+        other.execute("BEGIN IMMEDIATE")
+        (root / "g").write_bytes(b"g")
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            if here.source.state == "waiting":
+                break
+        assert "locked" in here.source.detail
+        other.execute("ROLLBACK")
+        other.close()
+        await asyncio.wait_for(here.source.scan_now(), 10)
+        assert here.content(b"g") is not None
+
+    capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_a_lock_of_a_moment_is_not_noticed(tmp_path: Path) -> None:
+    _, catalog, _, _ = _set(tmp_path, files=2)
+    other = apsw.Connection(str(catalog.path))
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.05, other.execute, ("ROLLBACK",))
+    timer.start()
+    commit(catalog, [directory(b"more")])
+    timer.join()
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CatalogOutOfReach, match="locked"):
+        commit(catalog, [directory(b"yet more")])
+    other.execute("ROLLBACK")
+    commit(catalog, [directory(b"yet more")])
+
+
+def test_a_set_of_which_a_task_ended_by_a_lock_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=2)
+    done: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        sets.later = lambda: done.append("later")
+        sets.crashed = lambda _: done.append("crashed")
+        spec: Any = SimpleNamespace(uuid=UUID, name="docs")
+
+        async def ends() -> None:
+            raise out_of_reach(catalog.path, apsw.BusyError("locked"))
+
+        async def did(what: str) -> None:
+            done.append(what)
+
+        sets.sources[UUID] = None  # type: ignore[assignment]
+        monkeypatch.setattr(sets, "_stop_source", lambda uuid: did("stopped"))
+        monkeypatch.setattr(sets, "_source", lambda spec: did("started"))
+        await asyncio.wait([sets._task(ends(), "push to box2", spec)])
+        await asyncio.sleep(0)
+        assert "locked" in sets.refused[UUID]
+        document: Any = SimpleNamespace(
+            sets_from=lambda _: [spec], sets_to=lambda _: [], sets=[], tombstones=[]
+        )
+        await sets.apply(document)
+        await sets.apply(document)
+        assert done == ["later", "stopped", "started", "started"] and not sets.refused
+        sets.sources.clear()
+        await sets.close()
+
+    with_writer(run)
+
+
+def test_housekeeping_goes_on_beside_a_lock(tmp_path: Path) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=2)
+    other = apsw.Connection(str(catalog.path))
+    other.execute("BEGIN IMMEDIATE")
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        thin = TargetCommit(catalog, store, archive=False, now_ns=lambda: 0, retain_roots=set)
+        sets.targets[UUID] = SimpleNamespace(commit=thin)  # type: ignore[assignment]
+        await writer.submit(sets.keep_house)
+        sets.targets.clear()
+        await sets.close()
+
+    with_writer(run)
+    other.execute("ROLLBACK")
 
 
 def test_a_catalog_that_is_opened_on_a_full_disk_waits_for_room(tmp_path: Path, full_disk: Path) -> None:
