@@ -87,7 +87,7 @@ class Agent:
         self.links: dict[str, Link] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, float] = {}
-        self._background: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
         self._relief: set[asyncio.Task[Any]] = set()
         self._stocktaking: asyncio.Task[None] | None = None
         self._mending: set[str] = set()  # sets whose catalog is being made again
@@ -148,9 +148,7 @@ class Agent:
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
             for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):
-                task = asyncio.create_task(work, name=name)
-                task.add_done_callback(self._task_ended)
-                self._background.append(task)
+                self._in_background(work, name)
             if ready is not None:
                 ready()
             gc.freeze()  # what is there now lives as long as the process: no collection need look at it again
@@ -210,9 +208,7 @@ class Agent:
         """A catalog may not fit the store: all is looked up, and its set takes nothing before (rule 32)."""
         if self._stocktaking is None or self._stocktaking.done():
             work = self.calls.maintenance.inventory.at_start()
-            self._stocktaking = asyncio.create_task(work, name="inventory")
-            self._stocktaking.add_done_callback(self._task_ended)
-            self._background.append(self._stocktaking)
+            self._stocktaking = self._in_background(work, "inventory")
 
     def _crashed(self, error: BaseException) -> None:
         """A defect in a task of ours: say so and stop, rather than go on half alive."""
@@ -226,6 +222,7 @@ class Agent:
             self._stop.set()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crashed(error)
 
@@ -400,7 +397,7 @@ class Agent:
     def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._task_ended)
-        self._background.append(task)
+        self._background.add(task)
         return task
 
     def _is_master(self) -> bool:

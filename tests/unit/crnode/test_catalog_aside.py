@@ -921,3 +921,24 @@ def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
         await sets.close()
 
     with_writer(run)
+
+
+def test_attempts_at_a_set_that_cannot_start_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crnode.agent.node.MEND_SECONDS", 0.001)
+
+    async def run() -> int:
+        agent: Any = object.__new__(Agent)
+        agent._later, agent._background, agent.document, times = None, set(), None, []
+
+        async def follow(_: object) -> None:
+            times.append(1)
+            if len(times) < 200:
+                agent._follow_later()
+
+        agent._follow = follow
+        agent._follow_later()
+        while len(times) < 200:
+            await asyncio.sleep(0.01)
+        return len(agent._background)
+
+    assert asyncio.run(run()) < 10
