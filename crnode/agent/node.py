@@ -58,7 +58,7 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.net.tls import client_context, server_context
 from crnode.observe.journal import Journal
 from crnode.platform.files import atomic_write, machine_id
-from crnode.store.catalog import CatalogDamaged
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.index import IndexDamaged
 from crnode.store.packs import StoreFailed
@@ -303,17 +303,17 @@ class Agent:
                     self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
             await self.sets.apply(document)
 
-    async def rebuild_catalog(self, uuid: str, why: str) -> None:
-        """A running set's catalog is damaged: it is set aside and made again, and the set goes on; also when
-        whoever asked for it goes away meanwhile."""
-        task = asyncio.create_task(self._rebuild_catalog(uuid, why), name="catalog")
+    async def rebuild_catalog(self, uuid: str, why: str, found: Catalog | None = None) -> None:
+        """A running set's catalog (`found`, where it takes long to find that) is damaged: it is set aside and
+        made again, and the set goes on; also when whoever asked for it goes away meanwhile."""
+        task = asyncio.create_task(self._rebuild_catalog(uuid, why, found), name="catalog")
         self.sets.returning.add(task)
         task.add_done_callback(self.sets.returning.discard)
         await asyncio.shield(task)
 
-    async def _rebuild_catalog(self, uuid: str, why: str) -> None:
+    async def _rebuild_catalog(self, uuid: str, why: str, found: Catalog | None) -> None:
         try:
-            await self._start_over(uuid, why)
+            await self._start_over(uuid, why, found)
         except Exception as error:
             # The set was stopped for it: it waits with the reason, and is tried again.
             self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
@@ -321,13 +321,13 @@ class Agent:
             raise
         await self._follow(self.document)
 
-    async def _start_over(self, uuid: str, why: str) -> None:
+    async def _start_over(self, uuid: str, why: str, found: Catalog | None = None) -> None:
         """What the set's tasks still say of the damaged catalog while they end asks for no other one; what
         they say of the one that was made does."""
         self._mending.add(uuid)
         try:
-            await self.sets.start_over(uuid, why)
-            self._mended[uuid] = time.monotonic()
+            if await self.sets.start_over(uuid, why, found or self.sets.catalogs.get(uuid)):
+                self._mended[uuid] = time.monotonic()
         finally:
             self._mending.discard(uuid)
 

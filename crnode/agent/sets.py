@@ -316,11 +316,14 @@ class Sets:
         await self._set_aside(uuid, why)
         await self._take_in(uuid)
 
-    async def start_over(self, uuid: str, why: str) -> None:
+    async def start_over(self, uuid: str, why: str, found: Catalog | None = None) -> bool:
         """Stop a set whose catalog turned out to be damaged and make that again; the next :meth:`apply`
-        starts the set."""
+        starts the set. False when another one is in the place of `found`: somebody else had it made again."""
         async with self._turn:
+            if found is not None and self.catalogs.get(uuid, found) is not found:
+                return False
             await self._make_again(uuid, why)
+            return True
 
     # -- sources
 

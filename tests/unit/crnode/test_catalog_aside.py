@@ -923,6 +923,26 @@ def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
     with_writer(run)
 
 
+def test_two_who_find_the_same_damage_have_it_made_again_once(tmp_path: Path) -> None:
+    """`crnode scrub` and the weekly look; and a look that came to its end when all was over."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    catalog.put_away()
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        looked_at = await sets.catalog(UUID)
+        agent = agent_with(sets, [])
+        await asyncio.gather(agent.rebuild_catalog(UUID, "scrub"), agent.rebuild_catalog(UUID, "idle"))
+        await agent.rebuild_catalog(UUID, "a slow look", looked_at)
+        assert len([one for one in remaking.asides(tmp_path / "sets") if not one.part]) == 1
+        await agent.rebuild_catalog(UUID, "another damage", sets.catalogs[UUID])
+        assert len([one for one in remaking.asides(tmp_path / "sets") if not one.part]) == 2
+        assert len(sets.catalogs[UUID].images()) == len(images)
+        await sets.close()
+
+    with_writer(run)
+
+
 def test_attempts_at_a_set_that_cannot_start_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crnode.agent.node.MEND_SECONDS", 0.001)
 
