@@ -20,6 +20,7 @@ from crnode.store.damaged import UNREADABLE, open_damaged
 from crnode.store.ended import keep_ended
 from crnode.store.manifest import Line, log_path, read_log
 from crnode.store.mark import Load, manifest_entries
+from crnode.store.order import in_order
 from crnode.store.reader import Image, Reader, Totals, open_reader
 from crnode.store.store import ObjectStore
 from crproto.entries import Entry, LtHash, entry_bytes, image_digest
@@ -143,35 +144,6 @@ def rebuild_catalog(
             "The set is copied again from its source.",
         )
     return result
-
-
-def in_order(held: Sequence[Image], logged: Sequence[Image]) -> list[Image]:
-    """The images in the order in which they were the newest: those that a catalog held (oldest first) as it
-    had them, and among them the ones that the log alone knows.
-
-    Clocks are put right and then go back, so sequences say what followed on what where they can. Where they
-    cannot, a catalog's newest image is only followed by one for which both clocks speak: what the log knows
-    beside it was pruned long ago, or the live tree would move back to it."""
-    out = list(held)
-    known = {image.id for image in held}
-    alone = (image for image in logged if image.id not in known)
-    for image in sorted(alone, key=lambda one: (one.epoch, one.at_ns)):
-        out.insert(_place(out, image), image)
-    return out
-
-
-def _place(order: Sequence[Image], image: Image) -> int:
-    at = 0
-    for number, other in enumerate(order, 1):
-        if (other.incarnation, other.epoch) == (image.incarnation, image.epoch):
-            if other.sequence > image.sequence:
-                break
-            at = number
-        elif other.epoch < image.epoch or other.id == image.parent:
-            at = number
-        elif other.at_ns < image.at_ns and (other.received_ns < image.received_ns or not other.ordinal):
-            at = number  # those of the log have no ordinal
-    return at
 
 
 def _fence(reader: Reader) -> int:

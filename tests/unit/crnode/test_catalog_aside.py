@@ -42,8 +42,9 @@ from crnode.store import child, manifest, rebuild
 from crnode.store.audit import audit
 from crnode.store.catalog import Catalog, CatalogOutOfReach, out_of_reach
 from crnode.store.collect import Outcome
+from crnode.store.order import in_order
 from crnode.store.reader import Image, Live, open_reader
-from crnode.store.rebuild import in_order, rebuild_catalog
+from crnode.store.rebuild import rebuild_catalog
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
