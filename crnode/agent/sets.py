@@ -15,6 +15,7 @@ import apsw
 
 from crnode.agent import remaking
 from crnode.agent.known import KnownCatalogs
+from crnode.agent.passing import FileOutOfReach, passes
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
@@ -120,7 +121,10 @@ class Sets:
         self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
         self._halted: set[str] = set()  # sets of which a task ended by what passes: they start again
         self._turn = asyncio.Lock()
-        remaking.reunite_all(data / "sets")  # before anything reads what is there
+        try:
+            remaking.reunite_all(data / "sets")  # before anything reads what is there
+        except OSError as error:
+            raise FileOutOfReach.of(error) from error
 
     # -- the document
 
@@ -165,7 +169,11 @@ class Sets:
                 continue
             await self.writer.submit(self._close_catalog, stone.uuid)
             self.known.note(stone.uuid, there=False)
-            _delete_catalog(path)
+            try:
+                _delete_catalog(path)
+            except OSError as error:  # with the next document
+                self.journal("set", f"Set {stone.name}: {FileOutOfReach.of(error)}", stone.name)
+                continue
             self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
@@ -175,12 +183,14 @@ class Sets:
             self.refused.pop(spec.uuid, None)
         except CrnodeError as error:
             self._refuse(spec.uuid, spec.name, error)
+        except OSError as error:
+            self._refuse(spec.uuid, spec.name, FileOutOfReach.of(error))
 
     def _refuse(self, uuid: str, name: str, error: CrnodeError) -> None:
         if self.refused.get(uuid) != str(error):
             self.journal("set", f"Set {name} cannot run here: {error}", name)
         self.refused[uuid] = str(error)
-        if _passes(error):
+        if passes(error):
             self.later()
 
     async def _started(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
@@ -215,7 +225,7 @@ class Sets:
             if not done.cancelled() and (error := done.exception()) is not None:
                 if is_damage(error):
                     self.damaged(spec.uuid, error)
-                elif isinstance(error, CrnodeError) and _passes(error):
+                elif isinstance(error, CrnodeError) and passes(error):
                     self._halted.add(spec.uuid)
                     self._refuse(spec.uuid, spec.name, error)
                 else:
@@ -594,11 +604,6 @@ class Sets:
                 damaged.__cause__ = error.__cause__ if isinstance(error, CatalogDamaged) else error
         if damaged is not None:
             raise damaged
-
-
-def _passes(error: CrnodeError) -> bool:
-    """Whether what a set met may be over without anybody's doing something about the set."""
-    return error.exit_code == ExitCode.FULL or isinstance(error, CatalogOutOfReach)
 
 
 def _close(catalog: Catalog) -> None:

@@ -132,6 +132,27 @@ def test_a_catalog_that_somebody_has_locked_waits_and_is_whole(tmp_path: Path) -
     assert opened(tmp_path, store, said) == [i.id for i in images]
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_file_that_cannot_be_renamed_has_its_set_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, path, ids = unsaved(tmp_path)
+    real, seen, said = os.rename, [0], list[str]()
+
+    def rename(old: str, new: str) -> None:
+        seen[0] += 1
+        if seen[0] > number:
+            raise PermissionError(13, "Permission denied", old, None, new)
+        real(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        why, again = started(tmp_path, store, said)
+    assert f"Permission denied. It is {path}" in why and " to " in why and again == 1
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == ids, said
+
+
 def test_a_source_waits_while_somebody_has_its_catalog_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
