@@ -90,7 +90,7 @@ class Audit:
         if damaged or spoiled:
             why = damaged or f"image {spoiled[0]['sequence']}: {spoiled[0]['why']}"
             agent.problems[key] = f"Its catalog is damaged ({why})."
-            await agent.rebuild_catalog(uuid, why)
+            await agent.rebuild_catalog(uuid, why, catalog)
             agent.problems[key] = f"Its catalog was damaged ({why}), was set aside and made again."
             return [why]
         out = []

@@ -57,6 +57,7 @@ class Report:
     damaged: frozenset[bytes] = frozenset()  # what was known to be damaged when the last round began
     removed: frozenset[str] = frozenset()  # sets that are not in the document any more
     sourced: frozenset[str] = frozenset()  # sets whose source this node is
+    walked: dict[str, Catalog | None] = field(default_factory=dict)  # open when the last round began
 
     def covers(self, running: Collection[str]) -> bool:
         """Whether each catalog knows by itself what it lacks, or lacks nothing: one that is not open (its set
@@ -167,6 +168,7 @@ class Stocktaker:
             catalogs = self.maintenance.catalogs()
             report.removed = frozenset(ref.uuid for ref in catalogs if ref.removed)
             report.sourced = frozenset(ref.uuid for ref in catalogs if ref.source)
+            report.walked = {ref.uuid: ref.catalog for ref in catalogs}
             async for batch in take_inventory(agent.store, agent.writer, catalogs, out):
                 real, came = await agent.writer.submit(self._still_lacking, batch)
                 # A recipe that came while the walk went on hid what lies below it.
@@ -263,6 +265,8 @@ class Stocktaker:
         found = report.sets.get(uuid)
         if found is None or found.unreadable or not (left or report.settled):
             return ""  # nothing is known: whoever waits for it goes on waiting
+        if report.walked.get(uuid) is not catalog or self.agent.sets.catalogs.get(uuid) is not catalog:
+            return ""  # what was walked is not this one: it was made again meanwhile, or opened since
         catalog.looked_up = True
         catalog.lacking = set(found.paths) if left else set()
         if not left:

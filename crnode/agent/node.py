@@ -58,7 +58,7 @@ from crnode.net.peer import Peer, PeerClosed
 from crnode.net.tls import client_context, server_context
 from crnode.observe.journal import Journal
 from crnode.platform.files import atomic_write, machine_id
-from crnode.store.catalog import CatalogDamaged
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.index import IndexDamaged
 from crnode.store.packs import StoreFailed
@@ -87,7 +87,7 @@ class Agent:
         self.links: dict[str, Link] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, float] = {}
-        self._background: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
         self._relief: set[asyncio.Task[Any]] = set()
         self._stocktaking: asyncio.Task[None] | None = None
         self._mending: set[str] = set()  # sets whose catalog is being made again
@@ -148,9 +148,7 @@ class Agent:
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
             for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):
-                task = asyncio.create_task(work, name=name)
-                task.add_done_callback(self._task_ended)
-                self._background.append(task)
+                self._in_background(work, name)
             if ready is not None:
                 ready()
             gc.freeze()  # what is there now lives as long as the process: no collection need look at it again
@@ -210,9 +208,7 @@ class Agent:
         """A catalog may not fit the store: all is looked up, and its set takes nothing before (rule 32)."""
         if self._stocktaking is None or self._stocktaking.done():
             work = self.calls.maintenance.inventory.at_start()
-            self._stocktaking = asyncio.create_task(work, name="inventory")
-            self._stocktaking.add_done_callback(self._task_ended)
-            self._background.append(self._stocktaking)
+            self._stocktaking = self._in_background(work, "inventory")
 
     def _crashed(self, error: BaseException) -> None:
         """A defect in a task of ours: say so and stop, rather than go on half alive."""
@@ -226,6 +222,7 @@ class Agent:
             self._stop.set()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crashed(error)
 
@@ -306,17 +303,17 @@ class Agent:
                     self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
             await self.sets.apply(document)
 
-    async def rebuild_catalog(self, uuid: str, why: str) -> None:
-        """A running set's catalog is damaged: it is set aside and made again, and the set goes on; also when
-        whoever asked for it goes away meanwhile."""
-        task = asyncio.create_task(self._rebuild_catalog(uuid, why), name="catalog")
+    async def rebuild_catalog(self, uuid: str, why: str, found: Catalog | None = None) -> None:
+        """A running set's catalog (`found`, where it takes long to find that) is damaged: it is set aside and
+        made again, and the set goes on; also when whoever asked for it goes away meanwhile."""
+        task = asyncio.create_task(self._rebuild_catalog(uuid, why, found), name="catalog")
         self.sets.returning.add(task)
         task.add_done_callback(self.sets.returning.discard)
         await asyncio.shield(task)
 
-    async def _rebuild_catalog(self, uuid: str, why: str) -> None:
+    async def _rebuild_catalog(self, uuid: str, why: str, found: Catalog | None) -> None:
         try:
-            await self._start_over(uuid, why)
+            await self._start_over(uuid, why, found)
         except Exception as error:
             # The set was stopped for it: it waits with the reason, and is tried again.
             self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
@@ -324,13 +321,13 @@ class Agent:
             raise
         await self._follow(self.document)
 
-    async def _start_over(self, uuid: str, why: str) -> None:
+    async def _start_over(self, uuid: str, why: str, found: Catalog | None = None) -> None:
         """What the set's tasks still say of the damaged catalog while they end asks for no other one; what
         they say of the one that was made does."""
         self._mending.add(uuid)
         try:
-            await self.sets.start_over(uuid, why)
-            self._mended[uuid] = time.monotonic()
+            if await self.sets.start_over(uuid, why, found or self.sets.catalogs.get(uuid)):
+                self._mended[uuid] = time.monotonic()
         finally:
             self._mending.discard(uuid)
 
@@ -400,7 +397,7 @@ class Agent:
     def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         task.add_done_callback(self._task_ended)
-        self._background.append(task)
+        self._background.add(task)
         return task
 
     def _is_master(self) -> bool:

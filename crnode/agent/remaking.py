@@ -11,24 +11,23 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import apsw
 
-from crnode.errors import CrnodeError
+from crnode.capture.unsure import ROOTS, UNSURE
 from crnode.platform.files import fsync_dir
 from crnode.replicate.place import Prepared
-from crnode.store import manifest
-from crnode.store.catalog import Catalog, is_blank
-from crnode.store.reader import open_reader
+from crnode.store import rebuild
+from crnode.store.catalog import is_blank
+from crnode.store.damaged import open_damaged
 from crnode.store.store import ObjectStore
 
 _ASIDE = ".damaged-"  # between a catalog's name and the second at which it was set aside
 _KEPT = ".kept"  # behind it: the catalog was made again, or begun anew
-_UNSURE = "folders-unknown"  # meta key of a source: what the one before knew of its folders is lost
-ROOTS, PLACE = "roots", "place"  # meta keys of a source and of a target: which directories its set has
+PLACE = "place"  # meta key of a target: which directory its set has
 _PARTS = ("", "-wal", "-shm")
 _NAME = re.compile(rf"([0-9a-f]+)\.db{re.escape(_ASIDE)}(\d+)({re.escape(_KEPT)})?(-wal|-shm)?")
 
@@ -131,9 +130,9 @@ def remake(
     text = _told(path, aside, why, before)
     notes = _notes(aside)
     if sourced and ROOTS not in notes:
-        notes[_UNSURE] = b"1"
+        notes[UNSURE] = b"1"
     try:
-        rebuilt = manifest.rebuild_catalog(path, uuid, store, aside=rows, notes=notes)
+        rebuilt = rebuild.rebuild_catalog(path, uuid, store, aside=rows, notes=notes)
         text += f" and made again with {rebuilt.images} of its versions."
         if rebuilt.lost:
             text += f" {rebuilt.lost} more that it named are lost: what they alone had is gone."
@@ -141,9 +140,12 @@ def remake(
             text += " Which others there were cannot be read: versions may be lost."
         elif before:
             text += " If there was another one since then, versions may be lost."
-    except manifest.NothingLeft as error:
-        manifest.begin_catalog(path, uuid, notes)
+        ended = rebuilt.ended
+    except rebuild.NothingLeft as error:
+        ended = rebuild.begin_catalog(path, uuid, store, rows, notes)
         text += f" and is begun anew, without any earlier version: {error}"
+    if not sourced and not (ended and rows is not None):
+        text += " If this is an archive, what it kept of files that were deleted may be lost as well."
     keep(path)
     return text
 
@@ -164,7 +166,7 @@ def _notes(aside: Path) -> dict[str, bytes]:
     disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
     out: dict[str, bytes] = {}
     for key in (ROOTS, PLACE):
-        with contextlib.suppress(apsw.Error), open_reader(aside) as reader:
+        with contextlib.suppress(apsw.Error), open_damaged(aside) as reader:
             held = reader.meta(key)
             if isinstance(held, bytes) and _makes_sense(key, held):
                 out[key] = held
@@ -180,32 +182,3 @@ def _makes_sense(key: str, held: bytes) -> bool:
     except (ValueError, TypeError):
         return False
     return isinstance(place.destination, str) and isinstance(place.file_system, str)
-
-
-class FolderEmpty(CrnodeError):
-    """A source's folder is empty, and nobody knows whether it is the one that was captured."""
-
-
-def unsure(catalog: Catalog) -> bool:
-    """Whether the catalog of a source was begun anew without what the one before knew of its folders, and
-    nothing was captured since."""
-    marked = catalog.meta(_UNSURE) is not None and catalog.meta(ROOTS) is None
-    return marked and catalog.newest() is None
-
-
-def check_not_empty(name: str, paths: Sequence[str]) -> None:
-    """Refuse to capture folders of which one is empty: that is how a disk looks that is not mounted. Raises
-    CrnodeError."""
-    for path in paths:
-        try:
-            empty = next(Path(path).iterdir(), None) is None
-        except OSError:
-            continue  # said when it is opened
-        if empty:
-            raise FolderEmpty(
-                f"The folder {path} of set {name} is empty, and the catalog that said on which disk it lies"
-                " was lost.",
-                "If its disk is not mounted, targets would be emptied.",
-                "Mount it; or put any file into the folder if it is meant to be empty. It is looked at again"
-                " each minute.",
-            )

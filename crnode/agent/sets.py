@@ -14,6 +14,8 @@ from pathlib import Path
 import apsw
 
 from crnode.agent import remaking
+from crnode.agent.known import KnownCatalogs
+from crnode.agent.passing import FileOutOfReach, passes
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
@@ -21,21 +23,24 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
-from crnode.platform.files import atomic_write
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, CatalogOutOfReach, is_blank, is_damage, out_of_reach
+from crnode.store.catalog import (
+    Catalog,
+    CatalogDamaged,
+    CatalogOutOfReach,
+    is_blank,
+    is_damage,
+    lies_beside,
+    out_of_reach,
+)
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
 Journal = Callable[..., None]
-
-CATALOGS = "catalogs"  # in the store's directory: the sets that have a catalog
-
-_PASSING = (CatalogOutOfReach, remaking.FolderEmpty)  # a set that waits for it is tried again by itself
 
 SYSTEM_PLACES = (
     "/bin",
@@ -97,6 +102,7 @@ class Sets:
         self.data = data
         self.node = node
         self.store = store
+        self.known = KnownCatalogs(store.directory)
         self.writer = writer
         self.dial = dial
         self.heal = heal
@@ -113,8 +119,12 @@ class Sets:
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
         self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
+        self._halted: set[str] = set()  # sets of which a task ended by what passes: they start again
         self._turn = asyncio.Lock()
-        remaking.reunite_all(data / "sets")  # before anything reads what is there
+        try:
+            remaking.reunite_all(data / "sets")  # before anything reads what is there
+        except OSError as error:
+            raise FileOutOfReach.of(error) from error
 
     # -- the document
 
@@ -124,10 +134,11 @@ class Sets:
             mine = {s.uuid: s for s in document.sets_from(self.node.name)}
             theirs = {s.uuid: s for s in document.sets_to(self.node.name)}
             self._sourced = set(mine)
-            for uuid in [u for u in self.sources if u not in mine]:
+            halted, self._halted = self._halted, set()
+            for uuid in [u for u in self.sources if u not in mine or u in halted]:
                 await self._stop_source(uuid)
-            for uuid in [u for u in self.targets if u not in theirs]:
-                await self._stop_target(uuid, removed=True)
+            for uuid in [u for u in self.targets if u not in theirs or u in halted]:
+                await self._stop_target(uuid, removed=uuid not in theirs)
             for spec in mine.values():
                 await self._guarded(spec, partial(self._source, spec))
             for spec in theirs.values():
@@ -157,8 +168,12 @@ class Sets:
             ):
                 continue
             await self.writer.submit(self._close_catalog, stone.uuid)
-            self._remember(stone.uuid, there=False)
-            _delete_catalog(path)
+            self.known.note(stone.uuid, there=False)
+            try:
+                _delete_catalog(path)
+            except OSError as error:  # with the next document
+                self.journal("set", f"Set {stone.name}: {FileOutOfReach.of(error)}", stone.name)
+                continue
             self.journal("set", f"The versions of the removed set {stone.name} were given up.", stone.name)
 
     async def _guarded(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
@@ -167,11 +182,16 @@ class Sets:
             await self._started(spec, start)
             self.refused.pop(spec.uuid, None)
         except CrnodeError as error:
-            if self.refused.get(spec.uuid) != str(error):
-                self.journal("set", f"Set {spec.name} cannot run here: {error}", spec.name)
-            self.refused[spec.uuid] = str(error)
-            if error.exit_code == ExitCode.FULL or isinstance(error, _PASSING):
-                self.later()
+            self._refuse(spec.uuid, spec.name, error)
+        except OSError as error:
+            self._refuse(spec.uuid, spec.name, FileOutOfReach.of(error))
+
+    def _refuse(self, uuid: str, name: str, error: CrnodeError) -> None:
+        if self.refused.get(uuid) != str(error):
+            self.journal("set", f"Set {name} cannot run here: {error}", name)
+        self.refused[uuid] = str(error)
+        if passes(error):
+            self.later()
 
     async def _started(self, spec: ReplicationSet, start: Callable[[], Awaitable[None]]) -> None:
         """Start a set. A catalog that shows damage which opening it did not show is made again once; who
@@ -181,14 +201,14 @@ class Sets:
             await start()
             return
         except (CatalogDamaged, apsw.Error) as error:
-            if not is_damage(error):
+            if lies_beside(error):
                 raise out_of_reach(path, error) from error
             why = str(error)
         try:
             await self._make_again(spec.uuid, why)
             await start()
         except (CatalogDamaged, apsw.Error) as again:
-            if not is_damage(again):
+            if lies_beside(again):
                 raise out_of_reach(path, again) from again
             raise CrnodeError(
                 f"The catalog of set {spec.name} is damaged.",
@@ -196,15 +216,18 @@ class Sets:
                 "Look at the disk that the data directory is on, then start the agent again.",
             ) from again
 
-    def _task(self, work: Awaitable[None], name: str, uuid: str) -> asyncio.Task[None]:
+    def _task(self, work: Awaitable[None], what: str, spec: ReplicationSet) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         assert isinstance(task, asyncio.Task)
-        task.set_name(name)
+        task.set_name(f"{what} of {spec.name}")
 
         def ended(done: asyncio.Task[None]) -> None:
             if not done.cancelled() and (error := done.exception()) is not None:
                 if is_damage(error):
-                    self.damaged(uuid, error)
+                    self.damaged(spec.uuid, error)
+                elif isinstance(error, CrnodeError) and passes(error):
+                    self._halted.add(spec.uuid)
+                    self._refuse(spec.uuid, spec.name, error)
                 else:
                     self.crashed(error)
 
@@ -232,7 +255,7 @@ class Sets:
     def _open(self, uuid: str) -> Catalog:
         catalog = Catalog(self._path(uuid), bytes.fromhex(uuid))
         remaking.keep(catalog.path)  # killed in the instant after it had been put in place
-        self._remember(uuid)
+        self.known.note(uuid)
         return catalog
 
     async def _take_in(self, uuid: str) -> None:
@@ -243,29 +266,11 @@ class Sets:
             await self.writer.submit(self._close_catalog, uuid)
             raise
 
-    # -- which catalogs there were: a file beside the packs, which outlives the folder of the catalogs
-
-    def _remembered(self) -> set[str]:
-        try:
-            return set((self.store.directory / CATALOGS).read_text().split())
-        except (FileNotFoundError, ValueError):
-            return set()
-
-    def _remember(self, uuid: str, *, there: bool = True) -> None:
-        """Keep in mind that there is a catalog of this set, or that there is none any more."""
-        known = self._remembered()
-        if (uuid in known) == there:
-            return
-        known = known | {uuid} if there else known - {uuid}
-        with contextlib.suppress(OSError):  # a full disk: the log of versions says it, or the next start
-            text = "".join(f"{name}\n" for name in sorted(known))
-            atomic_write(self.store.directory / CATALOGS, text.encode())
-
     def _is_lost(self, path: Path, uuid: str) -> bool:
         """Whether there is no catalog although there was one: a set that is new here has left no trace."""
         if not is_blank(path):
             return False
-        if uuid in self._remembered() or remaking.begun(path) is not None:
+        if uuid in self.known.names() or remaking.begun(path) is not None:
             return True
         return manifest.is_logged(manifest.log_path(self.store), bytes.fromhex(uuid))
 
@@ -321,11 +326,14 @@ class Sets:
         await self._set_aside(uuid, why)
         await self._take_in(uuid)
 
-    async def start_over(self, uuid: str, why: str) -> None:
+    async def start_over(self, uuid: str, why: str, found: Catalog | None = None) -> bool:
         """Stop a set whose catalog turned out to be damaged and make that again; the next :meth:`apply`
-        starts the set."""
+        starts the set. False when another one is in the place of `found`: somebody else had it made again."""
         async with self._turn:
+            if found is not None and self.catalogs.get(uuid, found) is not found:
+                return False
             await self._make_again(uuid, why)
+            return True
 
     # -- sources
 
@@ -338,8 +346,6 @@ class Sets:
             await self._stop_source(spec.uuid)
         self._check_source(spec)
         catalog = await self.catalog(spec.uuid)
-        if await self.writer.submit(remaking.unsure, catalog):
-            await asyncio.to_thread(remaking.check_not_empty, spec.name, spec.paths)
         running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
         commit = await self.writer.submit(
             SourceCommit,
@@ -379,7 +385,7 @@ class Sets:
             # has said what is there (rule 60).
             source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(
-            spec, source, commit, self._task(source.run(), f"source {spec.name}", spec.uuid), running_pushes
+            spec, source, commit, self._task(source.run(), "source", spec), running_pushes
         )
         self.sources[spec.uuid] = running
         await self._pushes(running, spec)
@@ -421,9 +427,9 @@ class Sets:
         running.spec = spec
         running.source.spec = spec
         for name in [n for n in running.pushes if n not in spec.targets]:
-            push, task = running.pushes.pop(name)
-            await _cancel(task)
+            await _cancel(running.pushes[name][1])
             await self.writer.submit(running.commit.forget, name)
+            del running.pushes[name]
         for name, target in spec.targets.items():
             if target.paused:
                 if name in running.pushes:
@@ -444,7 +450,7 @@ class Sets:
             )
             if running.source.newest is not None:
                 push.lag.made(running.source.newest.sequence, asyncio.get_running_loop().time())
-            running.pushes[name] = (push, self._task(push.run(), f"push {spec.name} to {name}", spec.uuid))
+            running.pushes[name] = (push, self._task(push.run(), f"push to {name}", spec))
 
     async def _stop_source(self, uuid: str) -> None:
         running = self.sources.pop(uuid)
@@ -496,7 +502,7 @@ class Sets:
             root=os.geteuid() == 0,
         )
         self.targets[spec.uuid] = RunningTarget(
-            spec, here, commit, self._task(here.run(), f"target {spec.name}", spec.uuid)
+            spec, here, commit, self._task(here.run(), "target", spec)
         )
 
     def _check_target(self, spec: ReplicationSet) -> None:
@@ -579,7 +585,7 @@ class Sets:
 
     def keep_house(self) -> None:
         """Between jobs of the writer thread: checkpoints, and pruning that commits left over. Raises
-        CatalogDamaged, but no set waits for what is wrong with another."""
+        CatalogDamaged, but no set waits for what is wrong with another; what is out of reach has time."""
         damaged: CatalogDamaged | None = None
         jobs: list[tuple[Catalog, Callable[[], object]]] = []
         for catalog in list(self.catalogs.values()):
@@ -589,6 +595,8 @@ class Sets:
         for catalog, work in jobs:
             try:
                 work()
+            except CatalogOutOfReach:
+                continue
             except (CatalogDamaged, apsw.Error) as error:
                 if not is_damage(error):
                     raise

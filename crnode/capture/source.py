@@ -29,6 +29,7 @@ from crnode.capture.rot import Stretch, Verdict
 from crnode.capture.scanning import Scanning, any_folder, scan_set
 from crnode.capture.settle import Change, Settle
 from crnode.capture.thread import in_pool
+from crnode.capture.unsure import ROOTS, unsure, why_not
 from crnode.capture.watch import Watcher, WatchLimit
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
@@ -341,13 +342,18 @@ class SourceSet:
 
     async def _open_roots(self) -> bool:
         """Open the set's paths if they are the ones that were captured before (rule 59)."""
+        doubted = not self._accept and await self.writer.submit(unsure, self.catalog)
         try:
             roots = OpenRoots(labels(list(self.spec.paths)))
         except OSError as error:
             self._set_state("root missing", f"{error.filename or self.spec.paths}: {error.strerror}.")
             return False
+        if doubted and (why := why_not(self.spec.name, roots)):
+            roots.close()
+            self._set_state("root missing", why)
+            return False
         here = {label.decode("utf-8", "surrogateescape"): name for label, name in roots.identities().items()}
-        held = await self.writer.submit(self.catalog.meta, "roots")
+        held = await self.writer.submit(self.catalog.meta, ROOTS)
         if held is not None and json.loads(held) != here and not self._accept:
             roots.close()
             self._set_state(
@@ -358,7 +364,7 @@ class SourceSet:
             )
             return False
         if held is None or json.loads(held) != here:
-            await self.writer.submit(self.commit.save_meta, "roots", json.dumps(here).encode())
+            await self.writer.submit(self.commit.save_meta, ROOTS, json.dumps(here).encode())
         self._roots = roots
         return True
 

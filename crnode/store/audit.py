@@ -95,7 +95,7 @@ def main() -> None:
                 child.say(event="damaged", why=f"SQLite's check says: {said}")
                 return
             wrong, checked = audit(reader, bytes.fromhex(body["set"]))
-    except (apsw.CorruptError, apsw.NotADBError, apsw.IOError, RemoteProtocolError) as error:
+    except (apsw.CorruptError, apsw.NotADBError, apsw.IOError, apsw.SQLError, RemoteProtocolError) as error:
         child.say(event="damaged", why=f"{type(error).__name__}: {error}")
         return
     for image, why in wrong:

@@ -15,6 +15,7 @@ import apsw
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import fsync_dir
+from crnode.store.damaged import changed_table
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import (
     COMPLETE,
@@ -36,6 +37,7 @@ from crproto.entries import DIRECTORY, Entry, entry_bytes, image_digest, link_of
 from crproto.paths import split
 
 SCHEMA_VERSION = 1
+BUSY_MS = 250  # for a lock of another program; the writer thread, and so every set, waits with it
 
 
 class Catalog(Reader):
@@ -60,6 +62,7 @@ class Catalog(Reader):
         self.pruned_rows = 0  # since it was opened: a hint that there is something to collect
         db = self._db
         try:
+            db.set_busy_timeout(BUSY_MS)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA wal_autocheckpoint=0")
@@ -77,6 +80,8 @@ class Catalog(Reader):
                     "Install that newer crnode again, or restore the copy it kept before the change.",
                     ExitCode.REFUSED,
                 )
+            elif (table := changed_table(db)) is not None:
+                raise CatalogDamaged(path, f"its table {table} has other columns than were written")
             self._inode = path.stat().st_ino
             held = self.meta("set")
             if not isinstance(held, bytes) or len(held) != len(set_uuid):
@@ -110,9 +115,13 @@ class Catalog(Reader):
     def transaction(self) -> Iterator[None]:
         """One durable transaction; rolled back whole when the body raises.
 
-        Raises CrnodeError (FULL) for a full disk, CatalogDamaged for anything else that SQLite reports.
+        Raises CrnodeError (FULL) for a full disk, CatalogOutOfReach while another program has it locked,
+        CatalogDamaged for anything else that SQLite reports.
         """
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except (apsw.BusyError, apsw.LockedError) as error:  # another program writes to it
+            raise out_of_reach(self.path, error) from error
         try:
             yield
             self._db.execute("COMMIT")
@@ -212,7 +221,6 @@ class Catalog(Reader):
             totals.bytes,
             totals.lthash.copy(),
         )  # a rollback must leave `totals`
-        db = self._db
         for path in removed:
             old = self._close_row(path, ordinal)
             if old is not None:
@@ -225,22 +233,32 @@ class Catalog(Reader):
                 count -= 1
                 size -= old.size
                 lthash.remove(entry_bytes(old))
-            head, name = split(entry.path)
-            db.execute(
-                "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    self._dir(head), name, ordinal, OPEN, entry.kind, entry.mode,
-                    self._principal(entry.owner, entry.owner_id),
-                    self._principal(entry.group, entry.group_id),
-                    entry.mtime_ns, entry.size, entry.content, entry.level, link_of(entry), entry.extra,
-                ),
-            )  # fmt: skip
+            self._insert(entry, ordinal, OPEN)
             if entry.kind == DIRECTORY:
                 self._dir(entry.path)
             count += 1
             size += entry.size
             lthash.add(entry_bytes(entry))
         return Totals(count, size, lthash)
+
+    def _insert(self, entry: Entry, born: int, died: int) -> None:
+        head, name = split(entry.path)
+        self._db.execute(
+            "INSERT INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                self._dir(head), name, born, died, entry.kind, entry.mode,
+                self._principal(entry.owner, entry.owner_id), self._principal(entry.group, entry.group_id),
+                entry.mtime_ns, entry.size, entry.content, entry.level, link_of(entry), entry.extra,
+            ),
+        )  # fmt: skip
+
+    def keep_ended(self, entry: Entry, ordinal: int) -> None:
+        """Keep what a path was last, of which image `ordinal` (0: none) has nothing any more: a row that ends
+        where it begins, so that no image has it."""
+        head, name = split(entry.path)
+        key = (self._dir(head), name, ordinal)
+        self._db.execute("DELETE FROM entry WHERE dir=? AND name=? AND born=?", key)
+        self._insert(entry, ordinal, ordinal)
 
     def _close_row(self, path: bytes, ordinal: int) -> Entry | None:
         head, name = split(path)
@@ -398,7 +416,7 @@ class Catalog(Reader):
         unfinished = self.meta("pruning") is not None
         newest = complete[-1] if spare_deleted else None
         removed = 0
-        for low, high in zip([0, *kept], kept, strict=False):
+        for low, high in zip([-1, *kept], kept, strict=False):  # see keep_ended for rows of ordinal 0
             if unfinished or any(low < ordinal < high for ordinal in drop):
                 removed += self._prune_between(low, high, newest, limit - removed)
                 if removed >= limit:
@@ -416,7 +434,7 @@ class Catalog(Reader):
         """
         spare = (
             " AND EXISTS (SELECT 1 FROM entry n WHERE n.dir=entry.dir AND n.name=entry.name"
-            f" AND n.born>=entry.died AND n.born<={newest:d})"
+            f" AND n.born>=entry.died AND n.born>entry.born AND n.born<={newest:d})"
             if newest is not None
             else ""
         )
@@ -464,15 +482,22 @@ def out_of_reach(path: Path, error: Exception) -> CrnodeError:
     return CatalogOutOfReach(
         f"The catalog {path} cannot be used now.",
         f"SQLite said: {error}.",
-        "It is tried again each minute; look whether another program has it open, and at its disk.",
+        "It is tried again by itself; look whether another program has it open, and at its disk.",
     )
 
 
 def _unusable(path: Path, error: apsw.Error) -> Exception:
     """Why a catalog could not be opened: what is in the file, or what is around it."""
-    if isinstance(error, _BESIDE_IT):
+    if lies_beside(error):
         return out_of_reach(path, error)
     return CatalogDamaged(path, str(error))
+
+
+def lies_beside(error: BaseException) -> bool:
+    """Whether `error` says nothing of what is in a catalog's file. Whatever else SQLite says of one that is
+    opened does: where the page of its schema is damaged, we seem to have asked for something wrong."""
+    cause = error.__cause__ if isinstance(error, CatalogDamaged) else error
+    return isinstance(cause, _BESIDE_IT)
 
 
 def is_damage(error: BaseException) -> bool:

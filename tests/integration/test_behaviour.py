@@ -140,6 +140,30 @@ def test_a_missing_root_deletes_nothing_and_comes_back(cluster: Cluster, tmp_pat
     assert (live / "late").read_bytes() == b"late"
 
 
+def test_an_empty_folder_that_appears_after_the_catalog_was_lost_empties_no_target(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """A disk whose mount point is made with it, as in /media."""
+    source, live = pair(cluster, tmp_path)
+    cluster.master.stop()
+    for path in (cluster.master.data / "sets").glob("*.db*"):
+        path.unlink()
+    source.rename(tmp_path / "disk")
+    cluster.master.start()
+    wait_for(lambda: state(cluster) == "root missing")
+    source.mkdir()
+    wait_for(lambda: "is empty" in str(cluster.master.call("status")["sets"][0]["detail"]), 10)
+    done = crnode("sync", "docs", "--data", str(cluster.master.data), check=False)
+    assert done.returncode == ExitCode.BEHIND and "crnode set rebase docs" in done.stderr
+    assert (live / "a").read_bytes() == b"first"
+    source.rmdir()
+    (tmp_path / "disk").rename(source)
+    (source / "late").write_bytes(b"late")
+    wait_for(lambda: state(cluster) == "ok", 20)
+    cluster.sync("docs")
+    assert (live / "late").read_bytes() == b"late"
+
+
 def test_an_emptied_set_waits_for_a_person(cluster: Cluster, tmp_path: Path) -> None:
     source, live = pair(cluster, tmp_path)
     (source / "a").unlink()

@@ -86,7 +86,7 @@ class Agent(SimpleNamespace):
 
     rebuilt: list[tuple[str, str]]
 
-    async def rebuild_catalog(self, uuid: str, why: str) -> None:
+    async def rebuild_catalog(self, uuid: str, why: str, found: object) -> None:
         self.rebuilt.append((uuid, why))
 
 

@@ -7,27 +7,44 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import apsw
 import pytest
-from store_samples import SET, blank, commit, directory, with_writer
+from rot_samples import Capturing, capturing
+from store_samples import (
+    SET,
+    blank,
+    commit,
+    directory,
+    file,
+    put_file,
+    reachable,
+    small_store,
+    with_writer,
+)
 from test_manifest import _set, _sets, _write
 
 from crnode.agent import remaking
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.node import Agent
 from crnode.agent.sets import Sets
+from crnode.capture.commit import SourceCommit
+from crnode.capture.source import SourceSet
+from crnode.capture.unsure import unsure
+from crnode.cluster.document import ReplicationSet, Target
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.store import child, manifest
-from crnode.store.catalog import Catalog
+from crnode.replicate.commit import TargetCommit
+from crnode.store import child, manifest, rebuild
+from crnode.store.audit import audit
+from crnode.store.catalog import Catalog, CatalogOutOfReach, out_of_reach
 from crnode.store.collect import Outcome
-from crnode.store.manifest import in_order, rebuild_catalog
+from crnode.store.order import in_order
 from crnode.store.reader import Image, Live, open_reader
+from crnode.store.rebuild import rebuild_catalog
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -115,6 +132,121 @@ def test_a_catalog_that_somebody_has_locked_waits_and_is_whole(tmp_path: Path) -
     assert opened(tmp_path, store, said) == [i.id for i in images]
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_file_that_cannot_be_renamed_has_its_set_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, path, ids = unsaved(tmp_path)
+    real, seen, said = os.rename, [0], list[str]()
+
+    def rename(old: str, new: str) -> None:
+        seen[0] += 1
+        if seen[0] > number:
+            raise PermissionError(13, "Permission denied", old, None, new)
+        real(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        why, again = started(tmp_path, store, said)
+    assert f"Permission denied. It is {path}" in why and " to " in why and again == 1
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == ids, said
+
+
+def test_a_source_waits_while_somebody_has_its_catalog_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crnode.capture.source.FULL_RETRY_SECONDS", 0.3)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "f").write_bytes(b"f")
+    (tmp_path / "place").mkdir()
+
+    async def work(here: Capturing) -> None:
+        other = apsw.Connection(str(here.catalog.path))
+        other.execute("BEGIN IMMEDIATE")
+        (root / "g").write_bytes(b"g")
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            if here.source.state == "waiting":
+                break
+        assert "locked" in here.source.detail
+        other.execute("ROLLBACK")
+        other.close()
+        await asyncio.wait_for(here.source.scan_now(), 10)
+        assert here.content(b"g") is not None
+
+    capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_a_lock_of_a_moment_is_not_noticed(tmp_path: Path) -> None:
+    _, catalog, _, _ = _set(tmp_path, files=2)
+    other = apsw.Connection(str(catalog.path))
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.05, other.execute, ("ROLLBACK",))
+    timer.start()
+    commit(catalog, [directory(b"more")])
+    timer.join()
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CatalogOutOfReach, match="locked"):
+        commit(catalog, [directory(b"yet more")])
+    other.execute("ROLLBACK")
+    commit(catalog, [directory(b"yet more")])
+
+
+def test_a_set_of_which_a_task_ended_by_a_lock_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=2)
+    done: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        sets.later = lambda: done.append("later")
+        sets.crashed = lambda _: done.append("crashed")
+        spec: Any = SimpleNamespace(uuid=UUID, name="docs")
+
+        async def ends() -> None:
+            raise out_of_reach(catalog.path, apsw.BusyError("locked"))
+
+        async def did(what: str) -> None:
+            done.append(what)
+
+        sets.sources[UUID] = None  # type: ignore[assignment]
+        monkeypatch.setattr(sets, "_stop_source", lambda uuid: did("stopped"))
+        monkeypatch.setattr(sets, "_source", lambda spec: did("started"))
+        await asyncio.wait([sets._task(ends(), "push to box2", spec)])
+        await asyncio.sleep(0)
+        assert "locked" in sets.refused[UUID]
+        document: Any = SimpleNamespace(
+            sets_from=lambda _: [spec], sets_to=lambda _: [], sets=[], tombstones=[]
+        )
+        await sets.apply(document)
+        await sets.apply(document)
+        assert done == ["later", "stopped", "started", "started"] and not sets.refused
+        sets.sources.clear()
+        await sets.close()
+
+    with_writer(run)
+
+
+def test_housekeeping_goes_on_beside_a_lock(tmp_path: Path) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=2)
+    other = apsw.Connection(str(catalog.path))
+    other.execute("BEGIN IMMEDIATE")
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        thin = TargetCommit(catalog, store, archive=False, now_ns=lambda: 0, retain_roots=set)
+        sets.targets[UUID] = SimpleNamespace(commit=thin)  # type: ignore[assignment]
+        await writer.submit(sets.keep_house)
+        sets.targets.clear()
+        await sets.close()
+
+    with_writer(run)
+    other.execute("ROLLBACK")
+
+
 def test_a_catalog_that_is_opened_on_a_full_disk_waits_for_room(tmp_path: Path, full_disk: Path) -> None:
     store, catalog, images, _ = _set(tmp_path, files=20)
     path = catalog.path
@@ -172,6 +304,38 @@ def test_what_damage_made_of_a_note_on_an_image_does_not_cost_the_image(tmp_path
     spoil_row(path, f"{value} WHERE ordinal=1")
     said: list[str] = []
     assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+
+
+@pytest.mark.parametrize("bit", [0x04, 0x80])
+@pytest.mark.parametrize(
+    "name", [b"evidence", b"manifest", b"pinned", b"mtime_ns", b"touched (path", b"value BL"]
+)
+def test_one_bit_of_the_page_of_the_schema_costs_no_image(tmp_path: Path, name: bytes, bit: int) -> None:
+    """SQLite says that we asked for something wrong: there is no such column."""
+    store, catalog, images, _ = _set(tmp_path, files=5)
+    path = catalog.path
+    catalog.put_away()
+    data = path.read_bytes()
+    at = data.index(name) + name.find(b"(") + 1
+    path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert opened(tmp_path, store, said) == [image.id for image in images]
+    assert len([one for one in remaking.asides(path.parent) if not one.part]) == 1
+
+
+def test_so_it_is_where_a_set_finds_it_as_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=5)
+    path = catalog.path
+    catalog.put_away()
+    path.write_bytes(path.read_bytes().replace(b"evidence", b"avidence", 1))
+    monkeypatch.setattr("crnode.store.catalog.changed_table", lambda _: None)
+    said: list[str] = []
+    assert started(tmp_path, store, said) == ("", 0)
+    assert "no such column" in said[0]
     assert opened(tmp_path, store, said) == [image.id for image in images]
 
 
@@ -328,7 +492,7 @@ def test_a_kill_while_it_is_put_back_loses_no_image(
 ) -> None:
     store, _, ids = unsaved(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        patch.setattr(manifest, "_change", _full)
+        patch.setattr(rebuild, "_change", _full)
         kill_at(patch, number, back=True)
         opened(tmp_path, store, [])
     said: list[str] = []
@@ -394,7 +558,7 @@ def test_a_catalog_that_is_made_again_knows_the_directories_of_its_set(
         sets._sourced = {UUID} if sourced else set()
         await sets.start_over(UUID, "a page of entries is damaged")
         assert sets.catalogs[UUID].meta(note[0]) == note[1]
-        assert not remaking.unsure(sets.catalogs[UUID]) or note[0] == "place"
+        assert not unsure(sets.catalogs[UUID]) or note[0] == "place"
 
     opened(tmp_path, store, [], again)
 
@@ -415,34 +579,161 @@ def test_what_damage_made_of_them_is_not_taken_over(tmp_path: Path, key: str, va
 
 
 def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empty(tmp_path: Path) -> None:
+    """However late the empty one appears: it may be where a disk is to be mounted."""
     store, catalog, _, _ = _set(tmp_path / "data", files=20)
     path = catalog.path
     catalog.put_away()
     path.write_bytes(b"no database" * 1000)
-    folder = tmp_path / "mnt"
-    folder.mkdir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a").touch()
-    paths = [str(tmp_path / "full"), str(folder)]
+    folder, full = tmp_path / "mnt", tmp_path / "full"
+    full.mkdir()
+    (full / "a").touch()
+    spec = ReplicationSet(
+        uuid=UUID, name="docs", source="box1", paths=(str(full), str(folder)), template="files", term=1,
+        targets={"box2": Target(node="box2")}, created_at_ns=1,
+    )  # fmt: skip
 
     async def run(writer: Writer) -> None:
         sets = _sets(tmp_path / "data", store, writer, [])
-        sets._sourced, asked = {UUID}, []
-        sets.later = lambda: asked.append(1)
-        spec: Any = SimpleNamespace(uuid=UUID, name="docs", paths=paths)
-        await sets._guarded(spec, partial(sets._source, spec))
-        assert f"The folder {folder} of set docs is empty" in sets.refused[UUID]
-        assert asked and not sets.sources
+        sets._sourced = {UUID}
+        made = await sets.catalog(UUID)
+        commit = SourceCommit(made, store, bytes(16), 0, 2, lambda: 10**18, set)
+
+        async def opens(accept: bool = False) -> str:
+            source = SourceSet(
+                spec, made, store, writer, commit, cookie_dir=tmp_path / "cookies", seed=7,
+                now_ns=lambda: 10**18, on_point=lambda _: None, journal=lambda *_: None,
+            )  # fmt: skip
+            source._accept = accept
+            assert await source._open_roots() == (source.state != "root missing")
+            await source._close_session()
+            source._thread.shutdown()
+            return source.detail
+
+        assert "No such file" in await opens()
+        folder.mkdir()
+        assert f"The folder {folder} is empty" in await opens()
+        assert unsure(made) and made.meta("roots") is None
         (folder / "a").touch()
-        remaking.check_not_empty("docs", paths)
-        made = sets.catalogs[UUID]
-        assert remaking.unsure(made)
+        assert await opens() == "" and not unsure(made)
+        (folder / "a").unlink()
+        assert await opens() == ""  # it is known now which one it is
         with made.transaction():
-            made.set_meta("roots", b"{}")  # captured
-        assert not remaking.unsure(made)
+            made.set_meta("roots", None)
+        assert await opens(accept=True) == ""
         await sets.close()
 
     with_writer(run)
+
+
+def archive(place: Path) -> tuple[ObjectStore, Catalog, bytes]:
+    """A damaged catalog of a set in which `gone` was written, changed and deleted, and of which all images
+    but the first and the last are pruned; the content of `gone` that only its last row names."""
+    store = small_store(place / "store")
+    catalog = Catalog(place / "sets" / f"{UUID}.db", SET)
+    stays = file(b"stays", put_file(store, b"x"), 1)
+    first = file(b"gone", put_file(store, b"first"), 5)
+    last, _ = named = put_file(store, b"the only copy of it", 4)
+    images = [
+        commit(catalog, [directory(b""), stays, first]),
+        commit(catalog, [file(b"gone", named, 19)]),
+        commit(catalog, [], [b"gone"]),
+        commit(catalog, [file(b"more", put_file(store, b"y"), 1)]),
+    ]
+    store.sync()
+    _write(store, catalog, images[0])
+    with catalog.transaction():
+        catalog.prune({images[0].ordinal}, 500, spare_deleted=True)
+        catalog.set_meta("set", None)  # any damage
+    return store, catalog, last
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_an_archive_that_is_made_again_has_the_last_of_what_was_deleted(tmp_path: Path, newest: bool) -> None:
+    store, catalog, last = archive(tmp_path)
+    if not newest:  # not one image can be had
+        with catalog.transaction():
+            catalog._db.execute("UPDATE entry SET mtime_ns=7 WHERE name=CAST('stays' AS BLOB)")
+        manifest.log_path(store).unlink()
+    catalog.put_away()
+    said: list[str] = []
+    for _ in range(2):  # it lives through another damage
+        assert len(opened(tmp_path, store, said)) == 2 * newest
+        again = Catalog(catalog.path, SET)
+        assert last in reachable([again], store), said
+        assert again.history(b"gone")[-1][2].content == last
+        found, checked = audit(again, SET)
+        assert not found and len(checked) == 2 * newest
+        with again.transaction():
+            again.set_meta("set", None)
+        again.put_away()
+    assert len(said) == 2 and not any("what it kept" in text for text in said)
+
+
+@pytest.mark.parametrize("newest", [True, False])
+@pytest.mark.parametrize("spare", [True, False])
+def test_what_an_archive_took_over_goes_when_the_path_is_back_and_a_mirror_drops_it(
+    tmp_path: Path, newest: bool, spare: bool
+) -> None:
+    store, catalog, last = archive(tmp_path)
+    path, aside = catalog.path, put_aside(catalog, store)
+    if newest:
+        rebuild_catalog(path, SET, store, aside=aside)
+    else:
+        rebuild.begin_catalog(path, SET, store, aside, {})
+    again = Catalog(path, SET)
+    assert last in reachable([again], store)
+    for changed in ([], [file(b"gone", put_file(store, b"back"), 4)]):
+        commit(again, [directory(b""), *changed])
+        with again.transaction():
+            while again.prune(set(), 500, spare_deleted=spare):
+                pass
+        assert (last in reachable([again], store)) == (spare and not changed)
+
+
+@pytest.mark.parametrize("change", ["content=zeroblob(32)", "content=randomblob(32)", "level=9", "mode=-1",
+                                    "mtime_ns=4611686018427387904*2.0", "owner=99"])  # fmt: skip
+def test_a_row_of_a_deleted_path_that_makes_no_sense_is_left_out_and_said(
+    tmp_path: Path, change: str
+) -> None:
+    store, catalog, last = archive(tmp_path)
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name='entry'").fetchone()
+    for text in (sql.replace("STRICT,", ""), sql):
+        db.execute("PRAGMA writable_schema=1")
+        db.execute("UPDATE sqlite_schema SET sql=? WHERE name='entry'", (text,))
+        db.execute("PRAGMA writable_schema=RESET")
+        if text != sql:
+            db.execute(f"UPDATE entry SET {change} WHERE born=2")
+    db.close()
+    said: list[str] = []
+    assert len(opened(tmp_path, store, said)) == 2
+    assert "what it kept of files that were deleted may be lost" in said[0]
+    assert last not in reachable([Catalog(path, SET)], store)
+
+
+def test_what_lies_on_both_sides_of_a_page_that_cannot_be_read_is_taken_over(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "store")
+    catalog = Catalog(tmp_path / "sets" / f"{UUID}.db", SET)
+    names = [b"%04d" % n for n in range(2000)]
+    content = put_file(store, b"x")
+    commit(catalog, [directory(b""), *(file(name, content, 1) for name in names)])
+    newest = commit(catalog, [], names)
+    store.sync()
+    _write(store, catalog, newest)
+    with catalog.transaction():
+        catalog.prune({newest.ordinal}, 5000, spare_deleted=True)
+    path, aside = catalog.path, put_aside(catalog, store)
+    data = aside.read_bytes()
+    pages = [at for at in range(0, len(data), 4096) if b"1000" in data[at : at + 4096]]
+    for at in pages:
+        aside.write_bytes(data[:at] + b"\xff" * 4096 + data[at + 4096 :])
+        data = aside.read_bytes()
+    assert not rebuild_catalog(path, SET, store, aside=aside).ended
+    again = Catalog(path, SET)
+    kept = [name for name in names if again.history(name)]
+    assert 1700 < len(kept) < 2000 and {names[0], names[-1]} <= set(kept)
 
 
 def maintenance_of(place: Path, store: ObjectStore, writer: Writer, sets: Sets, said: list[str]) -> Any:
@@ -466,7 +757,7 @@ def collected(
     async def run(writer: Writer) -> list[bytes | None]:
         sets = _sets(place, store, writer, [])
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "_change", _full)
+            patch.setattr(rebuild, "_change", _full)
             if not first:
                 with pytest.raises(CrnodeError, match="No room"):
                     await sets.catalog(UUID)
@@ -549,14 +840,14 @@ def test_a_collection_that_begins_while_a_catalog_is_made_again_takes_nothing_of
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Let the making of a catalog wait: (set when it has begun, to be set for it to go on)."""
-    at, go, real = threading.Event(), threading.Event(), manifest._rebuild
+    at, go, real = threading.Event(), threading.Event(), rebuild._rebuild
 
     def slow(*args: Any) -> None:
         at.set()
         go.wait(10)
         real(*args)
 
-    monkeypatch.setattr(manifest, "_rebuild", slow)
+    monkeypatch.setattr(rebuild, "_rebuild", slow)
     return at, go
 
 
@@ -617,7 +908,7 @@ def test_a_client_that_hangs_up_while_a_catalog_is_made_again_stops_no_set_for_g
         agent = agent_with(sets, followed)
         at, go = slowly(monkeypatch)
         if full:
-            monkeypatch.setattr(manifest, "_change", _full)
+            monkeypatch.setattr(rebuild, "_change", _full)
         call = asyncio.ensure_future(agent.rebuild_catalog(UUID, "a check found it"))
         assert await asyncio.to_thread(at.wait, 10)
         call.cancel()
@@ -642,7 +933,7 @@ def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
 ) -> None:
     store, catalog, _, _ = _set(tmp_path, files=20)
     catalog.put_away()
-    monkeypatch.setattr(manifest, "_change", _full)
+    monkeypatch.setattr(rebuild, "_change", _full)
 
     async def run(writer: Writer) -> None:
         sets = _sets(tmp_path, store, writer, [])
@@ -652,3 +943,44 @@ def test_who_waits_for_a_catalog_to_be_made_again_hears_why_it_was_not(
         await sets.close()
 
     with_writer(run)
+
+
+def test_two_who_find_the_same_damage_have_it_made_again_once(tmp_path: Path) -> None:
+    """`crnode scrub` and the weekly look; and a look that came to its end when all was over."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    catalog.put_away()
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        looked_at = await sets.catalog(UUID)
+        agent = agent_with(sets, [])
+        await asyncio.gather(agent.rebuild_catalog(UUID, "scrub"), agent.rebuild_catalog(UUID, "idle"))
+        await agent.rebuild_catalog(UUID, "a slow look", looked_at)
+        assert len([one for one in remaking.asides(tmp_path / "sets") if not one.part]) == 1
+        await agent.rebuild_catalog(UUID, "another damage", sets.catalogs[UUID])
+        assert len([one for one in remaking.asides(tmp_path / "sets") if not one.part]) == 2
+        assert len(sets.catalogs[UUID].images()) == len(images)
+        await sets.close()
+
+    with_writer(run)
+
+
+def test_attempts_at_a_set_that_cannot_start_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crnode.agent.node.MEND_SECONDS", 0.001)
+
+    async def run() -> int:
+        agent: Any = object.__new__(Agent)
+        agent._later, agent._background, agent.document, times = None, set(), None, []
+
+        async def follow(_: object) -> None:
+            times.append(1)
+            if len(times) < 200:
+                agent._follow_later()
+
+        agent._follow = follow
+        agent._follow_later()
+        while len(times) < 200:
+            await asyncio.sleep(0.01)
+        return len(agent._background)
+
+    assert asyncio.run(run()) < 10

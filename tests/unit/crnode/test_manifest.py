@@ -26,7 +26,7 @@ from store_samples import (
 
 from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
-from crnode.store import manifest
+from crnode.store import manifest, rebuild
 from crnode.store.catalog import Catalog
 from crnode.store.collect import CatalogRef, Outcome, collect
 from crnode.store.manifest import (
@@ -37,12 +37,12 @@ from crnode.store.manifest import (
     is_logged,
     log_path,
     read_log,
-    rebuild_catalog,
     rebuild_log,
     write_manifest,
 )
 from crnode.store.mark import manifest_entries
 from crnode.store.reader import ROLLING, Image
+from crnode.store.rebuild import rebuild_catalog
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 from crproto.entries import Entry
@@ -290,7 +290,7 @@ def test_a_disk_that_is_full_decides_nothing(tmp_path: Path, monkeypatch: pytest
         raise CrnodeError("No room.", "", "", ExitCode.FULL)
 
     with monkeypatch.context() as patch, pytest.raises(CrnodeError) as caught:
-        patch.setattr(manifest, "_change", full)
+        patch.setattr(rebuild, "_change", full)
         rebuild_catalog(path, SET, store)
     assert caught.value.exit_code == ExitCode.FULL
     assert rebuild_catalog(path, SET, store).images == 1
@@ -324,7 +324,7 @@ def test_a_full_disk_leaves_a_damaged_catalog_for_the_next_attempt(
     async def work(writer: Writer) -> list[bytes | None]:
         sets = _sets(tmp_path, store, writer, said)
         with monkeypatch.context() as patch, pytest.raises(CrnodeError, match="No room"):
-            patch.setattr(manifest, "_change", full)
+            patch.setattr(rebuild, "_change", full)
             await sets.catalog(SET.hex())
         assert path.exists() and not said
         made = await sets.catalog(SET.hex())

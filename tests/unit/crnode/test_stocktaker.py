@@ -9,7 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from store_samples import INCARNATION, SET, digest_of, file, file_records, flip, random_chunks, with_writer
+from store_samples import (
+    INCARNATION,
+    SET,
+    commit,
+    digest_of,
+    directory,
+    file,
+    file_records,
+    flip,
+    random_chunks,
+    with_writer,
+)
 from test_lost_content import Target
 from test_manifest import _sets
 
@@ -227,6 +238,38 @@ def test_a_doubt_that_comes_while_an_inventory_walks_outlives_it(
     assert target.catalog.suspect
     taking(target)
     assert target.catalog.lacking == {b"b"}
+
+
+def test_a_catalog_that_is_made_again_while_an_inventory_walks_is_not_judged_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one showed fewer rows than the new one has."""
+    target = Target(tmp_path)
+    here, lost = random_chunks(2, 700)
+    target.put([here])
+    target.store.sync()
+    assert target.push([file(b"a", (here.id, 0), 700)]) == []
+    again = Catalog(tmp_path / "again.db", SET)
+    commit(again, [directory(b""), file(b"a", (here.id, 0), 700), file(b"b", (lost.id, 0), 700)])
+    again.suspect = True  # as each is that was made again
+    real = module.take_inventory
+
+    async def work(taker: Stocktaker) -> None:
+        async def with_a_making(*args: Any) -> AsyncIterator[Any]:
+            async for batch in real(*args):
+                yield batch
+            taker.agent.sets.catalogs[SET.hex()] = again
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "take_inventory", with_a_making)
+            await taker.run(lambda _: None)
+        assert again.suspect and not again.looked_up
+        ref = CatalogRef(SET.hex(), again.path, False, (), again)
+        taker.maintenance.catalogs = lambda: [ref]  # type: ignore[method-assign]
+        await taker.run(lambda _: None)
+        assert again.suspect and again.looked_up and again.lacking == {b"b"}
+
+    taking(target, work)
 
 
 def losing(place: Path, *, needed: bool) -> Target:
