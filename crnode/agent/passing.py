@@ -13,7 +13,8 @@ class FileOutOfReach(CrnodeError):
 
     @classmethod
     def of(cls, error: OSError) -> FileOutOfReach:
-        places = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+        names: tuple[object, ...] = (error.filename, error.filename2)  # or the number of a descriptor
+        places = [os.fsdecode(name) for name in names if isinstance(name, str | bytes | os.PathLike)]
         return cls(
             f"A file cannot be opened, written or renamed: {error.strerror or error}.",
             f"It is {' to '.join(places)}." if places else "",

@@ -155,8 +155,7 @@ class Sets:
 
     async def _forget_removed(self, document: ClusterDocument) -> None:
         """Drop the catalogs of sets that were removed long enough ago; a collection then frees their
-        objects. Live
-        trees stay: they are the user's files (rule 47)."""
+        objects. Live trees stay: they are the user's files (rule 47)."""
         alive = {spec.uuid for spec in document.sets}
         for stone in document.tombstones:
             path = self._path(stone.uuid)
