@@ -19,7 +19,7 @@ from crnode.store.catalog import Catalog
 from crnode.store.damaged import UNREADABLE, open_damaged
 from crnode.store.ended import keep_ended
 from crnode.store.manifest import Line, log_path, read_log
-from crnode.store.mark import Load, manifest_entries
+from crnode.store.mark import manifest_entries
 from crnode.store.order import in_order
 from crnode.store.reader import Image, Reader, Totals, open_reader
 from crnode.store.store import ObjectStore
@@ -53,11 +53,6 @@ class _Source:
     image: Image
     content: bytes | None  # its manifest, with the level behind it
     entries: Callable[[], Iterator[Entry]]
-
-
-def whole(line: Line, load: Load) -> bool:
-    """Whether the manifest of a line can be read and gives the digest of its image. Reads all of it."""
-    return _gives_digest(line.set, line.image, lambda: manifest_entries(line.content, line.level, load))
 
 
 def _gives_id(set_uuid: bytes, image: Image) -> bool:
