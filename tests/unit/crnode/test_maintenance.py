@@ -76,7 +76,9 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
     events: list[tuple[str, str]] = []
     commit_ = SimpleNamespace(catalog=catalog)
     said: list[tuple[str, bool]] = []
-    target = SimpleNamespace(lacks=lambda text, damaged: said.append((text, damaged)))
+    target = SimpleNamespace(
+        lacks=lambda text, damaged: said.append((text, damaged)), in_flight=lambda: None
+    )
     return SimpleNamespace(
         data=place, store=store, writer=writer, document=document, node=SimpleNamespace(name="shop1"),
         healer=_Healer(store, holder), events=events, problems={},
