@@ -289,6 +289,23 @@ def test_a_full_disk_gets_room_back(small_disk: Path, monkeypatch: pytest.Monkey
     catalog.close()
 
 
+def test_a_collection_asks_what_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect_module, "GRACE_SECONDS", 0.01)
+    store, catalog = _place(tmp_path)
+    store.put(random_chunks(300, 2000, seed=4), Lane.BULK, cache=False)
+    store.sync()
+
+    async def work(maintenance: Maintenance, agent: Any) -> None:
+        (running,) = agent.sets.targets.values()
+        running.target.in_flight = lambda: 0  # an image of which this may be the content
+        assert (await maintenance.collect({}, lambda _: None))["removed_bytes"] == 0
+        running.target.in_flight = lambda: None
+        assert (await maintenance.collect({}, lambda _: None))["removed_bytes"] > 300 * 2000
+
+    _run(tmp_path, store, catalog, [], work)
+    store.close()
+
+
 def test_when_a_collection_is_worth_while() -> None:
     gib, day = 1 << 30, 24 * 3600 * 10**9
     last = Collected(live=900 << 20, total=1 << 30, at_ns=0)
