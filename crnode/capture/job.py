@@ -36,6 +36,7 @@ class Batch:
     lost: dict[bytes, str | None] = field(default_factory=dict)
     fresh: Fresh = field(default_factory=Fresh)
     fuzzy: set[bytes] = field(default_factory=set)  # files that never settled while they were read
+    inodes: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # (dev, ino) -> paths taken
 
     def full(self) -> bool:
         return len(self.changed) + len(self.removed) >= BATCH_ENTRIES or self.fresh.held >= BATCH_BYTES
@@ -76,6 +77,7 @@ class Job:
         self.watcher = watcher
         self.batch = Batch()
         self.limit: str | None = None  # the sysctl that has to be raised, when watches ran out
+        self._stale: list[bytes] = []  # to be taken again, however often
         self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; is it known?
         self._known_lost: set[bytes] | None = None  # read in the thread that works
 
@@ -89,7 +91,10 @@ class Job:
             found: Iterable[bytes] = self._scan(path) if tree else (path,)
             for each in found:
                 partners = self._take(each)
-                while partners:
+                while partners or self._stale:
+                    if self._stale:
+                        partners += self._take(self._stale.pop())
+                        continue
                     partner = partners.pop()
                     if partner not in asked:
                         asked.add(partner)
@@ -109,6 +114,10 @@ class Job:
         return batch
 
     def _scan(self, top: bytes) -> Iterator[bytes]:
+        # What this batch has of the tree differs from the image that the scan compares with: a folder that
+        # was gone and is back looks as it always did.
+        batch, inside = self.batch, top + b"/" if top else b""
+        touched = sorted(p for p in (*batch.changed, *batch.removed) if p == top or p.startswith(inside))
         yield from dirty_paths(
             self.reader.roots,
             self.catalog,
@@ -118,6 +127,7 @@ class Job:
             self.reader.own,
             self._watch if self.watcher else None,
         )
+        yield from touched
 
     def _watch(self, path: bytes) -> None:
         try:
@@ -209,6 +219,7 @@ class Job:
         if path in (self._known_lost or ()) or path in batch.lost:
             batch.lost[path] = None
         batch.prints[path] = taken.fingerprint
+        self._note_inode(path, taken.fingerprint)
         batch.removed.discard(path)
         batch.fuzzy.discard(path)
         if entry.kind == FILE and entry.extra and Extra.decode(entry.extra).fuzzy:
@@ -224,6 +235,17 @@ class Job:
             partners += self.catalog.link_members(link, entry.kind, self.view)
             partners += self.catalog.with_inode(taken.fingerprint.dev, taken.fingerprint.ino)
         return [p for p in partners if p != path]
+
+    def _note_inode(self, path: bytes, print_: Fingerprint) -> None:
+        """Names of one file that this batch has taken: one that was taken before the file was written through
+        another is stale, and inotify names the other one alone."""
+        names = self.batch.inodes.setdefault((print_.dev, print_.ino), [])
+        for other in names:
+            known = self.batch.prints.get(other)
+            if other != path and known is not None and known != print_ and known[:2] == print_[:2]:
+                self._stale.append(other)
+        if path not in names:
+            names.append(path)
 
     def _partners(self, path: bytes, old: Entry | None) -> list[bytes]:
         """The other members of the link group that `path` was in."""

@@ -46,9 +46,6 @@ def dirty_paths(
     except (OSError, KeyError):
         yield top  # not a directory (any more): capturing it says what it is
         return
-    info = os.fstat(fd)
-    if _differs(info, catalog.fingerprint(top)):
-        yield top
     yield from _below(fd, top, device, catalog, ordinal, takes, own, on_directory)
 
 
@@ -66,6 +63,9 @@ def _below(
     try:
         if on_directory is not None:
             on_directory(path)
+        # Once it is watched: what changed since its parent was listed made no event.
+        if _differs(os.fstat(fd), catalog.fingerprint(path)):
+            yield path
         known = catalog.names(path, ordinal)
         subdirectories: list[bytes] = []
         with os.scandir(fd) as listing:

@@ -35,6 +35,7 @@ from crproto.errors import RemoteProtocolError
 from crproto.paths import split
 
 IN_PLACE = 1 << 20  # bytes from which a changed file is patched instead of written anew
+_NO_FOLDER = (errno.ELOOP, errno.ENOTDIR)  # on the way to a path
 RECORD_EVERY = 1000  # paths after which fingerprints go to the catalog: what a restart need not look at again
 
 LACKING = "its content is damaged here; it is fetched again"
@@ -91,6 +92,9 @@ class LiveTree:
         self._report = Report()
         self._cleared: set[bytes] = set()
         self.stopping = False  # set from outside: a move ends at its next path and is redone later
+        self._to = 0  # ordinal of the image that is being written
+        self._groups: set[tuple[int, bytes]] = set()  # (kind, link) of the groups that this move has written
+        self._folders: set[bytes] = set()  # of their other names, which were replaced though no row changed
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
         self._writing: TreeWriter | None = None  # while a move or a repair runs
         self._begun = False  # a move was begun and not ended: the next one goes on with it
@@ -197,6 +201,7 @@ class LiveTree:
             return self._report
         self.place.check()
         touched: set[bytes] = set()
+        self._to, self._groups, self._folders = live.at, set(), set()
         with self._writer() as writer:
             waiting = set(self.reader.deferred())
             wrong: list[tuple[bytes, Entry | None]] = []
@@ -226,7 +231,7 @@ class LiveTree:
                     touched.add(path)
                 else:
                     self._guarded(path, partial(self._write, writer, entry, None, live.at))
-            self._finish_directories(writer, touched, live.at)
+            self._finish_directories(writer, touched | self._folders, live.at)
         self._report.put_right -= self._report.unapplied.keys()
         self._flush(None)
         return self._report
@@ -277,8 +282,9 @@ class LiveTree:
 
     def _write_came(self, writer: TreeWriter, at: int, to: int) -> set[bytes]:
         """Write everything that is new or changed; returns the directories whose times must be set again."""
+        self._to = to
         touched: set[bytes] = {split(path)[0] for path in self._prints}
-        groups: set[tuple[int, bytes]] = set()
+        self._groups, self._folders = set(), set()
         after: tuple[int, int, bytes] | None = None
         while page := self.reader.moves(at, to, after, RECORD_EVERY):
             for _, entry, old, known in page:
@@ -289,16 +295,13 @@ class LiveTree:
                     self._guarded(entry.path, partial(self._make_directory, writer, entry.path, entry))
                     continue
                 link = link_of(entry)
-                if link is not None:
-                    if (entry.kind, link) in groups:
-                        continue
-                    groups.add((entry.kind, link))
-                self._guarded(entry.path, partial(self._write, writer, entry, old, to))
+                if link is None or (entry.kind, link) not in self._groups:
+                    self._guarded(entry.path, partial(self._write, writer, entry, old, to))
             after = page[-1][0]
             self._page.clear()
             if len(self._prints) >= RECORD_EVERY:
                 self._flush(None)
-        return touched
+        return touched | self._folders
 
     def _make_directory(self, writer: TreeWriter, path: bytes, entry: Entry) -> None:
         info = writer.lstat(path)
@@ -339,8 +342,17 @@ class LiveTree:
             for path in others:
                 self._make_room(writer, path, entry)
         make = writer.file if entry.kind == FILE else writer.symlink
-        for path, outcome in make(entry, others):
+        try:
+            done = make(entry, others)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER or not self._make_way((entry.path, *others)):
+                raise
+            done = make(entry, others)
+        for path, outcome in done:
             self._done(path, outcome, entry)
+        if link is not None:
+            self._groups.add((entry.kind, link))
+            self._folders.update(split(path)[0] for path in others)
 
     def _make_room(self, writer: TreeWriter, path: bytes, entry: Entry) -> os.stat_result | None:
         """What is at `path`, if it is ours and `entry` may change or replace it. Anything else is moved away
@@ -476,24 +488,24 @@ class LiveTree:
             outcome = writer.finish_directory(entry)
         self._done(entry.path, outcome, entry)
 
-    def _make_way(self, path: bytes) -> bool:
-        """An archive leaves a file or a link where the source deleted it: where a folder is to be by now, and
-        a path below it comes before the folder itself, it is kept under another name. False when there is
-        nothing of the kind."""
-        writer = self._writing
-        if not self.archive or writer is None:
-            return False
-        parts = path.split(b"/")[:-1]
-        for count in range(1, len(parts) + 1):
-            above = b"/".join(parts[:count])
-            info = writer.lstat(above)
-            if info is not None and not stat.S_ISDIR(info.st_mode):
-                known = self._known(above)
-                if known is None:
-                    return False  # not ours: reported
-                self._rename_deleted(writer, above)
-                return True
-        return False
+    def _make_way(self, paths: Iterable[bytes]) -> bool:
+        """Rows come in no order of the tree: what is below a folder may come while a file or a link has the
+        folder's name still. Make the folders on the way to `paths`, as they come themselves later. False when
+        there is nothing of the kind."""
+        writer, made = self._writing, False
+        for path in paths:
+            parts = path.split(b"/")[:-1]
+            for count in range(1, len(parts) + 1):
+                above = b"/".join(parts[:count])
+                info = writer.lstat(above) if writer is not None else None
+                if writer is None or info is None or stat.S_ISDIR(info.st_mode):
+                    continue
+                entry = self.reader.entry(above, self._to)
+                if entry is None or entry.kind != DIRECTORY or (self.archive and self._known(above) is None):
+                    break  # nothing that belongs here: reported
+                self._make_directory(writer, above, entry)
+                made = True
+        return made
 
     def _guarded(self, path: bytes, action: Callable[[], None]) -> None:
         """One path that cannot be written is reported and does not stop the rest (rule 68); a full disk
@@ -504,7 +516,7 @@ class LiveTree:
             try:
                 action()
             except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENOTDIR) or not self._make_way(path):
+                if error.errno not in _NO_FOLDER or not self._make_way((path,)):
                     raise
                 action()
         except OSError as error:

@@ -341,6 +341,7 @@ class Push:
         know."""
         # What this process believed may be gone with the target's disk: only what the target says now counts.
         self.acked = b""
+        self.in_flight -= self._unsaved
         self._unsaved.clear()
         self.lag.start_over(self.source.newest.sequence if self.source.newest else 0, self._loop.time())
         if not state.newest:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
-from harness import Cluster, rsync_difference
+from harness import Cluster, rsync_difference, wait_for
 
 NAMES = [f"{folder}/{name}" for folder in ("a", "b/c") for name in ("one", "two", "three", "four", "five")]
 
@@ -70,3 +71,40 @@ def test_groups_of_hard_links_are_kept(cluster: Cluster, tmp_path: Path) -> None
     assert groups(place) == groups(source)
     said = [text for node in cluster.nodes.values() for text in node.events()]
     assert not [text for text in said if "changed locally" in text]
+
+
+def _linked(cluster: Cluster, tmp_path: Path) -> tuple[Path, Path]:
+    source, live = tmp_path / "source", tmp_path / "live"
+    for name in "abc":
+        (source / name).mkdir(parents=True)
+    (source / "a" / "one").write_bytes(b"data")
+    os.link(source / "a" / "one", source / "b" / "two")
+    (source / "f").write_bytes(b"a file")
+    cluster.init()
+    cluster.join("box2")
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"])
+    cluster.sync("docs")
+    assert rsync_difference(source, live) == ""
+    return source, live
+
+
+def test_a_third_name_moves_the_time_of_no_other_folder(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = _linked(cluster, tmp_path)
+    os.link(source / "a" / "one", source / "c" / "three")
+    wait_for(lambda: (live / "c" / "three").exists())
+    wait_for(lambda: rsync_difference(source, live) == "", 5)
+    assert rsync_difference(source, live) == ""
+
+
+def test_a_group_with_a_name_in_what_was_a_file(cluster: Cluster, tmp_path: Path) -> None:
+    source, live = _linked(cluster, tmp_path)
+    cluster.nodes["box2"].kill()
+    (source / "e").write_bytes(b"linked")
+    (source / "f").unlink()
+    (source / "f").mkdir()
+    os.link(source / "e", source / "f" / "x")
+    time.sleep(1)
+    cluster.nodes["box2"].start()
+    wait_for(lambda: (live / "e").exists())
+    wait_for(lambda: rsync_difference(source, live) == "", 5)
+    assert rsync_difference(source, live) == ""

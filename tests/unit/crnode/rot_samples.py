@@ -91,6 +91,16 @@ class Capturing:
         await self.source.scan_now()
 
 
+async def until(what: Callable[[], Any], seconds: float = 10.0) -> bool:
+    """Whether `what` gives something true within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        await asyncio.sleep(0.02)
+    return bool(what())
+
+
 def capturing(
     place: Path, root: Path, wait: float, work: Callable[[Capturing], Awaitable[Any]]
 ) -> None:

@@ -5,23 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rot_samples import Capturing, capturing
+from rot_samples import Capturing, capturing, until
 
 from crnode.capture import source as module
-
-
-async def _until(what: Any, seconds: float = 8.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
-        await asyncio.sleep(0.02)
-    return bool(what())
 
 
 def _made(tmp_path: Path, *, folders: bool = False) -> Path:
@@ -52,10 +42,10 @@ def test_a_set_put_back_as_it_was_is_not_emptied_any_more(
         source = here.source
         shutil.copytree(root, tmp_path / "backup")
         _empty(root)
-        assert await _until(lambda: source.state == "emptied")
+        assert await until(lambda: source.state == "emptied")
         shutil.copytree(tmp_path / "backup", root, dirs_exist_ok=True)
         shutil.copystat(tmp_path / "backup", root)
-        assert await _until(lambda: source.state == "ok"), (source.state, source.detail)
+        assert await until(lambda: source.state == "ok"), (source.state, source.detail)
 
     capturing(tmp_path / "place", root, 0.1, work)
 
@@ -71,7 +61,7 @@ def test_a_consent_to_an_emptied_set_is_not_kept_for_the_next_time(
         source = here.source
         shutil.copytree(root, tmp_path / "backup")
         _empty(root)
-        assert await _until(lambda: source.state == "emptied")
+        assert await until(lambda: source.state == "emptied")
         shutil.copytree(tmp_path / "backup", root, dirs_exist_ok=True)
         shutil.copystat(tmp_path / "backup", root)
         await asyncio.sleep(1)
@@ -95,14 +85,14 @@ def test_folders_that_come_back_to_an_emptied_set_are_watched(
     async def work(here: Capturing) -> None:
         source = here.source
         _empty(root)
-        assert await _until(lambda: source.state == "emptied")
+        assert await until(lambda: source.state == "emptied")
         (root / "d" / "e").mkdir(parents=True)
         (root / "d" / "e" / "x").write_bytes(b"x")
-        assert await _until(lambda: source.state == "ok")
-        assert await _until(lambda: here.content(b"d/e/x") is not None)
+        assert await until(lambda: source.state == "ok")
+        assert await until(lambda: here.content(b"d/e/x") is not None)
         await asyncio.sleep(0.5)
         (root / "d" / "e" / "new").write_bytes(b"new")
-        assert await _until(lambda: here.content(b"d/e/new") is not None, 5)
+        assert await until(lambda: here.content(b"d/e/new") is not None, 5)
 
     capturing(tmp_path / "place", root, 0.1, work)
 
@@ -126,10 +116,10 @@ def test_folders_made_while_events_were_lost_are_watched(tmp_path: Path, noticed
             source._events_lost("the kernel's event queue overflowed")
         else:
             source._want_scan("reconcile", beside=True)
-        assert await _until(lambda: here.content(b"d/e/x") is not None)
+        assert await until(lambda: here.content(b"d/e/x") is not None)
         await asyncio.sleep(0.5)
         (root / "d" / "e" / "new").write_bytes(b"new")
-        assert await _until(lambda: here.content(b"d/e/new") is not None, 5)
+        assert await until(lambda: here.content(b"d/e/new") is not None, 5)
 
     capturing(tmp_path / "place", root, 0.1, work)
 
@@ -162,6 +152,6 @@ def test_a_folder_made_while_events_were_lost_at_the_start_is_watched(
         assert here.content(b"d/x") is not None and made
         await asyncio.sleep(1)
         (root / "d" / "new").write_bytes(b"new")
-        assert await _until(lambda: here.content(b"d/new") is not None, 5)
+        assert await until(lambda: here.content(b"d/new") is not None, 5)
 
     capturing(tmp_path / "place", root, 0.1, work)

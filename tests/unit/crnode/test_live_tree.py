@@ -1,20 +1,84 @@
-"""Moves of a live tree that no source makes easily."""
+"""Moves of a live tree: groups of hard links, and folders that come later than what is in them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from store_samples import SET, commit, directory, file, put_file, small_store
 
 from crnode.platform.files import boot_id
-from crnode.replicate.live_tree import LiveTree
+from crnode.replicate.live_tree import LiveTree, Report
 from crnode.replicate.place import prepare
 from crnode.replicate.write import Policy
 from crnode.store.catalog import Catalog
 from crnode.store.reader import Live
 from crproto.entries import SYMLINK, Entry, Extra, entry_from_wire
+
+LINK = Extra(None, (), None, None, bytes(9) + b"\7", False).encode()
+
+
+class Tree:
+    def __init__(self, tmp_path: Path) -> None:
+        self.store = small_store(tmp_path / "store")
+        self.catalog = Catalog(tmp_path / "sets" / "one.db", SET)
+        self.live = tmp_path / "live"
+        place, _ = prepare(self.live, SET)
+        self.tree = LiveTree(
+            place, self.catalog, self.catalog.reader(), self._record, self.store.get, Policy(False, False),
+            archive=False,
+        )  # fmt: skip
+
+    def _record(self, work: Any) -> None:
+        with self.catalog.transaction():
+            work()
+
+    def move(self, changed: Sequence[Entry], removed: Sequence[bytes] = ()) -> Report:
+        image = commit(self.catalog, changed, removed)
+        with self.catalog.transaction():
+            live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
+            self.catalog.set_live(live._replace(target=image.ordinal, state="moving"))
+        report = self.tree.move()
+        assert report is not None
+        return report
+
+
+def test_a_name_of_a_group_in_what_was_a_file_until_now(tmp_path: Path) -> None:
+    """rm b; mkdir b; ln a b/x: the group is written when `a` comes, and `b` is a file until then."""
+    tree = Tree(tmp_path)
+    old, data = put_file(tree.store, b"old"), put_file(tree.store, b"data")
+    tree.move([directory(b""), file(b"a", data, 4), file(b"b", old, 3)])
+    report = tree.move([file(b"a", data, 4, extra=LINK), directory(b"b"), file(b"b/x", data, 4, extra=LINK)])
+    assert not report.unapplied
+    assert (tree.live / "b" / "x").samefile(tree.live / "a")
+
+
+def test_the_folder_of_an_old_name_keeps_its_time_when_a_name_joins_the_group(tmp_path: Path) -> None:
+    """ln a/one c/three, where a/one and b/two are one file: neither their entries change nor their folders."""
+    tree = Tree(tmp_path)
+    data = put_file(tree.store, b"data")
+    names = [file(p, data, 4, extra=LINK) for p in (b"a/one", b"b/two", b"c/three")]
+    folders = [directory(p) for p in (b"", b"a", b"b", b"c")]
+    tree.move([*folders, *names[:2]])
+    before = [(tree.live / name).stat().st_mtime_ns for name in "abc"]
+    assert before == [folder.mtime_ns for folder in folders[1:]]
+    report = tree.move([folders[3]._replace(mode=0o700), names[2]])
+    assert not report.unapplied
+    assert (tree.live / "a" / "one").samefile(tree.live / "c" / "three")
+    assert [(tree.live / name).stat().st_mtime_ns for name in "abc"] == before, os.listdir(tree.live)
+
+
+def test_a_file_below_what_was_a_file_comes_before_the_folder_itself(tmp_path: Path) -> None:
+    """Rows come by the number of their directory, and that of x/b may be smaller than that of x."""
+    tree = Tree(tmp_path)
+    data = put_file(tree.store, b"data")
+    tree.move([file(b"x/b/f", data, 4), directory(b"x/b"), directory(b"x"), directory(b"")])
+    tree.move([file(b"x/b", data, 4)], [b"x/b/f"])
+    report = tree.move([directory(b"x/b"), file(b"x/b/f", data, 4)])
+    assert not report.unapplied
+    assert (tree.live / "x" / "b" / "f").read_bytes() == b"data"
 
 
 def test_groups_of_files_and_of_symbolic_links_may_have_one_name(tmp_path: Path) -> None:

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rot_samples import Capturing, capturing
+from rot_samples import Capturing, capturing, until
 
 from crnode.capture import job as job_module
 from crnode.capture import source as module
 from crnode.capture.job import Job
 from crnode.errors import CrnodeError
 from crnode.store.reader import CLEAN
-
-
-async def _until(what: Any, seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
-        await asyncio.sleep(0.02)
-    return bool(what())
 
 
 def _made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
@@ -70,7 +60,7 @@ def test_a_file_deleted_after_its_batch_is_in_no_clean_image(
     async def work(here: Capturing) -> None:
         _on_staged(here, _delete_one(here, root, b"new", done))
         made.rename(root / "new")
-        assert await _until(lambda: done and here.content(b"new/f050") and here.source.state == "ok")
+        assert await until(lambda: done and here.content(b"new/f050") and here.source.state == "ok")
         await asyncio.sleep(2.5)
         newest = here.catalog.newest()
         assert newest is not None and newest.flags & CLEAN
@@ -99,7 +89,7 @@ def test_a_file_put_back_after_its_batch_has_its_own_bytes(
         os.rename(root / "a", tmp_path / "saved")
         (root / "a").write_bytes(b"different")
         made.rename(root / "new")
-        assert await _until(lambda: done and here.content(b"new/f050") and here.source.state == "ok")
+        assert await until(lambda: done and here.content(b"new/f050") and here.source.state == "ok")
         await asyncio.sleep(2.5)
         await here.source.scan_now()  # what `crnode sync` does: it finds nothing, for ever
         newest = here.catalog.newest()
@@ -137,9 +127,7 @@ def test_a_resumed_image_forgets_what_is_deleted_while_it_is_captured(
         for n in range(50):
             (tmp_path / "first" / f"g{n}").write_bytes(b"%d" % n)
         (tmp_path / "first").rename(root / "first")
-        assert await _until(
-            lambda: failed and done and here.content(b"zz/f050") and here.source.state == "ok"
-        )
+        assert await until(lambda: failed and done and here.content(b"zz/f050") and here.source.state == "ok")
         await asyncio.sleep(2.5)
         assert here.content(done[0]) is None, "a deleted file is in the newest image"
 
