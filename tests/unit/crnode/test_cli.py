@@ -266,3 +266,14 @@ def test_small_words() -> None:
     assert parse_time("1970-01-01T00:00:06+00:00") == 6_999_999_999
     with pytest.raises(CrnodeError, match="no versions yet"):
         version_at([], 5, "web", "then")
+
+
+def test_ctrl_c_before_anything_began_is_no_traceback() -> None:
+    code = (
+        "import crnode.__main__ as m, signal, sys; sys.argv[1:] = ['--version']\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL\n"
+        "assert m.main() == 0\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

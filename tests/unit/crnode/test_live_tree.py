@@ -56,7 +56,7 @@ def test_a_name_of_a_group_in_what_was_a_file_until_now(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_an_old_name_keeps_its_time_when_a_name_joins_the_group(tmp_path: Path) -> None:
-    """ln a/one c/three, where a/one and b/two are one file: neither their entries change nor their folders."""
+    """ln a/one c/three, where a/one and b/two are one file: neither entries nor folders of those change."""
     tree = Tree(tmp_path)
     data = put_file(tree.store, b"data")
     names = [file(p, data, 4, extra=LINK) for p in (b"a/one", b"b/two", b"c/three")]
