@@ -218,8 +218,8 @@ class Job:
         entry = taken.entry
         if path in (self._known_lost or ()) or path in batch.lost:
             batch.lost[path] = None
-        batch.prints[path] = taken.fingerprint
         self._note_inode(path, taken.fingerprint)
+        batch.prints[path] = taken.fingerprint
         batch.removed.discard(path)
         batch.fuzzy.discard(path)
         if entry.kind == FILE and entry.extra and Extra.decode(entry.extra).fuzzy:
@@ -236,16 +236,21 @@ class Job:
             partners += self.catalog.with_inode(taken.fingerprint.dev, taken.fingerprint.ino)
         return [p for p in partners if p != path]
 
-    def _note_inode(self, path: bytes, print_: Fingerprint) -> None:
-        """Names of one file that this batch has taken: one that was taken before the file was written through
-        another is stale, and inotify names the other one alone."""
-        names = self.batch.inodes.setdefault((print_.dev, print_.ino), [])
-        for other in names:
-            known = self.batch.prints.get(other)
-            if other != path and known is not None and known != print_ and known[:2] == print_[:2]:
-                self._stale.append(other)
-        if path not in names:
-            names.append(path)
+    def _note_inode(self, path: bytes, print_: Fingerprint | None) -> None:
+        """`path` is `print_` from now on. Other names of the file that it is, and of the one that it was, which
+        this batch has taken earlier are stale: inotify names only the one that was written through, or went."""
+        prints, before = self.batch.prints, self.batch.prints.get(path)
+        if before is not None and (print_ is None or before[:2] != print_[:2]):
+            was = self.batch.inodes.get((before.dev, before.ino), ())
+            self._stale += [p for p in was if p != path and (k := prints.get(p)) and k[:2] == before[:2]]
+        if print_ is not None:
+            names = self.batch.inodes.setdefault((print_.dev, print_.ino), [])
+            for other in names:
+                known = prints.get(other)
+                if other != path and known and known != print_ and known[:2] == print_[:2]:
+                    self._stale.append(other)
+            if path not in names:
+                names.append(path)
 
     def _partners(self, path: bytes, old: Entry | None) -> list[bytes]:
         """The other members of the link group that `path` was in."""
@@ -278,6 +283,7 @@ class Job:
         return partners
 
     def _remove(self, path: bytes) -> None:
+        self._note_inode(path, None)
         self.batch.changed.pop(path, None)
         self.batch.removed.add(path)
         self.batch.prints[path] = None
