@@ -237,8 +237,9 @@ class Job:
         return [p for p in partners if p != path]
 
     def _note_inode(self, path: bytes, print_: Fingerprint | None) -> None:
-        """`path` is `print_` from now on. Other names of the file that it is, and of the one that it was, which
-        this batch has taken earlier are stale: inotify names only the one that was written through, or went."""
+        """`path` is `print_` from now on. Other names of the file that it is, and of the one that it was,
+        which this batch has taken earlier are stale: inotify names only the one that was written through, or
+        went."""
         prints, before = self.batch.prints, self.batch.prints.get(path)
         if before is not None and (print_ is None or before[:2] != print_[:2]):
             was = self.batch.inodes.get((before.dev, before.ino), ())
