@@ -372,7 +372,7 @@ def _fitting(rows: list[Args]) -> tuple[list[Args], bool]:
 
 def _merge(merged: dict[str, Args], row: Args, node: str) -> None:
     known = merged.setdefault(row["path"], {**row, "nodes": []})
-    known["nodes"].append(node)
+    known["nodes"] = sorted([*known["nodes"], node])  # they answer in any order
     if row["first"] < known["first"]:
         known["first"], known["first_ns"] = row["first"], row["first_ns"]
     if row["last"] > known["last"]:
