@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.paths import problem, split
 
 BATCH_ENTRIES = 2000
+AGAIN_MOST = 3  # a file that is written all the time differs at each name; the next point has them all
 BATCH_BYTES = 24 << 20  # bytes of new chunks held at most by one batch
 
 
@@ -77,7 +79,7 @@ class Job:
         self.watcher = watcher
         self.batch = Batch()
         self.limit: str | None = None  # the sysctl that has to be raised, when watches ran out
-        self._stale: list[bytes] = []  # to be taken again, however often
+        self._stale: list[bytes] = []  # to be taken again
         self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; is it known?
         self._known_lost: set[bytes] | None = None  # read in the thread that works
 
@@ -87,13 +89,17 @@ class Job:
         if self._known_lost is None:
             self._known_lost = {path for path, _ in self.catalog.lost(100_000)}
         asked: set[bytes] = set()
+        again: Counter[bytes] = Counter()
         for path, tree in paths:
             found: Iterable[bytes] = self._scan(path) if tree else (path,)
             for each in found:
                 partners = self._take(each)
                 while partners or self._stale:
                     if self._stale:
-                        partners += self._take(self._stale.pop())
+                        stale = self._stale.pop()
+                        again[stale] += 1
+                        if again[stale] <= AGAIN_MOST:
+                            partners += self._take(stale)
                         continue
                     partner = partners.pop()
                     if partner not in asked:

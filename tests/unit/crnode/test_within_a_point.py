@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rot_samples import Capturing, capturing, until
@@ -116,3 +117,30 @@ def test_a_new_folders_time_is_that_of_the_disk(
 
     _run(tmp_path, monkeypatch, lambda: os.rename(tmp_path / "made", root / "new"), b"new/sub",
          lambda: (root / "new" / "sub" / "late").write_bytes(b"late") and None, check)  # fmt: skip
+
+
+def test_the_names_of_a_file_that_is_written_all_the_time_are_taken_a_few_times(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(here: Capturing) -> None:
+        paths = here.source._paths
+        assert paths is not None
+        os.link(root / "keep", root / "other")
+        real, taken = paths.take, 0
+
+        def take(*args: Any) -> Any:
+            nonlocal taken
+            taken += 1
+            assert taken < 50, "it never ends"
+            with open(root / "keep", "ab") as file:
+                file.write(b"more")
+            return real(*args[:3])
+
+        monkeypatch.setattr(paths, "take", take)
+        job = Job(paths, here.catalog, here.source._view, here.source._selection, None)
+        assert list(job.run([(b"keep", False), (b"other", False)])) == []
+        assert {b"keep", b"other"} <= job.batch.changed.keys()
+        assert taken > 2
+        monkeypatch.undo()
+
+    capturing(tmp_path / "place", root, 0.1, work)
