@@ -29,8 +29,8 @@ help: ## Say what there is (this).
 demo: $(VENV)/installed ## Show it all: three nodes on this machine, half a minute, every claim checked.
 	@$(BIN)/crnode demo
 
-# Most tests wait for agents more than they compute.
-WORKERS ?= $(shell n=$$(nproc); [ "$$n" -lt 4 ] || n=4; echo "$$n")
+# Most tests wait for agents and disks more than they compute.
+WORKERS ?= $(shell n=$$((2 * $$(nproc))); [ "$$n" -lt 8 ] || n=8; echo "$$n")
 test: debian $(VENV)/installed ## Run all tests. One file: make test ARGS=tests/unit/crnode/test_cli.py
 	@rm -f $(VENV)/pytest-code
 	@code=0; $(BIN)/python -m pytest $(or $(ARGS),-n $(WORKERS) --dist worksteal) || code=$$?; echo $$code > $(VENV)/pytest-code; \

@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from spawner import SPAWNER, Process
 
 from crnode.errors import CrnodeError
 from crnode.net.control import call
@@ -28,9 +30,16 @@ def free_port() -> int:
 
 def crnode(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "crnode", *args], capture_output=True, text=True, timeout=timeout, check=False
-    )
+    with tempfile.TemporaryDirectory() as made:
+        out, err = Path(made, "out"), Path(made, "err")
+        process = SPAWNER.start(args, out, err)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        done = subprocess.CompletedProcess(process.args, code, out.read_text(), err.read_text())
     if check and done.returncode != 0:
         raise AssertionError(
             f"crnode {' '.join(args)} ended with {done.returncode}: {done.stderr}{done.stdout}"
@@ -58,18 +67,12 @@ class Node:
         self.role = role
         self.data = data
         self.port = port
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.log = data.parent / f"{name}.log"
 
     def start(self) -> None:
         """Start the agent and wait until it answers."""
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "crnode", "--role", self.role, "--data", str(self.data)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self.process = SPAWNER.start(["--role", self.role, "--data", str(self.data)], self.log, self.log)
         wait_for(self._answers, START_SECONDS)
 
     def _answers(self) -> bool:
