@@ -142,7 +142,7 @@ def test_damage_keeps_the_old_entry_and_is_told(
         assert here.content(b"f") != good
 
     try:
-        capturing(tmp_path, memory, 0.3, work)
+        capturing(tmp_path, memory, 3.0, work)
     finally:
         rotting.close()
 
@@ -224,7 +224,7 @@ def test_what_no_pass_has_verified_is_a_change(tmp_path: Path, memory: Path) -> 
         assert not [text for kind, text in here.events if kind == "damage"]
 
     try:
-        capturing(tmp_path, memory, 0.1, work)
+        capturing(tmp_path, memory, 3.0, work)
     finally:
         rotting.close()
 
