@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent import doctor, status
+from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.restore import Restore
@@ -50,6 +51,7 @@ class Calls:
         self.restore = Restore(agent)
         self.maintenance = Maintenance(agent)
         self.looking = Looking(agent, self.restore, self._forward)
+        self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
     def control_handlers(self) -> dict[str, Handler]:
@@ -457,6 +459,10 @@ class Calls:
 
     async def _restore(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["set"]))
+        if args.get("in_place"):
+            if spec.source == self.agent.node.name:
+                return await self.in_place.run(spec, args, progress)
+            return await self._forward(spec.source, "restore", args)
         node = str(args.get("node") or self.agent.node.name)
         if node == self.agent.node.name:
             return await self.restore.run(spec, args, progress)
@@ -471,6 +477,11 @@ class Calls:
         return await self._forward(node, "restore", {k: v for k, v in args.items() if k != "node"})
 
     async def _peer_restore(self, sender: str, args: Args) -> Args:
+        if args.get("in_place"):
+            spec = self._set(str(args["set"]))
+            if sender != self.agent.document.master.name and sender not in spec.targets:
+                raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
+            return await self.in_place.run(spec, args, lambda _: None, ordered_by=sender)
         if sender != self.agent.document.master.name:
             raise CrnodeError("Only the master orders a restore on another node.", "", "", ExitCode.REFUSED)
         return await self.restore.run(self._set(str(args["set"])), args, lambda _: None, ordered_by=sender)

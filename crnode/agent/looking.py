@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
+from crnode.agent.in_place import KEPT
 from crnode.agent.restore import Chosen, Progress, Restore
 from crnode.agent.threads import in_thread
 from crnode.cluster.document import ReplicationSet
@@ -305,13 +306,15 @@ class Looking:
                     )
 
     async def _peer_pin(self, sender: str, args: Args) -> Args:
-        if sender != self.agent.document.master.name:
-            raise CrnodeError("Only the master pins versions.", "", "", ExitCode.REFUSED)
         spec = self.agent.document.need_set(str(args["set"]))
+        name = str(args.get("name") or "")
+        before_restore = sender == spec.source and name.startswith(KEPT)
+        if sender != self.agent.document.master.name and not before_restore:
+            raise CrnodeError("Only the master pins versions.", "", "", ExitCode.REFUSED)
         catalog = self.agent.sets.catalogs.get(spec.uuid)
         if catalog is None or spec.uuid not in self.agent.sets.targets:
             return {"held": False}
-        name, store = str(args.get("name") or ""), self.agent.store
+        store = self.agent.store
 
         def pin() -> bool:
             image = catalog.image(bytes.fromhex(str(args["image"])))
@@ -319,7 +322,8 @@ class Looking:
                 return False
             with catalog.transaction():
                 if name:
-                    catalog.set_pin(image.ordinal, _checked(name), "pinned by a person")
+                    why = "kept before a restore" if before_restore else "pinned by a person"
+                    catalog.set_pin(image.ordinal, _checked(name), why)
                 else:
                     catalog.unpin(image.ordinal)
             log_again(store, catalog, image.ordinal)

@@ -11,12 +11,13 @@ the image being held while it is read (rule 38), and from the holder's count of 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -92,25 +93,17 @@ class Restore:
         """
         begun = time.monotonic()
         to = await in_thread(lambda: self._destination(args, ordered_by))
-        path = os.fsencode(str(args.get("path") or "")).strip(b"/")
-        if odd := problem(path, root=True):
-            raise CrnodeError(
-                f"'{os.fsdecode(path)[:200]}' is no path of a set.",
-                f"{odd[:1].upper()}{odd[1:]}.",
-                "Name it as it stands below the set's own folder.",
-                ExitCode.USAGE,
-            )
+        path = path_of(args)
         chosen = await self.choose(spec, args.get("version"))
         if to in self._places:
             raise CrnodeError(f"A restore to {to} is running already.", "", "Wait for it.", ExitCode.REFUSED)
         self._places.add(to)
         staging = to.parent / f".crnode-restore-{secrets.token_hex(4)}"
         try:
-            async with self._held(spec, chosen):
-                entries = await self._entries(spec, chosen, path)
-                if not path:
-                    await self._check_digest(spec, chosen, entries)
-                elif not entries:
+            async with self.held(spec, chosen):
+                entries: list[Entry] = []
+                await self.pages(spec, chosen, path, entries.extend)
+                if path and not entries:
                     raise CrnodeError(
                         f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
                         "",
@@ -141,7 +134,7 @@ class Restore:
         except (Missing, Damaged, RemoteProtocolError) as error:
             raise CrnodeError(
                 f"Version {chosen.sequence} of {spec.name} is damaged here.",
-                f"{type(error).__name__}: {_named(error)}.",
+                f"{type(error).__name__}: {named(error)}.",
                 "Run crnode scrub, then restore again, or restore another version.",
                 ExitCode.DAMAGE,
             ) from error
@@ -181,8 +174,8 @@ class Restore:
         if not text:
             raise CrnodeError(
                 "Say where to restore to.",
-                "Restoring over the original place is not part of this version.",
-                "Add --to DIR with a directory that does not exist yet or is empty.",
+                "",
+                "Add --to DIR with a directory that does not exist yet or is empty, or --in-place.",
                 ExitCode.USAGE,
             )
         to = Path(str(text))
@@ -274,7 +267,7 @@ class Restore:
         return [Chosen(i[0], i[3], i[5], i[6], i[7], name, i[9]) for i in await link.images(spec.uuid)]
 
     @contextlib.asynccontextmanager
-    async def _held(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:
+    async def held(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:
         """Hold the image while it is restored, if it is ours; another node holds its own while it lists
         it."""
         if chosen.holder != self.agent.node.name:
@@ -285,41 +278,49 @@ class Restore:
                 raise _gone(spec, chosen)
             yield
 
-    async def _entries(self, spec: ReplicationSet, chosen: Chosen, path: bytes) -> list[Entry]:
-        """All entries at and below `path`, in memory. Their number is checked as far as it is known."""
-        if chosen.holder == self.agent.node.name:
-            catalog = self.agent.sets.catalogs[spec.uuid]
-
-            def read() -> list[Entry]:
-                with catalog.reader() as reader:
-                    image = reader.image(chosen.image)
-                    if image is None:
-                        raise _gone(spec, chosen)
-                    return list(reader.subtree(path, image.ordinal))
-
-            return await in_thread(read)
-        out: list[Entry] = []
-
-        async def take(message: Entries) -> None:
-            out.extend(message.changed)
-            if len(out) > chosen.entries or (path and not all(_at(path, e.path) for e in message.changed)):
-                raise _not_those(spec, chosen, "It gave more than the version has, or than was asked for.")
-
-        count = await self.agent.links[chosen.holder].entries(spec.uuid, chosen.image, path, take)
-        if not out and not path and chosen.entries:
-            raise _gone(spec, chosen)
-        if count != len(out):
-            raise _not_those(spec, chosen, f"It sent {count} and {len(out)} came.")
-        return out
-
-    async def _check_digest(self, spec: ReplicationSet, chosen: Chosen, entries: list[Entry]) -> None:
-        """In a thread by pages: a page of 2,000 takes 10 ms."""
+    async def pages(
+        self, spec: ReplicationSet, chosen: Chosen, path: bytes, take: Callable[[Sequence[Entry]], None]
+    ) -> int:
+        """Give `take`, in a thread, all entries at and below `path`, page by page; returns how many there
+        are. That they are the version's is certain only when this returns: a whole version is proven by its
+        digest, of a path the number is checked. Raises CrnodeError."""
         state = LtHash()
         size = 0
-        for at in range(0, len(entries), PAGE):
-            size += await in_thread(partial(_add, state, entries, at))
-        if image_digest(bytes.fromhex(spec.uuid), len(entries), size, state) != chosen.digest:
-            raise _not_those(spec, chosen, "Their digest differs from the version's.")
+
+        def page(entries: Sequence[Entry]) -> int:
+            take(entries)
+            if not path:
+                state.update(entry_bytes(e) for e in entries)
+            return sum(e.size for e in entries)
+
+        count = 0
+        if chosen.holder == self.agent.node.name:
+            catalog = self.agent.sets.catalogs[spec.uuid]
+            with await in_thread(catalog.reader) as reader:
+                image = await in_thread(lambda: reader.image(chosen.image))
+                if image is None:
+                    raise _gone(spec, chosen)
+                entries = reader.subtree(path, image.ordinal)
+                while some := await in_thread(lambda: list(itertools.islice(entries, PAGE))):
+                    count += len(some)
+                    size += await in_thread(partial(page, some))
+        else:
+
+            async def came(message: Entries) -> None:
+                nonlocal count, size
+                count += len(message.changed)
+                if count > chosen.entries or (path and not all(_at(path, e.path) for e in message.changed)):
+                    raise not_those(spec, chosen, "It gave more than the version has, or than was asked for.")
+                size += await in_thread(partial(page, message.changed))
+
+            told = await self.agent.links[chosen.holder].entries(spec.uuid, chosen.image, path, came)
+            if not count and not path and chosen.entries:
+                raise _gone(spec, chosen)
+            if told != count:
+                raise not_those(spec, chosen, f"It sent {told} and {count} came.")
+        if not path and image_digest(bytes.fromhex(spec.uuid), count, size, state) != chosen.digest:
+            raise not_those(spec, chosen, "Their digest differs from the version's.")
+        return count
 
     # -- writing
 
@@ -341,7 +342,7 @@ class Restore:
         try:
             for at in range(0, len(entries), BATCH):
                 batch = entries[at : at + BATCH]
-                await self._have(spec, batch)
+                await self.have(spec, batch)
                 await in_thread(partial(_write_batch, writer, batch, top, groups))
                 done += len(batch)
                 progress({"text": f"{done} of {len(entries)} paths", "done": done, "total": len(entries)})
@@ -351,38 +352,60 @@ class Restore:
             os.close(root)
             os.close(temporary)
 
-    async def _have(self, spec: ReplicationSet, batch: list[Entry]) -> None:
-        """Fetch every object that the batch needs and that is not whole in our store."""
+    async def have(
+        self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = ()
+    ) -> int:
+        """Fetch every object that the batch needs and that is not whole in our store, except those that are
+        `but`; returns how many bytes came. CrnodeError (DAMAGE) when one cannot be had."""
         tops: dict[int, dict[bytes, None]] = {}
         for entry in batch:
             if entry.content is not None:
                 tops.setdefault(entry.level, {})[entry.content] = None
-        for level, names in tops.items():
-            await self._have_below(spec, list(names), level)
+        return sum([await self._have_below(spec, list(names), level, but) for level, names in tops.items()])
 
-    async def _have_below(self, spec: ReplicationSet, names: list[bytes], level: int) -> None:
+    async def _have_below(
+        self, spec: ReplicationSet, names: list[bytes], level: int, but: Container[bytes]
+    ) -> int:
         """The same for objects of one level and all below them: depth first, so that what is in memory is a
         page of names for each level, however large the files."""
+        came = 0
         for at in range(0, len(names), PAGE):
-            page = names[at : at + PAGE]
-            await self._get(spec, await in_thread(partial(_lacking, self.agent.store, page)))
+            page = [name for name in names[at : at + PAGE] if name not in but]
+            came += await self._get(spec, await in_thread(partial(_lacking, self.agent.store, page)))
         if not level:
-            return
+            return came
         for at in range(0, len(names), RECIPES):
             some = names[at : at + RECIPES]
             below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
             if damaged:
-                await self._get(spec, damaged)
+                came += await self._get(spec, damaged)
                 below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
             if damaged:
                 raise _lost(len(damaged))
-            await self._have_below(spec, below, level - 1)
+            came += await self._have_below(spec, below, level - 1, but)
+        return came
 
-    async def _get(self, spec: ReplicationSet, lacking: set[bytes]) -> None:
-        if lacking:
-            fetched = await self.agent.healer.fetch(spec.uuid, lacking)
-            if lost := lacking - fetched.keys():
-                raise _lost(len(lost))
+    async def _get(self, spec: ReplicationSet, lacking: set[bytes]) -> int:
+        if not lacking:
+            return 0
+        fetched = await self.agent.healer.fetch(spec.uuid, lacking)
+        if lost := lacking - fetched.keys():
+            raise _lost(len(lost))
+        locate = self.agent.store.locate
+        return await in_thread(lambda: sum(where.raw for name in lacking if (where := locate(name))))
+
+
+def path_of(args: Args) -> bytes:
+    """The path that a call names, b'' for all. CrnodeError (USAGE) when it can be none."""
+    path = os.fsencode(str(args.get("path") or "")).strip(b"/")
+    if odd := problem(path, root=True):
+        raise CrnodeError(
+            f"'{os.fsdecode(path)[:200]}' is no path of a set.",
+            f"{odd[:1].upper()}{odd[1:]}.",
+            "Name it as it stands below the set's own folder.",
+            ExitCode.USAGE,
+        )
+    return path
 
 
 def _inside(path: Path, other: Path) -> bool:
@@ -406,7 +429,7 @@ def _gone(spec: ReplicationSet, chosen: Chosen) -> CrnodeError:
     )
 
 
-def _not_those(spec: ReplicationSet, chosen: Chosen, why: str) -> CrnodeError:
+def not_those(spec: ReplicationSet, chosen: Chosen, why: str) -> CrnodeError:
     return CrnodeError(
         f"The entries that {chosen.holder} gave are not those of version {chosen.sequence} of {spec.name}.",
         why,
@@ -424,7 +447,7 @@ def _lost(count: int) -> CrnodeError:
     )
 
 
-def _named(error: Exception) -> str:
+def named(error: Exception) -> str:
     """What it is about: the beginning of an id, or a sentence."""
     about = error.args[0] if error.args else ""
     return about.hex()[:16] if isinstance(about, bytes) else str(about)
@@ -432,13 +455,6 @@ def _named(error: Exception) -> str:
 
 def _at(top: bytes, path: bytes) -> bool:
     return path == top or path.startswith(top + b"/")
-
-
-def _add(state: LtHash, entries: list[Entry], at: int) -> int:
-    """Take a page of entries into `state`; returns the bytes of their files."""
-    page = entries[at : at + PAGE]
-    state.update(entry_bytes(e) for e in page)
-    return sum(e.size for e in page)
 
 
 def _lacking(store: ObjectStore, names: Iterable[bytes]) -> set[bytes]:

@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(epilog="Example: crnode sync web --timeout 60")(sync)
     app.command(epilog="Example: crnode versions web index.html")(versions)
-    app.command(epilog="Example: crnode restore web:index.html --version 12 --to /tmp/back")(restore)
+    app.command(
+        epilog="Examples: crnode restore web:index.html --version 12 --to /tmp/back\n\n"
+        "crnode restore web --at '2026-11-22 10:30' --in-place"
+    )(restore)
 
 
 def sync(
@@ -184,8 +187,18 @@ def restore(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Write it there, always needed: a folder that is new or empty."),
+        typer.Option(metavar="DIR", help="Write it there: a folder that is new or empty."),
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Bring the set itself back, at its source; what it has now is kept as a version first.",
+        ),
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what --in-place would change.")
+    ] = False,
     node: Annotated[
         str | None,
         typer.Option(
@@ -195,14 +208,23 @@ def restore(
     ] = None,
     data: Data = None,
     as_json: Json = False,
-) -> None:
-    """Bring a file, a folder or a whole set back from a version, to a new place.
+) -> int:
+    """Bring a file, a folder or a whole set back from a version, to a new place or to its own.
 
-    It is taken from whatever node keeps that version.
+    It is taken from whatever node keeps that version; with --in-place only what differs is.
     """
     name, path = split_place(place)
+    if (in_place or plan) and (to is not None or node is not None):
+        raise CrnodeError(
+            "--in-place writes where the set is, at its source.",
+            "",
+            "Leave --to and --node out, or --in-place.",
+            ExitCode.USAGE,
+        )
     wanted = chosen_version(data, name, version, at, as_json)
-    args = {"set": name, "path": path, "version": wanted, "to": to, "node": node}
+    args: dict[str, Any] = {"set": name, "path": path, "version": wanted, "to": to, "node": node}
+    if in_place or plan:
+        args |= {"in_place": True, "plan": plan}
     with progress(f"Restoring {place}", as_json) as report:
         answer = ask(
             data, "restore", {key: value for key, value in args.items() if value is not None}, report, None
@@ -216,9 +238,44 @@ def restore(
         )
     if as_json:
         print_json(answer)
+    elif plan:
+        _show_plan(place, answer)
+    elif in_place:
+        _show_in_place(place, answer)
     else:
         took = duration(answer.get("seconds"))
         show(
             f"{number(answer['files'])} files, {size(answer['bytes'])}, were written to {answer['to']} "
             f"in {took}."
         )
+    return int(ExitCode.BEHIND if answer.get("skipped") else ExitCode.OK)
+
+
+def _show_plan(place: str, answer: dict[str, Any]) -> None:
+    said = f"To be as in version {answer['version']}, {place} needs"
+    if not answer["written"] and not answer["removed"]:
+        show(f"{said} no change.")
+        return
+    rows = [(item["change"], item["path"]) for item in answer["paths"]]
+    written = f"{_paths(answer['written'])} written ({size(answer['bytes'])})"
+    title = f"{said} {written}, {answer['removed']} removed"
+    show(table(title, ("change", "path"), rows, ""))
+    if len(rows) < answer["written"] + answer["removed"]:
+        show(f"The first {len(rows)} are shown.")
+
+
+def _show_in_place(place: str, answer: dict[str, Any]) -> None:
+    version = answer["version"]
+    if not answer["written"] and not answer["removed"] and not answer["skipped"]:
+        show(f"{place} is as in version {version}: there was nothing to change.")
+        return
+    show(
+        f"{place} is back at version {version}: {_paths(answer['written'])} written"
+        f" ({size(answer['bytes'])}, of which {size(answer['fetched'])} were fetched),"
+        f" {answer['removed']} removed, in {duration(answer.get('seconds'))}."
+    )
+    if kept := answer.get("kept"):
+        show(f"What was there is version {kept['version']}, kept as '{kept['name']}'.")
+    if answer["skipped"]:
+        rows = [(item["path"], item["reason"]) for item in answer["skipped"]]
+        show(table("Left as they are", ("path", "reason"), rows, ""))

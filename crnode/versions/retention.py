@@ -1,11 +1,14 @@
 """Which images of a set stay versions. Pure: images in, the kept ones with the reason of each out.
 
 The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are the
-last of their minute, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Minutes,
-hours, days and weeks are cut at fixed borders (of UTC): were they counted back from the newest image, they
-would slide with it, and what was thinned a minute ago would never grow old enough for the next rung. Only
-periods that hold an image count, the latest first. Times are those of the images, never of a clock, so that a
-clock that jumps prunes nothing (rule 84).
+last of their minute, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Places
+that these leave empty (a young set has no weeks yet) go to the last point of each minute, the latest first: a
+log that is appended each second fills the 16 newest within as many seconds.
+
+Minutes, hours, days and weeks are cut at fixed borders (of UTC): were they counted back from the newest
+image, they would slide with it, and what was thinned a minute ago would never grow old enough for the next
+rung. Only periods that hold an image count, the latest first. Times are those of the images, never of a
+clock, so that a clock that jumps prunes nothing (rule 84).
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ class Ladder:
     hourly: int = 24
     daily: int = 14
     weekly: int = 10
+    most: int = MOST  # what the rungs leave of it is filled with one a minute
     apart_ns: int = MINUTE
     quiet_ns: int = SECOND
 
@@ -70,6 +74,10 @@ def _once(images: Sequence[Candidate], ladder: Ladder) -> dict[int, str]:
     ):
         for image in _one_each(images, size, count):
             kept.setdefault(image.ordinal, word)
+    for image in _one_each(images, MINUTE, ladder.most):
+        if len(kept) >= ladder.most:
+            break
+        kept.setdefault(image.ordinal, "minutely")
     chosen = [i.ordinal for i in reversed(images) if i.ordinal in kept]
     kept = {ordinal: kept[ordinal] for ordinal in chosen[:MOST]}
     for image in images:

@@ -27,10 +27,25 @@ def test_points_in_a_burst_go_and_those_before_quiet_stay() -> None:
 
 def test_a_file_written_without_pause_still_leaves_a_point_a_minute() -> None:
     images = _line(*(n * SECOND // 2 for n in range(2400)))
-    kept = retain(images, Ladder(hourly=0, daily=0, weekly=0))
+    kept = retain(images, Ladder(hourly=0, daily=0, weekly=0, most=16))
     times = sorted(images[o - 1].at_ns for o in kept)
     assert len(kept) == 16
     assert all(two - one >= MINUTE for one, two in itertools.pairwise(times))
+
+
+def test_empty_places_hold_a_version_a_minute() -> None:
+    """A log that is appended each second: the newest cover seconds, the rest of an hour is not lost."""
+    held: list[Candidate] = []
+    for n in range(2 * 3600):
+        held.append(Candidate(n, n * SECOND, False, True))
+        kept = retain(held)
+        held = [i for i in held if i.ordinal in kept]
+        assert len(held) <= MOST
+    assert len(held) == MOST
+    now = held[-1].at_ns
+    minutes = {i.at_ns // MINUTE for i in held}
+    assert minutes >= {now // MINUTE - n for n in range(40)}
+    assert list(retain(held).values()).count("minutely") > 40
 
 
 def test_the_ladder_over_a_year() -> None:
@@ -47,7 +62,7 @@ def test_the_ladder_over_a_year() -> None:
 
 
 def test_a_whole_image_is_preferred_and_a_rolling_one_better_than_none() -> None:
-    ladder = Ladder(newest=1, hourly=2, daily=0, weekly=0, quiet_ns=HOUR)
+    ladder = Ladder(newest=1, hourly=2, daily=0, weekly=0, most=2, quiet_ns=HOUR)
     images = _line(10 * MINUTE, 30 * MINUTE, 50 * MINUTE, 125 * MINUTE, rolling=(3,))
     assert retain(images, ladder) == {4: "newest", 2: "hourly"}
     only = _line(0, 100 * MINUTE, rolling=(1,))

@@ -1,0 +1,218 @@
+"""Restoring to the original place: the source is as in the version, and nothing of what was there is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from harness import Cluster, crnode, rsync_difference, wait_for
+from spawner import SPAWNER
+
+from crnode.errors import CrnodeError, ExitCode
+
+
+def tree(root: Path) -> None:
+    """Files of all kinds and sizes, folders, links, names of one file."""
+    (root / "docs" / "deep").mkdir(parents=True)
+    for number in range(30):
+        (root / "docs" / f"file{number}").write_bytes(b"first %d" % number * 50)
+    (root / "docs" / "deep" / "large").write_bytes(os.urandom(3 << 20))
+    (root / "docs" / "deep" / "moved").write_bytes(os.urandom(2 << 20))
+    (root / "link").symlink_to("docs/file1")
+    (root / "empty").mkdir()
+    (root / "one").write_bytes(b"one of two names")
+    os.link(root / "one", root / "docs" / "two")
+    (root / "becomes-folder").write_bytes(b"a file")
+    (root / "becomes-file" / "in").mkdir(parents=True)
+    (root / "becomes-file" / "in" / "it").write_bytes(b"within")
+    os.chmod(root / "docs" / "file3", 0o640)
+    os.utime(root / "docs", ns=(10**18, 10**18))
+
+
+def spoil(root: Path) -> None:
+    """A bad day."""
+    for number in range(10):
+        (root / "docs" / f"file{number}").write_bytes(b"spoiled %d" % number)
+    for number in range(10, 20):
+        (root / "docs" / f"file{number}").unlink()
+    with open(root / "docs" / "deep" / "large", "r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"spoiled in the midst")
+    os.rename(root / "docs" / "deep" / "moved", root / "elsewhere")
+    (root / "link").unlink()
+    (root / "link").write_bytes(b"no link any more")
+    (root / "empty").rmdir()
+    (root / "docs" / "two").unlink()
+    (root / "docs" / "two").write_bytes(b"two of two files")
+    (root / "becomes-folder").unlink()
+    (root / "becomes-folder").mkdir()
+    (root / "becomes-folder" / "new").write_bytes(b"x")
+    shutil.rmtree(root / "becomes-file")
+    (root / "becomes-file").write_bytes(b"y")
+    (root / "new").mkdir()
+    (root / "new" / "file").write_bytes(b"new")
+    os.chmod(root / "docs" / "file25", 0o600)
+
+
+def copied(root: Path, to: Path) -> Path:
+    subprocess.run(["cp", "-a", f"{root}/.", str(to)], check=True)
+    return to
+
+
+def restored(cluster: Cluster, node: str, set_: str = "docs", **args: object) -> dict[str, object]:
+    return cluster.nodes[node].call("restore", {"set": set_, "in_place": True, **args}, 120)
+
+
+def newest(cluster: Cluster) -> int:
+    return max(row["number"] for row in cluster.master.call("versions", {"set": "docs"})["versions"])
+
+
+@pytest.fixture
+def shop(cluster: Cluster, tmp_path: Path) -> tuple[Cluster, Path]:
+    """A set of two nodes, in sync."""
+    cluster.init()
+    cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    tree(source)
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"])
+    cluster.sync("docs")
+    time.sleep(1.1)  # what is followed by quiet stays a version
+    return cluster, source
+
+
+def test_a_spoiled_set_is_brought_back(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    good = newest(cluster)
+    was = copied(source, tmp_path / "was")
+    spoil(source)
+    cluster.sync("docs")
+    spoiled = copied(source, tmp_path / "spoiled")
+    plan = restored(cluster, "box2", version=str(good), plan=True)
+    assert plan["written"] and plan["removed"]
+    assert rsync_difference(source, spoiled) == ""  # a plan changes nothing
+    out = restored(cluster, "box2", version=str(good))  # asked from the other node
+    assert out["verified"] and not out["skipped"], out
+    assert (out["written"], out["removed"]) == (plan["written"], plan["removed"])
+    assert rsync_difference(was, source) == ""
+    assert int(str(out["fetched"])) < 1 << 20  # what is in the tree still is not fetched
+    assert not (source / ".crnode").exists()
+    cluster.sync("docs")
+    assert rsync_difference(source, tmp_path / "live") == ""
+    again = restored(cluster, "shop1", version=str(good))
+    assert (again["written"], again["removed"], again["kept"]) == (0, 0, None)
+    kept = out["kept"]
+    assert isinstance(kept, dict)
+    back = tmp_path / "back"
+    cluster.nodes["box2"].call("restore", {"set": "docs", "version": kept["name"], "to": str(back)})
+    assert rsync_difference(spoiled, back) == ""
+
+
+def test_one_path_is_brought_back_and_nothing_else(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    good = str(newest(cluster))
+    was = copied(source, tmp_path / "was")
+    spoil(source)
+    shutil.rmtree(source / "docs")
+    (source / "docs").write_bytes(b"in the way")
+    out = restored(cluster, "shop1", path="docs/deep/large", version=good)
+    assert out["verified"], out["skipped"]
+    assert (source / "docs" / "deep" / "large").read_bytes() == (was / "docs" / "deep" / "large").read_bytes()
+    assert (source / "docs").stat().st_mode == (was / "docs").stat().st_mode
+    assert sorted(os.listdir(source / "docs")) == ["deep"]
+    assert os.listdir(source / "docs" / "deep") == ["large"]
+    assert (source / "new" / "file").exists() and (source / "becomes-folder" / "new").exists()
+    with pytest.raises(CrnodeError, match="has nothing at"):
+        restored(cluster, "shop1", path="docs/never", version=good)
+    with pytest.raises(CrnodeError, match="Say which version"):
+        restored(cluster, "shop1", path="docs")
+
+
+def test_an_emptied_set_is_brought_back(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    """What people do after `rm -rf *`: nobody consents to anything."""
+    cluster, source = shop
+    good = str(newest(cluster))
+    was = copied(source, tmp_path / "was")
+    for child in source.iterdir():
+        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+    def emptied() -> bool:
+        (row,) = cluster.master.call("status")["sets"]
+        return "emptied" in str(row)
+
+    wait_for(emptied)
+    out = restored(cluster, "shop1", version=good)
+    assert out["verified"], out["skipped"]
+    assert rsync_difference(was, source) == ""
+    cluster.sync("docs")
+    assert rsync_difference(source, tmp_path / "live") == ""
+
+
+def test_what_is_nobodys_version_stays(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    good = str(newest(cluster))
+    (source / "docs" / "file1").unlink()
+    os.mkfifo(source / "docs" / "file1")  # no part of any version
+    (source / "docs" / "file2").write_bytes(b"other")
+    out = restored(cluster, "shop1", version=good)
+    assert not out["verified"]
+    assert [s["path"] for s in out["skipped"]] == ["docs/file1"]  # type: ignore[attr-defined]
+    assert (source / "docs" / "file1").is_fifo()
+    assert (source / "docs" / "file2").read_bytes().startswith(b"first 2")
+    done = crnode(
+        "restore", "docs", "--version", good, "--in-place", "--data", str(cluster.master.data), check=False
+    )
+    assert done.returncode == ExitCode.BEHIND
+    assert "docs/file1" in done.stdout
+
+
+def test_nothing_is_changed_that_was_not_kept(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    good = str(newest(cluster))
+    cluster.nodes["box2"].stop()
+    spoil(source)
+    spoiled = copied(source, tmp_path / "spoiled")
+    with pytest.raises(CrnodeError) as error:  # no node has a version to go back to
+        restored(cluster, "shop1", version=good)
+    assert error.value.exit_code == ExitCode.UNREACHABLE
+    assert rsync_difference(source, spoiled) == ""
+    cluster.nodes["box2"].start()
+    cluster.sync("docs")
+    cluster.join("box3")
+    with pytest.raises(CrnodeError, match="no part in that set"):
+        restored(cluster, "box3", version=good)
+    words = ["restore", "docs", "--version", good, "--data", str(cluster.master.data)]
+    assert crnode(*words, "--in-place", "--to", "/tmp/x", check=False).returncode == ExitCode.USAGE
+    shown = crnode(*words, "--plan").stdout
+    assert "becomes-file/in/it" in shown and "removed" in shown
+    assert rsync_difference(source, spoiled) == ""
+
+
+def test_a_kill_in_the_midst_leaves_whole_files(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    for number in range(1500):
+        (source / "docs" / f"more{number}").write_bytes(b"more %d" % number * 400)
+    cluster.sync("docs")
+    time.sleep(1.1)
+    good = str(newest(cluster))
+    was = copied(source, tmp_path / "was")
+    for number in range(1500):
+        (source / "docs" / f"more{number}").write_bytes(b"spoiled %d" % number)
+    cluster.sync("docs")
+    words = ["restore", "docs", "--version", good, "--in-place", "--data", str(cluster.master.data)]
+    running = SPAWNER.start(words, tmp_path / "out", tmp_path / "out")
+    wait_for(lambda: (source / "docs" / "more5").read_bytes().startswith(b"more"), step=0.001)
+    cluster.master.kill()
+    running.wait(30)
+    for number in range(1500):
+        data = (source / "docs" / f"more{number}").read_bytes()
+        assert data in (b"more %d" % number * 400, b"spoiled %d" % number)
+    cluster.master.start()
+    out = restored(cluster, "shop1", version=good)
+    assert out["verified"], out["skipped"]
+    assert rsync_difference(was, source) == ""
+    assert not (source / ".crnode").exists()
