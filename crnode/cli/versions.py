@@ -19,8 +19,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: crnode sync web --timeout 60")(sync)
     app.command(epilog="Example: crnode versions web index.html")(versions)
     app.command(
-        epilog="Examples: crnode restore web:index.html --version 12 --to /tmp/back\n\n"
-        "crnode restore web --at '2026-11-22 10:30' --in-place"
+        epilog="Example: crnode restore web:index.html --version 12 --to /tmp/back\n\n"
+        "Example: crnode restore web --at '2026-11-22 10:30' --in-place"
     )(restore)
 
 
