@@ -20,7 +20,7 @@ Version = Annotated[
     str | None, typer.Option(metavar="VERSION", help="Its number or name (default: the newest).")
 ]
 At = Annotated[
-    str | None, typer.Option(metavar="TIME", help="The state at that time, like '2026-11-22 10:30'.")
+    str | None, typer.Option(metavar="TIME", help="Then: '2026-11-22 10:30', 'yesterday 14:05'.")
 ]
 _SIGNS = {"added": "+", "deleted": "-", "changed": "~", "attributes": ".", "renamed": ">"}
 _PIECE = 1 << 20

@@ -13,6 +13,8 @@ from crnode.cli.common import Data, Json, ask
 from crnode.cli.output import duration, moment, number, print_json, progress, show, size, table
 from crnode.errors import CrnodeError, ExitCode
 
+SHORTEST = 4  # letters of a time in words
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
@@ -136,16 +138,36 @@ def _versions(data: Any, name: str, path: str | None, as_json: bool) -> dict[str
 
 
 def parse_time(text: str) -> int:
-    """'2026-11-22 10:30' (local time) or ISO 8601 with a zone -> wall clock nanoseconds. CrnodeError(USAGE)
-    else.
+    """A time as people say it -> wall clock nanoseconds: '2026-11-22 10:30' (local), ISO 8601 with a zone, or
+    'yesterday 14:05', '2 hours ago', 'monday 9:00', in many languages. CrnodeError(USAGE) for anything else.
     """
+    said = text.strip()
     try:
-        seconds = datetime.datetime.fromisoformat(text.strip()).timestamp()
+        seconds = datetime.datetime.fromisoformat(said).timestamp()
     except (ValueError, OverflowError, OSError):
-        seconds = math.nan
+        seconds = _spoken(said)
     if not math.isfinite(seconds):
-        raise CrnodeError(f"'{text}' is not a time.", "", "Write it like '2026-11-22 10:30'.", ExitCode.USAGE)
+        raise CrnodeError(
+            f"'{text}' is not a time.",
+            "",
+            "Write it like '2026-11-22 10:30', 'yesterday 14:05' or '2 hours ago'.",
+            ExitCode.USAGE,
+        )
     return int(seconds) * 1_000_000_000 + 999_999_999  # what was there during that second counts
+
+
+def _spoken(text: str) -> float:
+    """Seconds since 1970 of a time in words, the latest past one that fits; NaN when it is none."""
+    if len(text) < SHORTEST or text.lstrip("-+.").isdigit():  # a number is a version, not a month or an hour
+        return math.nan
+    import dateparser  # its tables take a second to read, and few commands need them
+
+    settings: Any = {"PREFER_DATES_FROM": "past", "RETURN_AS_TIMEZONE_AWARE": False}
+    try:
+        found = dateparser.parse(text, settings=settings)
+        return found.timestamp() if found is not None else math.nan
+    except (ValueError, OverflowError, OSError, RecursionError):
+        return math.nan
 
 
 def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str) -> int:
@@ -183,7 +205,7 @@ def restore(
         str | None, typer.Option(metavar="VERSION", help="Its number or name (default: the newest).")
     ] = None,
     at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="The state at that time, like '2026-11-22 10:30'.")
+        str | None, typer.Option(metavar="TIME", help="Then: '2026-11-22 10:30', 'yesterday 14:05'.")
     ] = None,
     to: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -101,7 +102,7 @@ def test_restore_at_a_time_takes_the_newest_version_before_it(
     assert main(["restore", "web", "--at", "1970-01-01T00:00:06+00:00", "--to", "/x"]) == 0
     assert agent.asked[-1] == ("restore", {"set": "web", "version": "3", "to": "/x"})
     assert main(["restore", "web", "--at", "1970-01-01T00:00:01+00:00", "--to", "/x"]) == ExitCode.REFUSED
-    assert main(["restore", "web", "--at", "yesterday"]) == ExitCode.USAGE
+    assert main(["restore", "web", "--at", "some day"]) == ExitCode.USAGE
     assert main(["restore", "web", "--at", "2026-01-01", "--version", "3"]) == ExitCode.USAGE
     capsys.readouterr()
 
@@ -266,6 +267,22 @@ def test_small_words() -> None:
     assert parse_time("1970-01-01T00:00:06+00:00") == 6_999_999_999
     with pytest.raises(CrnodeError, match="no versions yet"):
         version_at([], 5, "web", "then")
+
+
+def test_times_as_people_say_them() -> None:
+    midnight = datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+    day = datetime.timedelta(days=1)
+    for text, wanted in (
+        ("yesterday 14:05", midnight - day + datetime.timedelta(hours=14, minutes=5)),
+        ("gestern 14:05", midnight - day + datetime.timedelta(hours=14, minutes=5)),
+        ("22.11.2026 10:30", datetime.datetime(2026, 11, 22, 10, 30)),
+        ("2 hours ago", datetime.datetime.now() - datetime.timedelta(hours=2)),
+    ):
+        assert abs(parse_time(text) / 1e9 - wanted.timestamp()) < 60, text
+    assert parse_time("monday 9:00") < time.time_ns()
+    for odd in ("", "12", "-64", "x", "3.5", "version 12", "never", "99999999999999999999 years ago"):
+        with pytest.raises(CrnodeError, match="is not a time"):
+            parse_time(odd)
 
 
 def test_ctrl_c_before_anything_began_is_no_traceback() -> None:
