@@ -247,11 +247,8 @@ class InPlace:
         ):
             image = await in_thread(lambda: reader.image(newest_id))
             if image is None:
-                raise CrnodeError(
-                    f"{spec.name} changes faster than this can be planned.", "", "Repeat it."
-                )
+                raise CrnodeError(f"{spec.name} changes faster than this can be planned.", "", "Repeat it.")
             top = await in_thread(lambda: _missing_above(reader, path, image.ordinal))
-
 
             def there(path: bytes) -> Entry | None:
                 """What the image has, if that is what is on the disk: of what cannot be captured, and of an
@@ -349,9 +346,7 @@ class InPlace:
                     stop += 1
                 batch = files[at:stop]
                 await in_thread(partial(work.look, batch))
-                work.fetched += await self.restore.have(
-                    running.spec, [w.entry for w in batch], work.here
-                )
+                work.fetched += await self.restore.have(running.spec, [w.entry for w in batch], work.here)
                 try:
                     await in_thread(partial(work.write, batch))
                 except Missing:  # a file that had its bytes is another one by now
@@ -365,9 +360,7 @@ class InPlace:
             await in_thread(work.close)
         return work
 
-    async def _wrong(
-        self, running: RunningSource, plan: Plan, skipped: Mapping[bytes, str]
-    ) -> list[bytes]:
+    async def _wrong(self, running: RunningSource, plan: Plan, skipped: Mapping[bytes, str]) -> list[bytes]:
         """Paths that the image which was captured after the restore has otherwise than the version."""
         newest = running.source.newest
         assert newest is not None
@@ -417,9 +410,7 @@ class _Tree:
 class _Changes:
     """The work on the tree, in threads, one step at a time."""
 
-    def __init__(
-        self, uuid: str, roots: OpenRoots, store: ObjectStore, planned: Planned
-    ) -> None:
+    def __init__(self, uuid: str, roots: OpenRoots, store: ObjectStore, planned: Planned) -> None:
         self.written = 0
         self.removed = 0
         self.bytes = 0

@@ -97,15 +97,14 @@ class Looking:
 
     async def _ls(self, args: Args, progress: Progress) -> Args:
         """What is in a folder of a version, a page at a time: {"entries", "more", "version", "id", "node"}.
-        For the next page ask with "id" as the version and the last name as "after"."""
+        For the next page ask with "id" as the version, "node", and the last name as "after"."""
         spec = self.agent.document.need_set(str(args["set"]))
+        question = {"set": spec.name, "path": args.get("path") or "", "after": args.get("after") or ""}
+        if args.get("node") in spec.targets:  # a further page: nobody else has to be asked
+            image, node = str(args["version"]), str(args["node"])
+            return {**await self._ask(node, "ls", {**question, "image": image}), "id": image, "node": node}
         chosen = await self.restore.choose(spec, args.get("version"))
-        question = {
-            "set": spec.name,
-            "image": chosen.image.hex(),
-            "path": args.get("path") or "",
-            "after": args.get("after") or "",
-        }
+        question["image"] = chosen.image.hex()
         answer = await self._ask(chosen.holder, "ls", question)
         return {**answer, "version": chosen.sequence, "id": chosen.image.hex(), "node": chosen.holder}
 
@@ -138,7 +137,7 @@ class Looking:
             "first": first.image.hex(),
             "second": second.image.hex(),
             "path": args.get("path") or "",
-            "limit": args.get("limit") or PAGE,
+            "limit": args.get("limit", PAGE),
         }
         answer = await self._ask(first.holder, "diff", question)
         return {**answer, "first": first.sequence, "second": second.sequence, "node": first.holder}
@@ -150,9 +149,9 @@ class Looking:
         names = [self.agent.node.name, *(n for n in spec.targets if n != self.agent.node.name)]
         for name in names:
             images = await self.restore.images(spec, name)
+            images.reverse()  # a number that was given twice means the later one
             one = next((i for i in images if i.called(first)), None)
-            newest = max(images, key=lambda i: i.sequence, default=None)
-            two = newest if second is None else next((i for i in images if i.called(str(second))), None)
+            two = next((i for i in images if second is None or i.called(str(second))), None)
             if one is not None and two is not None:
                 return one, two
         raise CrnodeError(
@@ -165,7 +164,7 @@ class Looking:
     async def _peer_diff(self, sender: str, args: Args) -> Args:
         spec = self._readable(sender, args)
         path, hold = _path(args.get("path")), self.agent.server.readers.hold
-        limit = max(0, min(int(args.get("limit") or PAGE), 20 * PAGE))
+        limit = max(0, min(int(args.get("limit", PAGE)), 20 * PAGE))
         async with (
             hold(spec.uuid, bytes.fromhex(str(args["first"]))) as first,
             hold(spec.uuid, bytes.fromhex(str(args["second"]))) as second,
@@ -198,19 +197,13 @@ class Looking:
         if not text.strip("/"):
             raise CrnodeError("There is nothing to look for.", "", "Name a part of the path.", ExitCode.USAGE)
         silent: dict[str, str] = {}
-        merged: dict[str, Args] = {}
-        more = False
+        answers: dict[str, Args] = {}
 
         async def ask(name: str) -> None:
-            nonlocal more
             try:
-                answer = await self._ask(name, "search", {"set": spec.name, "text": text})
+                answers[name] = await self._ask(name, "search", {"set": spec.name, "text": text})
             except CrnodeError as error:
                 silent[name] = str(error)
-                return
-            more = more or bool(answer["more"])
-            for row in answer["found"]:
-                _merge(merged, row, name)
 
         await asyncio.gather(*(ask(name) for name in spec.targets))
         if len(silent) == len(spec.targets) and silent:
@@ -220,16 +213,18 @@ class Looking:
                 "Start their agents.",
                 ExitCode.UNREACHABLE,
             )
+        merged = _merged(answers)
+        more = any(answer["more"] for answer in answers.values())
         return {"found": [merged[path] for path in sorted(merged)], "more": more, "silent": silent}
 
     async def _peer_search(self, sender: str, args: Args) -> Args:
         spec = self._readable(sender, args)
         text = os.fsencode(str(args["text"]))
 
-        def work(looker: Looker) -> list[Args]:
+        def work(looker: Looker) -> tuple[int, list[Args]]:
             with looker.snapshot():
                 images = looker.images()
-                return [
+                return images[-1].at_ns if images else 0, [
                     {
                         "path": os.fsdecode(row.path),
                         "kind": KINDS.get(row.kind, "file"),
@@ -243,9 +238,9 @@ class Looking:
                     for row in looker.search(text, images, PAGE)
                 ]
 
-        rows = await self._look(spec, work)
+        newest_ns, rows = await self._look(spec, work)
         fitting, cut = _fitting(rows)
-        return {"found": fitting, "more": cut or len(rows) == PAGE}
+        return {"found": fitting, "more": cut or len(rows) == PAGE, "newest_ns": newest_ns}
 
     # -- pin
 
@@ -374,14 +369,20 @@ def _fitting(rows: list[Args]) -> tuple[list[Args], bool]:
     return rows, False
 
 
-def _merge(merged: dict[str, Args], row: Args, node: str) -> None:
-    known = merged.setdefault(row["path"], {**row, "nodes": []})
-    known["nodes"] = sorted([*known["nodes"], node])  # they answer in any order
-    if row["first"] < known["first"]:
-        known["first"], known["first_ns"] = row["first"], row["first_ns"]
-    if row["last"] > known["last"]:
-        known |= {key: row[key] for key in ("last", "last_ns", "kind", "size")}
-    known["now"] = known["now"] or row["now"]
+def _merged(answers: dict[str, Args]) -> dict[str, Args]:
+    """Path -> what the nodes say of it together. What is there now, only those know that have the newest."""
+    merged: dict[str, Args] = {}
+    newest = max((answer["newest_ns"] for answer in answers.values()), default=0)
+    for node, answer in sorted(answers.items()):
+        for row in answer["found"]:
+            known = merged.setdefault(row["path"], {**row, "nodes": [], "now": False})
+            known["nodes"].append(node)
+            if row["first_ns"] < known["first_ns"]:
+                known["first"], known["first_ns"] = row["first"], row["first_ns"]
+            if row["last_ns"] > known["last_ns"]:
+                known |= {key: row[key] for key in ("last", "last_ns", "kind", "size")}
+            known["now"] = known["now"] or (row["now"] and answer["newest_ns"] == newest)
+    return merged
 
 
 def _pruned(spec: ReplicationSet) -> CrnodeError:

@@ -129,7 +129,7 @@ def remake(
     rows = aside if aside.exists() and not sourced else None
     text = _told(path, aside, why, before)
     notes = _notes(aside)
-    if sourced and ROOTS not in notes:
+    if sourced:
         notes[UNSURE] = b"1"
     try:
         rebuilt = rebuild.rebuild_catalog(path, uuid, store, aside=rows, notes=notes)

@@ -10,6 +10,7 @@ the image being held while it is read (rule 38), and from the holder's count of 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -69,9 +70,26 @@ class Chosen(NamedTuple):
 
     def called(self, text: str) -> bool:
         """Whether a person who says `text` means this version: its number, its name, or how its id begins."""
-        return text in (str(self.sequence), self.name) or (
-            len(text) >= 8 and self.image.hex().startswith(text)
+        return bool(text) and (
+            text in (str(self.sequence), self.name) or (len(text) >= 8 and self.image.hex().startswith(text))
         )
+
+
+def newest_of(some: Sequence[Sequence[Chosen]], held: Sequence[Sequence[Chosen]]) -> Chosen | None:
+    """The newest of `some` versions, None when there are none. Both are lists of one holder each, in the
+    order in which its images came; `held` is all that it has.
+
+    A source that lost its catalog may have counted from lower numbers on, and clocks are set: what a holder
+    has after an image is newer than that."""
+    lasts = [images[-1] for images in some if images]
+    places = [{c.image: place for place, c in enumerate(images)} for images in held]
+
+    def passed(one: Chosen) -> bool:
+        return any(
+            one.image in at and any(at.get(c.image, -1) > at[one.image] for c in lasts) for at in places
+        )
+
+    return max([c for c in lasts if not passed(c)] or lasts, key=lambda c: c.sequence, default=None)
 
 
 class Restore:
@@ -220,28 +238,28 @@ class Restore:
     async def choose(self, spec: ReplicationSet, wanted: object) -> Chosen:
         """The version asked for (see :meth:`Chosen.called`; None: the newest), from whoever holds it.
         Raises CrnodeError."""
-        found: list[Chosen] = []
-        for name in (self.agent.node.name, *spec.targets):
-            found += [
-                c
-                for c in await self.images(spec, name)
-                if c.holder not in {f.holder for f in found} or c not in found
-            ]
-        if not found:
+        here = self.agent.node.name
+        names = (here, *(name for name in spec.targets if name != here))
+        held = await asyncio.gather(*(self.images(spec, name) for name in names))
+        if not any(held):
             raise CrnodeError(
                 f"No version of {spec.name} can be reached.",
                 "None of its targets answers, or none has an image yet.",
                 "Start their agents.",
                 ExitCode.UNREACHABLE,
             )
-        if wanted is None:
-            newest = max(c.sequence for c in found)
-            return next(c for c in found if c.sequence == newest)
         text = str(wanted)
-        for chosen in found:
-            if chosen.called(text):
-                return chosen
-        numbers = sorted({c.sequence for c in found})
+        if wanted is not None and not text.strip():
+            raise CrnodeError(
+                "No version was named.",
+                "The text is empty.",
+                f"See: crnode versions {spec.name}",
+                ExitCode.USAGE,
+            )
+        chosen = newest_of([[c for c in images if wanted is None or c.called(text)] for images in held], held)
+        if chosen is not None:
+            return chosen
+        numbers = sorted({c.sequence for images in held for c in images})
         raise CrnodeError(
             f"There is no version {text} of {spec.name}.",
             f"There are {len(numbers)}, from {numbers[0]} to {numbers[-1]}.",
@@ -352,9 +370,7 @@ class Restore:
             os.close(root)
             os.close(temporary)
 
-    async def have(
-        self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = ()
-    ) -> int:
+    async def have(self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = ()) -> int:
         """Fetch every object that the batch needs and that is not whole in our store, except those that are
         `but`; returns how many bytes came. CrnodeError (DAMAGE) when one cannot be had."""
         tops: dict[int, dict[bytes, None]] = {}

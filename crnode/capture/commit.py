@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from crnode.capture.job import Batch
 from crnode.capture.read import Fresh
+from crnode.capture.unsure import begun_anew
 from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import (
@@ -35,6 +36,7 @@ from crproto.paths import split
 
 FORGET_AFTER_NS = 30 * 86_400 * 10**9
 """A target that was silent for so long pins nothing any more; when it is back it is compared by ranges."""
+SEQUENCE_MOST = 1 << 53
 PRUNE_ROWS = 500  # rows pruned at most inside a commit
 
 
@@ -83,6 +85,7 @@ class SourceCommit:
         self.store = store
         self.incarnation = catalog.meta("incarnation") or incarnation
         self.rolled_back = False
+        self.floor = 0  # greatest sequence that a target has of the images before this incarnation
         self.spool_given_up = catalog.meta(SPOOL_GIVEN_UP) is not None
         self.epoch = epoch
         self.roots = roots
@@ -151,7 +154,11 @@ class SourceCommit:
             may_be_same = newest is not None and not (staged or confirm or again)
             if may_be_same and newest is not None and self.catalog.digest(totals) == newest.digest:
                 raise _Unchanged
-            if newest is not None and newest.entries > self.roots >= totals.entries and not accept:
+            if newest is not None:
+                emptied = newest.entries > self.roots >= totals.entries
+            else:  # what was there is not known: folders alone are no content then
+                emptied = begun_anew(self.catalog) and not totals.bytes
+            if emptied and not accept:
                 raise EmptiedSet(
                     "Everything in the set was deleted at once. Targets keep what they have. If this is"
                     " meant, say so"
@@ -213,13 +220,17 @@ class SourceCommit:
                 out.add(path)
         return out
 
-    def begin_incarnation(self) -> Point | None:
+    def begin_incarnation(self, sequence: int) -> Point | None:
         """Draw a new identity and make an image under it: what targets hold of the old one is no ancestor of
-        it."""
-        with self.catalog.transaction():
-            self.incarnation = secrets.token_bytes(16)
-            self.catalog.set_meta("incarnation", self.incarnation)
-        self.rolled_back = True
+        it. Its number follows on `sequence`, the greatest that a target has, so that no number of a version
+        comes again. Once for a process; further targets only move the number."""
+        if not self.rolled_back:
+            with self.catalog.transaction():
+                self.incarnation = secrets.token_bytes(16)
+                self.catalog.set_meta("incarnation", self.incarnation)
+            self.rolled_back = True
+        if sequence < SEQUENCE_MOST:  # else the target lies: nobody made so many
+            self.floor = max(self.floor, sequence)
         if self.catalog.staging() is not None:
             return None
         return self.finish(Batch(), CLEAN | DIVERGED, False, True, False, False)
@@ -249,7 +260,7 @@ class SourceCommit:
 
     def _image(self, ordinal: int, newest: Image | None, totals: Totals, flags: int) -> Image:
         parent = newest.id if newest is not None and newest.id is not None else NO_IMAGE
-        sequence = newest.sequence + 1 if newest is not None else 1
+        sequence = max(newest.sequence if newest is not None else 0, self.floor) + 1
         # A hybrid clock: time never runs backwards along a line of images (rule 51).
         at_ns = max(self.now_ns(), newest.at_ns + 1 if newest is not None else 0)
         digest = self.catalog.digest(totals)

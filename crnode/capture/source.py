@@ -168,9 +168,10 @@ class SourceSet:
             await self._judged.wait()
         return self.guard.suspicions.verdict(path) is Verdict.DAMAGE
 
-    async def begin_incarnation(self) -> Image | None:
-        """This source was set back (rule 43): go on under a new identity; returns its first image."""
-        point = await self.writer.submit(self.commit.begin_incarnation)
+    async def begin_incarnation(self, sequence: int) -> Image | None:
+        """This source was set back (rule 43): go on under a new identity; returns its first image, whose
+        number is greater than `sequence`."""
+        point = await self.writer.submit(self.commit.begin_incarnation, sequence)
         if point is None:
             return None
         self.newest = point.image

@@ -70,7 +70,8 @@ def _listing(data: Path | None, name: str, path: str | None, version: str | None
     answer = ask(data, "ls", args)
     page = answer
     while page["more"]:
-        page = ask(data, "ls", {**args, "version": answer["id"], "after": answer["entries"][-1]["name"]})
+        further = {"version": answer["id"], "node": answer["node"], "after": answer["entries"][-1]["name"]}
+        page = ask(data, "ls", {**args, **further})
         answer["entries"] += page["entries"]
     answer["more"] = False
     return answer

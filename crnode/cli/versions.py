@@ -170,8 +170,9 @@ def _spoken(text: str) -> float:
         return math.nan
 
 
-def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str) -> int:
-    """The number of the newest version that is not later than `time_ns`."""
+def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str) -> str:
+    """What the newest version is called that is not later than `time_ns`: its number, its id where others
+    have that number, too."""
     before = [item for item in known if int(item["time_ns"]) <= time_ns]
     if not before:
         first = min((item["time_ns"] for item in known), default=None)
@@ -182,7 +183,8 @@ def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str
             ExitCode.REFUSED,
         )
     newest = max(before, key=lambda item: (int(item["time_ns"]), int(item["number"])))
-    return int(newest["number"])
+    same = {item.get("id") for item in known if item["number"] == newest["number"]}
+    return str(newest["number"] if len(same) == 1 else newest["id"])
 
 
 def chosen_version(
@@ -196,7 +198,7 @@ def chosen_version(
     if at is None:
         return version
     known = _versions(data, name, None, as_json)["versions"]
-    return str(version_at(known, parse_time(at), name, at))
+    return version_at(known, parse_time(at), name, at)
 
 
 def restore(

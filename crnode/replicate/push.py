@@ -71,6 +71,7 @@ RETRY_FIRST, RETRY_MOST = 0.25, 10.0  # seconds between attempts to reach the ta
 REFUSED_WAIT = 5.0  # seconds before a refused image is tried again
 CURSOR_SECONDS = 0.05  # a cursor is saved this long after the acknowledgement that moved it
 SPOOL_AFTER = 2  # abandoned images after which new bytes are spooled (rule 55)
+RAISED_MOST = 3  # times that a target is believed, in one process, about images that we do not know
 
 
 class Restart(Exception):
@@ -121,6 +122,7 @@ class Push:
         self._abandoned = 0
         self._answers: dict[tuple[type[Message], int], asyncio.Future[tuple[Message, memoryview]]] = {}
         self._verdict: asyncio.Future[Message | tuple[Message, list[bytes]]] | None = None
+        self._raised = 0  # times that this target held more than we had made
         self._state_message: asyncio.Future[SetState] | None = None
         self._number = 0
         self._unsaved: set[bytes] = set()  # acknowledged images whose cursor is not in the catalog yet
@@ -587,14 +589,16 @@ class Push:
         behind = state.sequence > newest.sequence or (
             state.sequence == newest.sequence and state.newest != newest.id
         )
-        if behind and not self.commit.rolled_back:
-            self._journal(
-                "push",
-                f"Set {self.set_name}: {self.target} holds an image that this source does not know. The"
-                f" source was set"
-                " back; it goes on under a new incarnation and the target keeps what it had as a version.",
-            )
-            if await self.source.begin_incarnation() is None:
+        if behind:
+            if not self.commit.rolled_back:
+                self._journal(
+                    "push",
+                    f"Set {self.set_name}: {self.target} holds an image that this source does not know. The"
+                    " source was set back; it goes on under a new incarnation and the target keeps what it"
+                    " had as a version.",
+                )
+            self._raised += 1
+            if self._raised <= RAISED_MOST and await self.source.begin_incarnation(state.sequence) is None:
                 raise Restart("an image is being captured; it is compared when that is done")
         reader = self._reader
         pinned = await self.source.writer.submit(self.commit.pin_newest, self.in_flight)

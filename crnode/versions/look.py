@@ -78,6 +78,8 @@ class Looker(Reader):
         are in it; the whole path is looked at where it has a slash. Letters of ASCII match in both cases."""
         subject = f"lower(CAST({_PATH if b'/' in text else 'e.name'} AS TEXT))"
         shell = b"*" in text or b"?" in text
+        if shell:
+            text = text.replace(b"[", b"[[]")
         wanted = "lower(CAST(?1 AS TEXT))"
         match = f"{subject} GLOB {wanted}" if shell else f"instr({subject},{wanted})"
         ordinals = [image.ordinal for image in images]

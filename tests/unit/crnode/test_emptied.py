@@ -12,6 +12,8 @@ import pytest
 from rot_samples import Capturing, capturing, until
 
 from crnode.capture import source as module
+from crnode.capture.roots import OpenRoots, labels
+from crnode.capture.unsure import why_not
 
 
 def _made(tmp_path: Path, *, folders: bool = False) -> Path:
@@ -155,3 +157,16 @@ def test_a_folder_made_while_events_were_lost_at_the_start_is_watched(
         assert await until(lambda: here.content(b"d/new") is not None, 5)
 
     capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_folders_alone_are_nothing_to_go_by(tmp_path: Path) -> None:
+    """An unsure source is not captured before there is a file in it, however many empty folders there are."""
+    root = tmp_path / "mnt"
+    (root / "sub" / "deeper").mkdir(parents=True)
+    roots = OpenRoots(labels([str(root)]))
+    try:
+        assert "is empty" in why_not("docs", roots)
+        (root / "sub" / "deeper" / "link").symlink_to("nowhere")
+        assert why_not("docs", roots) == ""
+    finally:
+        roots.close()
