@@ -126,11 +126,14 @@ def _push(running: RunningSource, name: str) -> Out:
     push = running.pushes[name][0]
     newest = running.source.newest
     state = push.state
+    clock = asyncio.get_running_loop().time()
+    rpo = push.lag.rpo(clock)
     if state == "in sync" and newest is not None and push.acked != newest.id:
         state = "behind"
     return {
         "state": state,
-        "lag_s": push.lag.seconds(asyncio.get_running_loop().time()),
+        "lag_s": push.lag.seconds(clock),
+        "rpo": {"p50_s": rpo.p50, "p95_s": rpo.p95, "max_s": rpo.max, "over_s": rpo.over},
         "behind_points": push.lag.behind(),
         "sequence": push.lag.acknowledged,
         "applied": push.applied == push.acked and bool(push.acked),
@@ -228,6 +231,7 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
                 "destination": target.destination,
                 "state": state,
                 "lag_s": lag,
+                "rpo": push.get("rpo"),
                 "behind_entries": push.get("behind_points"),
                 "behind_bytes": None,
                 "sequence": there.get("sequence", push.get("sequence")),

@@ -117,11 +117,15 @@ def _parts(answer: dict[str, Any]) -> list[Any]:
                     target.get("node"),
                     target.get("state"),
                     duration(target.get("lag_s")),
+                    duration((target.get("rpo") or {}).get("max_s")),
                     _behind(target),
                     target.get("reason") or None,
                 )
             )
-    columns = ("set", "source", "files", "size", "quality", "target", "state", "lag", "behind", "reason")
+    columns = (
+        *("set", "source", "files", "size", "quality"),
+        *("target", "state", "lag", "worst", "behind", "reason"),
+    )
     parts.append(table("Sets", columns, rows, "There are no sets yet: crnode set add …"))
     for item in answer.get("sets", []):
         parts.extend(

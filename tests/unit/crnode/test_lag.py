@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from crnode.replicate.lag import Lag, Throttle
 
 
@@ -46,3 +48,69 @@ def test_throttle_keeps_the_rate_over_time() -> None:
 
 def test_no_limit_never_waits() -> None:
     assert Throttle(None).delay(1 << 40, 0.0) == 0.0
+
+
+def test_the_last_day_is_measured_by_time() -> None:
+    lag = Lag()
+    lag.made(1, 0.0)
+    lag.acked(1, 10.0)  # 10 s of ages 0 to 10
+    found = lag.rpo(100.0)  # 90 s of nothing
+    assert (found.p50, found.max, found.over) == (0.0, 10.0, 100.0)
+    assert 5.0 <= found.p95 <= 5.0 * 9 / 8  # for 5 of 100 s it was more
+    for _ in range(3):  # asking changes nothing
+        assert lag.rpo(100.0) == found
+
+
+def test_ages_over_a_seeded_history_are_those_of_a_sampled_one() -> None:
+    source = random.Random(3)
+    lag, now, sequence, done, made = Lag(), 0.0, 0, 0, {}
+    samples: list[float] = []
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        steps = int(seconds * 20)
+        for step in range(steps):
+            oldest = min((made[n] for n in range(done + 1, sequence + 1)), default=None)
+            samples.append(now + (step + 0.5) / 20 - oldest if oldest is not None else 0.0)
+        now += steps / 20
+
+    lag.rpo(0.0)
+    for _ in range(600):
+        if source.random() < 0.6:
+            sequence += 1
+            made[sequence] = now
+            lag.made(sequence, now)
+        elif done < sequence:
+            done = source.randint(done + 1, sequence)
+            lag.acked(done, now)
+        wait(source.choice((0.05, 0.5, 2.0, 5.0)))
+    found = lag.rpo(now)
+    samples.sort()
+    assert abs(found.over - now) < 1e-6
+    assert abs(found.max - samples[-1]) < 0.1
+    for share, value in ((0.5, found.p50), (0.95, found.p95)):
+        sampled = samples[int(share * len(samples))]
+        assert sampled * 0.98 - 0.05 <= value <= sampled * 9 / 8 + 0.05, (share, sampled, value)
+
+
+def test_only_the_last_day_counts() -> None:
+    lag = Lag()
+    lag.made(1, 0.0)
+    lag.acked(1, 3000.0)
+    assert lag.rpo(3000.0).max == 3000.0
+    for hour in range(1, 25):
+        lag.made(1 + hour, hour * 3600.0)
+        lag.acked(1 + hour, hour * 3600.0 + 1)
+    found = lag.rpo(25 * 3600.0)
+    assert found.max == 1.0
+    assert abs(found.over - 24 * 3600) < 1e-6
+    assert found.p95 == 0.0
+
+
+def test_a_target_that_is_away_ages() -> None:
+    lag = Lag()
+    lag.made(1, 0.0)
+    found = lag.rpo(40 * 3600.0)  # longer than is kept
+    assert found.max == 40 * 3600.0
+    assert abs(found.over - 24 * 3600) < 1e-6
+    assert found.p50 >= 28 * 3600.0 * 8 / 9
