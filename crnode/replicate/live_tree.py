@@ -24,6 +24,7 @@ from functools import partial
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, make_private_dir
+from crnode.replicate.aside import Aside
 from crnode.replicate.place import Place
 from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
@@ -87,7 +88,7 @@ class LiveTree:
         self.load = load
         self.policy = policy
         self.archive = archive
-        self.aside_name = aside_name
+        self._aside = Aside(place.aside, aside_name)
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
         self._cleared: set[bytes] = set()
@@ -446,14 +447,8 @@ class LiveTree:
             self._set_aside(writer, path)
 
     def _set_aside(self, writer: TreeWriter, path: bytes) -> None:
-        folder = self.place.aside / self.aside_name()
-        make_private_dir(self.place.aside)
-        target = os.path.join(os.fsencode(folder), path)
-        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-        while os.path.lexists(target):
-            target += b"~"
         parent, name = writer.parent(path)
-        os.rename(name, target, src_dir_fd=parent)
+        self._aside.keep(parent, name, path)
         self._report.set_aside.append(path)
 
     def _rename_deleted(self, writer: TreeWriter, path: bytes) -> None:
