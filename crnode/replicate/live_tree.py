@@ -135,19 +135,34 @@ class LiveTree:
         self._begun = True
         newest = wanted
         with self._writer() as writer:
-            gone = set(self.reader.went(live.at, newest.ordinal))
-            deferred: set[bytes] = set()
-            if newest.flags & ROLLING:  # its own deletions wait for the next image to confirm them (rule 53)
-                deferred = gone - set(self.reader.went(live.at, newest.ordinal, until=newest.ordinal - 1))
-                deferred = {p for p in deferred if not self._below_no_directory(p, newest.ordinal)}
-            gone |= {p for p in self.reader.deferred() if self.reader.entry(p, newest.ordinal) is None}
-            gone |= set(self.reader.touched_gone(newest.ordinal)) - deferred
-            self._remove_gone(writer, gone - deferred)
+            gone, deferred = self._deletions(live.at, newest)
+            self._remove_gone(writer, gone)
             touched = self._write_came(writer, live.at, newest.ordinal)
             self._finish_directories(writer, touched, newest.ordinal)
         self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()), deferred)
         self._begun = self._redo = False
         return self._report
+
+    def _deletions(self, at: int, to: Image) -> tuple[set[bytes], set[bytes]]:
+        """(paths to remove on the way from image `at` to `to`, paths that are not there either and wait for a
+        later image to confirm it (rule 53)): those that a rolling image itself deletes."""
+        gone = set(self.reader.went(at, to.ordinal))
+        gone |= {p for p in self.reader.deferred() if self.reader.entry(p, to.ordinal) is None}
+        waiting = self._only_now(gone, at, to.ordinal) if to.flags & ROLLING else set()
+        waiting = {p for p in waiting if not self._below_no_directory(p, to.ordinal)}
+        # What a move that was given up wrote was never shown, and may be what there is no room for.
+        gone |= set(self.reader.touched_gone(to.ordinal))
+        return gone - waiting, waiting
+
+    def _only_now(self, gone: set[bytes], at: int, to: int) -> set[bytes]:
+        """Those of the paths, which image `to` has not, that the image before it has, whatever they were when
+        the tree was last moved; with a path come the folders that it is in."""
+        while True:
+            before = self.reader.before(to, at)
+            found = {p for p in gone if self.reader.entry(p, before) is not None}
+            # An image whose row is there has all its entries; one that was pruned meanwhile may lack some.
+            if before == at or self.reader.image_at(before) is not None:
+                return found
 
     def _below_no_directory(self, path: bytes, ordinal: int) -> bool:
         """Whether something that is no directory stands on the way to `path`: then nothing can be there."""

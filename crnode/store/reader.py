@@ -149,6 +149,13 @@ class Reader:
         row = self._one(f"SELECT {IMAGE} FROM image WHERE ordinal=?", (ordinal,))
         return Image(*row) if row else None
 
+    def before(self, ordinal: int, least: int) -> int:
+        """The ordinal of the complete image before `ordinal`; `least` where none is from there on."""
+        row = self._one(
+            "SELECT max(ordinal) FROM image WHERE state=1 AND ordinal>? AND ordinal<?", (least, ordinal)
+        )
+        return int(row[0]) if row and row[0] is not None else least
+
     def images(self) -> list[Image]:
         """All complete images, oldest first."""
         return [
@@ -347,9 +354,8 @@ class Reader:
         )
         return (row[0], row[1], row[2]) if row else None
 
-    def went(self, base: int, to: int, until: int | None = None) -> Iterator[bytes]:
-        """Paths that image `base` has and image `to` has not; with `until`, only those that ended by that
-        ordinal.
+    def went(self, base: int, to: int) -> Iterator[bytes]:
+        """Paths that image `base` has and image `to` has not.
 
         `base` must be a retained image (or a root of pruning): rows that ended before it may be gone.
         """
@@ -359,7 +365,7 @@ class Reader:
             " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name"
             " AND n.born<=? AND n.died>?)"
             " ORDER BY d.path,e.name",
-            (base, to if until is None else until, base, to, to),
+            (base, to, base, to, to),
         )
         for row in _rows(rows):
             yield join(row[0], row[1])

@@ -1,4 +1,5 @@
-"""Moves of a live tree: groups of hard links, and folders that come later than what is in them."""
+"""Moves of a live tree: groups of hard links, folders that come later than what is in them, deletions that
+wait for an image that confirms them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from crnode.replicate.live_tree import LiveTree, Report
 from crnode.replicate.place import prepare
 from crnode.replicate.write import Policy
 from crnode.store.catalog import Catalog
-from crnode.store.reader import Live
+from crnode.store.reader import ROLLING, Image, Live
 from crproto.entries import SYMLINK, Entry, Extra, entry_from_wire
 
 LINK = Extra(None, (), None, None, bytes(9) + b"\7", False).encode()
@@ -36,13 +37,22 @@ class Tree:
             work()
 
     def move(self, changed: Sequence[Entry], removed: Sequence[bytes] = ()) -> Report:
-        image = commit(self.catalog, changed, removed)
+        return self.move_to(commit(self.catalog, changed, removed))
+
+    def move_to(self, image: Image) -> Report:
         with self.catalog.transaction():
             live = self.catalog.live() or Live(0, 0, 0, "clean", boot_id())
             self.catalog.set_live(live._replace(target=image.ordinal, state="moving"))
         report = self.tree.move()
         assert report is not None
         return report
+
+    def roll(self, changed: Sequence[Entry], removed: Sequence[bytes] = ()) -> Report:
+        """Move to an image that is rolling."""
+        image = commit(self.catalog, changed, removed)
+        with self.catalog.transaction():
+            self.catalog._db.execute("UPDATE image SET flags=? WHERE ordinal=?", (ROLLING, image.ordinal))
+        return self.move_to(image)
 
 
 def test_a_name_of_a_group_in_what_was_a_file_until_now(tmp_path: Path) -> None:
@@ -109,3 +119,50 @@ def test_groups_of_files_and_of_symbolic_links_may_have_one_name(tmp_path: Path)
     live = catalog.live()
     assert live is not None and (live.at, live.state) == (image.ordinal, "clean")
     assert sorted(os.listdir(tmp_path / "live")) == ["a", "b", "c", "d"]
+
+
+def test_what_had_changed_when_a_rolling_image_deletes_it_waits_too(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one, two = put_file(tree.store, b"one"), put_file(tree.store, b"two")
+    tree.move([directory(b""), file(b"f", one, 3), file(b"g", one, 3), file(b"h", one, 3)])
+    commit(tree.catalog, [file(b"f", two, 3, 5)], [b"h"])  # the tree does not come to this one
+    tree.roll([], [b"f", b"g"])
+    assert sorted(os.listdir(tree.live)) == ["f", "g"]  # h was deleted before
+    tree.roll([file(b"i", one, 3)])
+    assert os.listdir(tree.live) == ["i"]
+
+
+def test_a_folder_that_a_rolling_image_deletes_waits_with_what_is_in_it(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one = put_file(tree.store, b"one")
+    tree.move([directory(b""), directory(b"d"), file(b"d/f", one, 3)])
+    commit(tree.catalog, [directory(b"d", 5)])
+    assert tree.roll([], [b"d", b"d/f"]).set_aside == []
+    assert (tree.live / "d" / "f").exists()
+    assert tree.move([]).set_aside == []
+    assert os.listdir(tree.live) == []
+
+
+def test_what_came_back_and_is_deleted_by_the_next_rolling_image_waits_again(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one = put_file(tree.store, b"one")
+    tree.move([directory(b""), file(b"f", one, 3)])
+    tree.roll([], [b"f"])
+    commit(tree.catalog, [file(b"f", one, 3)])
+    tree.roll([], [b"f"])
+    assert (tree.live / "f").exists()
+
+
+def test_a_deletion_waits_though_the_image_before_the_rolling_one_was_pruned(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one, two = put_file(tree.store, b"one"), put_file(tree.store, b"two")
+    tree.move([directory(b""), file(b"f", one, 3)])
+    first = tree.catalog.newest()
+    assert first is not None
+    commit(tree.catalog, [file(b"f", two, 3, 5)])
+    image = commit(tree.catalog, [], [b"f"])
+    with tree.catalog.transaction():
+        tree.catalog._db.execute("UPDATE image SET flags=? WHERE ordinal=?", (ROLLING, image.ordinal))
+        tree.catalog.prune({first.ordinal, image.ordinal}, 1000)
+    tree.move_to(image)
+    assert (tree.live / "f").exists()
