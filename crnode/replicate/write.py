@@ -188,19 +188,24 @@ class TreeWriter:
     ) -> list[tuple[bytes, Outcome]]:
         """Give a finished temporary its name and its further ones."""
         names = []
-        for _ in others:
-            name = _temporary_name()
-            os.link(
-                temporary,
-                name,
-                src_dir_fd=self.temporary_fd,
-                dst_dir_fd=self.temporary_fd,
-                follow_symlinks=False,
-            )
-            names.append(name)
-        done = [(path, self._move(temporary, path, note))]
-        for other, name in zip(others, names, strict=True):
-            done.append((other, self._move(name, other, note)))
+        try:
+            for _ in others:
+                name = _temporary_name()
+                os.link(
+                    temporary,
+                    name,
+                    src_dir_fd=self.temporary_fd,
+                    dst_dir_fd=self.temporary_fd,
+                    follow_symlinks=False,
+                )
+                names.append(name)
+            done = [(path, self._move(temporary, path, note))]
+            for other, name in zip(others, names, strict=True):
+                done.append((other, self._move(name, other, note)))
+        except BaseException:
+            for name in names:  # each of them would keep the whole file
+                self._discard(name)
+            raise
         if others:  # each rename and link changed the inode's ctime: the last one counts for all
             last = done[-1][1].fingerprint
             done = [(path, outcome._replace(fingerprint=last)) for path, outcome in done]

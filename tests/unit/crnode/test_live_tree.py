@@ -63,6 +63,7 @@ def test_a_name_of_a_group_in_what_was_a_file_until_now(tmp_path: Path) -> None:
     report = tree.move([file(b"a", data, 4, extra=LINK), directory(b"b"), file(b"b/x", data, 4, extra=LINK)])
     assert not report.unapplied
     assert (tree.live / "b" / "x").samefile(tree.live / "a")
+    assert os.listdir(tree.tree.place.temporary) == []  # the names of a first try would keep its room
 
 
 def test_the_folder_of_an_old_name_keeps_its_time_when_a_name_joins_the_group(tmp_path: Path) -> None:
