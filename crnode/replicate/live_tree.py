@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, TypeAlias
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, make_private_dir
@@ -43,6 +44,9 @@ LACKING = "its content is damaged here; it is fetched again"
 
 Record = Callable[[Callable[[], None]], None]
 """Runs its argument in a transaction of the writer thread and waits for it."""
+
+
+_Alike: TypeAlias = tuple[Any, ...]  # an entry without its path
 
 
 @dataclass
@@ -94,7 +98,8 @@ class LiveTree:
         self._cleared: set[bytes] = set()
         self.stopping = False  # set from outside: a move ends at its next path and is redone later
         self._to = 0  # ordinal of the image that is being written
-        self._groups: set[tuple[int, bytes]] = set()  # (kind, link) of the groups that this move has written
+        # (kind, link) of the groups that this move or repair came upon -> what is to be written of them yet
+        self._groups: dict[tuple[int, bytes], dict[_Alike, list[bytes]]] = {}
         self._folders: set[bytes] = set()  # of their other names, which were replaced though no row changed
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
         self._writing: TreeWriter | None = None  # while a move or a repair runs
@@ -217,7 +222,7 @@ class LiveTree:
             return self._report
         self.place.check()
         touched: set[bytes] = set()
-        self._to, self._groups, self._folders = live.at, set(), set()
+        self._to, self._groups, self._folders = live.at, {}, set()
         with self._writer() as writer:
             waiting = set(self.reader.deferred())
             wrong: list[tuple[bytes, Entry | None]] = []
@@ -300,7 +305,7 @@ class LiveTree:
         """Write everything that is new or changed; returns the directories whose times must be set again."""
         self._to = to
         touched: set[bytes] = {split(path)[0] for path in self._prints}
-        self._groups, self._folders = set(), set()
+        self._groups, self._folders = {}, set()
         after: tuple[int, int, bytes] | None = None
         while page := self.reader.moves(at, to, after, RECORD_EVERY):
             for _, entry, old, known in page:
@@ -310,9 +315,7 @@ class LiveTree:
                     touched.add(entry.path)
                     self._guarded(entry.path, partial(self._make_directory, writer, entry.path, entry))
                     continue
-                link = link_of(entry)
-                if link is None or (entry.kind, link) not in self._groups:
-                    self._guarded(entry.path, partial(self._write, writer, entry, old, to))
+                self._guarded(entry.path, partial(self._write, writer, entry, old, to))
             after = page[-1][0]
             self._page.clear()
             if len(self._prints) >= RECORD_EVERY:
@@ -329,9 +332,12 @@ class LiveTree:
         writer.directory(entry)
 
     def _write(self, writer: TreeWriter, entry: Entry, old: Entry | None, to: int) -> None:
-        """Make the path what `entry` says, the cheapest right way."""
-        here = self._make_room(writer, entry.path, entry)
+        """Make the path what `entry` says, the cheapest right way; the other names of its group with it."""
         link = link_of(entry)
+        parts = self._parts(entry.kind, link, to) if link is not None else {}
+        if link is not None and _alike(entry) not in parts:
+            return  # written with another name
+        here = self._make_room(writer, entry.path, entry)
         alone = here is not None and here.st_nlink == 1 and link is None
         if (
             alone
@@ -351,12 +357,9 @@ class LiveTree:
                     return
                 except NotInPlace:
                     pass  # written whole below; the old file is replaced, never mended by halves
-        others: tuple[bytes, ...] = ()
-        if link is not None:
-            members = self.reader.link_members(link, entry.kind, to)
-            others = tuple(p for p in members if p != entry.path)
-            for path in others:
-                self._make_room(writer, path, entry)
+        others = tuple(p for p in parts.get(_alike(entry), ()) if p != entry.path)
+        for path in others:
+            self._make_room(writer, path, entry)
         make = writer.file if entry.kind == FILE else writer.symlink
         try:
             done = make(entry, others)
@@ -366,9 +369,18 @@ class LiveTree:
             done = make(entry, others)
         for path, outcome in done:
             self._done(path, outcome, entry)
-        if link is not None:
-            self._groups.add((entry.kind, link))
-            self._folders.update(split(path)[0] for path in others)
+        parts.pop(_alike(entry), None)
+        self._folders.update(split(path)[0] for path in others)
+
+    def _parts(self, kind: int, link: bytes, to: int) -> dict[_Alike, list[bytes]]:
+        """What is to be written of a group yet, by what its names have to be: an image may call names one
+        file that differ, and then each would get what the first of them has."""
+        parts = self._groups.get((kind, link))
+        if parts is None:
+            parts = self._groups[kind, link] = {}
+            for entry in self.reader.link_entries(link, kind, to):
+                parts.setdefault(_alike(entry), []).append(entry.path)
+        return parts
 
     def _make_room(self, writer: TreeWriter, path: bytes, entry: Entry) -> os.stat_result | None:
         """What is at `path`, if it is ours and `entry` may change or replace it. Anything else is moved away
@@ -571,6 +583,11 @@ class LiveTree:
                 )
 
         self.record(write)
+
+
+def _alike(entry: Entry) -> _Alike:
+    """What two names of one file have in common: all but the path."""
+    return entry[1:]
 
 
 def _is_directory(info: os.stat_result | None) -> bool:

@@ -395,6 +395,17 @@ class Reader:
         )
         return [join(row[0], row[1]) for row in _rows(rows)]
 
+    def link_entries(self, link: bytes, kind: int, ordinal: int) -> Iterator[Entry]:
+        """The entries of a hard link group, by path."""
+        rows = self._db.execute(
+            f"SELECT d.path,e.name,{ENTRY} FROM entry e {NAMES} JOIN dir d ON d.id=e.dir"
+            " WHERE e.link=? AND e.kind=? AND e.born<=? AND e.died>?"
+            " ORDER BY d.path,e.name",
+            (link, kind, ordinal, ordinal),
+        )
+        for row in _rows(rows):
+            yield entry_of(join(row[0], row[1]), row[2:])
+
     def in_key_order(
         self, ordinal: int, low: tuple[bytes, bytes], high: tuple[bytes, bytes] | None
     ) -> Iterator[Entry]:

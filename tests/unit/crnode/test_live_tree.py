@@ -167,3 +167,37 @@ def test_a_deletion_waits_though_the_image_before_the_rolling_one_was_pruned(tmp
         tree.catalog.prune({first.ordinal, image.ordinal}, 1000)
     tree.move_to(image)
     assert (tree.live / "f").exists()
+
+
+def test_names_that_an_image_calls_one_file_and_that_differ_are_not_made_one(tmp_path: Path) -> None:
+    """An inode number came again while an old name kept its entry, and a peer may lie."""
+    tree = Tree(tmp_path)
+    one, two = put_file(tree.store, b"v1"), put_file(tree.store, b"v2")
+    tree.move([directory(b""), file(b"a", one, 2, extra=LINK), file(b"b", one, 2, extra=LINK)])
+    report = tree.move([file(b"c", two, 2, extra=LINK), file(b"d", two, 2, extra=LINK)], [b"b"])
+    assert not report.unapplied
+    assert [(tree.live / name).read_bytes() for name in "acd"] == [b"v1", b"v2", b"v2"]
+    assert (tree.live / "c").samefile(tree.live / "d")
+    tree.move([file(b"c", one, 2, extra=LINK), file(b"d", two, 2, 5, extra=LINK)])
+    assert [(tree.live / name).read_bytes() for name in "acd"] == [b"v1", b"v1", b"v2"]
+    assert (tree.live / "a").samefile(tree.live / "c")
+    assert (tree.live / "d").stat().st_nlink == 1
+    for name in "acd":
+        (tree.live / name).unlink()
+    report = tree.tree.repair([b"a", b"c", b"d"])
+    assert [(tree.live / name).read_bytes() for name in "acd"] == [b"v1", b"v1", b"v2"]
+    assert report.written == 4 and not report.unapplied and report.put_right == {b"a", b"c", b"d"}
+
+
+def test_a_group_that_is_put_right_is_written_once(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    data = put_file(tree.store, b"data")
+    names = [b"d/n%d" % number for number in range(30)]
+    tree.move([directory(b""), directory(b"d"), *(file(path, data, 4, extra=LINK) for path in names)])
+    for name in names:
+        (tree.live / os.fsdecode(name)).unlink()
+    report = tree.tree.repair(names)
+    assert report.bytes == len(b"data")
+    assert report.written == len(names) + 1  # and the folder's time
+    first = tree.live / os.fsdecode(names[0])
+    assert first.stat().st_nlink == len(names) and report.put_right == set(names)
