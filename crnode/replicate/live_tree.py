@@ -37,6 +37,7 @@ from crproto.errors import RemoteProtocolError
 from crproto.paths import split
 
 IN_PLACE = 1 << 20  # bytes from which a changed file is patched instead of written anew
+MIXED = 8  # versions of a file that are compared with one that may be half patched
 _NO_FOLDER = (errno.ELOOP, errno.ENOTDIR)  # on the way to a path
 RECORD_EVERY = 1000  # paths after which fingerprints go to the catalog: what a restart need not look at again
 
@@ -103,6 +104,7 @@ class LiveTree:
         self._folders: set[bytes] = set()  # of their other names, which were replaced though no row changed
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
         self._writing: TreeWriter | None = None  # while a move or a repair runs
+        self._again = False  # what is written now may have been begun before
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
 
@@ -128,7 +130,8 @@ class LiveTree:
             return None
         self.place.check()
         self._report = Report()
-        wanted = self.reader.image_at(live.target) if self._begun or self._redo else None
+        self._again = self._begun or self._redo
+        wanted = self.reader.image_at(live.target) if self._again else None
         if wanted is not None and give_up and wanted.ordinal != newest.ordinal:
             self._abandon(live.at, wanted.ordinal)
             wanted = None
@@ -222,7 +225,7 @@ class LiveTree:
             return self._report
         self.place.check()
         touched: set[bytes] = set()
-        self._to, self._groups, self._folders = live.at, {}, set()
+        self._to, self._groups, self._folders, self._again = live.at, {}, set(), False
         with self._writer() as writer:
             waiting = set(self.reader.deferred())
             wrong: list[tuple[bytes, Entry | None]] = []
@@ -320,6 +323,9 @@ class LiveTree:
             self._page.clear()
             if len(self._prints) >= RECORD_EVERY:
                 self._flush(None)
+        for entry in self.reader.touched_stays(at, to):
+            touched.add(split(entry.path)[0])
+            self._guarded(entry.path, partial(self._write, writer, entry, None, to))
         return touched | self._folders
 
     def _make_directory(self, writer: TreeWriter, path: bytes, entry: Entry) -> None:
@@ -337,7 +343,7 @@ class LiveTree:
         parts = self._parts(entry.kind, link, to) if link is not None else {}
         if link is not None and _alike(entry) not in parts:
             return  # written with another name
-        here = self._make_room(writer, entry.path, entry)
+        here = self._make_room(writer, entry.path, entry, old)
         alone = here is not None and here.st_nlink == 1 and link is None
         if (
             alone
@@ -351,7 +357,7 @@ class LiveTree:
             if (old.content, old.level) == (entry.content, entry.level):
                 self._done(entry.path, writer.attributes_only(entry), entry)
                 return
-            if entry.level > 0 and old.level > 0 and entry.size >= IN_PLACE and old.size >= IN_PLACE:
+            if _in_place(old) and _in_place(entry):
                 try:
                     self._done(entry.path, writer.patch(entry, old), entry)
                     return
@@ -382,13 +388,18 @@ class LiveTree:
                 parts.setdefault(_alike(entry), []).append(entry.path)
         return parts
 
-    def _make_room(self, writer: TreeWriter, path: bytes, entry: Entry) -> os.stat_result | None:
+    def _make_room(
+        self, writer: TreeWriter, path: bytes, entry: Entry, old: Entry | None = None
+    ) -> os.stat_result | None:
         """What is at `path`, if it is ours and `entry` may change or replace it. Anything else is moved away
-        first: drift aside, and in an archive a file whose name a link takes, or the other way round."""
+        first: drift aside, and in an archive a file whose name a link takes, or the other way round. `old` is
+        what the file may be in the midst of being patched from."""
         info = writer.lstat(path)
         if info is None:
             return None
         if stat.S_ISDIR(info.st_mode) or not self._ours(path, info):
+            if old is not None and self._half_patched(writer, path, info, (old, entry)):
+                return info
             self._clear_drift(writer, path, entry)
             return None
         if self.archive and stat.S_ISLNK(info.st_mode) != (entry.kind == SYMLINK):
@@ -449,21 +460,56 @@ class LiveTree:
             return
         if self._ours(path, info, leaving=entry is None):
             return
-        if self._same_bytes(writer, path, entry):
+        if self._left_halfway(writer, path, info, entry):
             return
         self._set_aside(writer, path)
 
-    def _same_bytes(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> bool:
-        """Whether what is there is what a move interrupted before it was recorded had written."""
+    def _left_halfway(
+        self, writer: TreeWriter, path: bytes, info: os.stat_result, entry: Entry | None
+    ) -> bool:
+        """Whether what is there is what a move that was interrupted had written before it was recorded:
+        towards `entry`, or, where it was given up, towards an image before."""
         live = self.reader.live()
         if live is None or live.state == "clean":
             return False
-        info = writer.lstat(path)
-        if info is None or entry is None or info.st_mtime_ns != entry.mtime_ns:
+        may_be = [entry] if entry is not None else []
+        before: list[Entry] = []
+        if self.reader.touched(path):
+            history = self.reader.history(path)
+            before = [other for born, died, other in history if born <= live.at < died]
+            may_be += [other for born, _, other in history if born > live.at]
+            may_be += [other for other in before if link_of(other) is not None]  # a group is written whole
+        if any(self._same_bytes(writer, path, info, other) for other in may_be):
+            return True
+        return bool(before) and self._half_patched(writer, path, info, before + may_be)
+
+    def _same_bytes(self, writer: TreeWriter, path: bytes, info: os.stat_result, entry: Entry) -> bool:
+        if info.st_mtime_ns != entry.mtime_ns:
             return False
         if stat.S_ISLNK(info.st_mode):
             return entry.kind == SYMLINK and writer.target(path) == Extra.decode(entry.extra).target
         return entry.kind == FILE and stat.S_ISREG(info.st_mode) and info.st_size == entry.size
+
+    def _half_patched(
+        self, writer: TreeWriter, path: bytes, info: os.stat_result, versions: Iterable[Entry]
+    ) -> bool:
+        """Whether this is the file that we left at `path`, and all of its bytes are what one of `versions`
+        has at their place: a change in place was cut off, and nobody's bytes are in it."""
+        known = self._known(path)
+        if not self._again or known is None or (info.st_dev, info.st_ino) != (known.dev, known.ino):
+            return False
+        named: dict[tuple[bytes, int], int] = {}
+        for version in versions:
+            if version.kind == FILE and version.content is not None and _in_place(version):
+                named[version.content, version.level] = version.size
+        if not 2 <= len(named) <= MIXED or info.st_nlink != 1:
+            return False
+        if not min(named.values()) <= info.st_size <= max(named.values()):
+            return False
+        try:
+            return writer.mixes(path, list(named), self.load)
+        except (Missing, Damaged, RemoteProtocolError):
+            return False
 
     def _empty_or_aside(self, writer: TreeWriter, path: bytes) -> None:
         try:
@@ -588,6 +634,11 @@ class LiveTree:
 def _alike(entry: Entry) -> _Alike:
     """What two names of one file have in common: all but the path."""
     return entry[1:]
+
+
+def _in_place(entry: Entry) -> bool:
+    """Whether a file may be patched from this or to this."""
+    return entry.level > 0 and entry.size >= IN_PLACE
 
 
 def _is_directory(info: os.stat_result | None) -> bool:

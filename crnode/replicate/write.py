@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from crproto.ids import HOLE
 
 NOBODY = 65534
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+MIX_BYTES = 1 << 16
 _PRIVILEGED = (b"security.", b"trusted.")
 
 Load = Callable[[bytes], bytes]
@@ -247,6 +248,21 @@ class TreeWriter:
         finally:
             os.close(fd)
 
+    def mixes(self, path: bytes, versions: Sequence[tuple[bytes, int]], load: Load) -> bool:
+        """Whether each byte of the file is what one of the versions (content id, level) has at its place."""
+        parent, name = self.parent(path)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            streams = [_Stream(version, load) for version in versions]
+            at = 0
+            while data := os.pread(fd, MIX_BYTES, at):
+                if not _made_of(data, [stream.take(len(data)) for stream in streams]):
+                    return False
+                at += len(data)
+            return True
+        finally:
+            os.close(fd)
+
     def attributes_only(self, entry: Entry) -> Outcome:
         """Apply metadata to a file whose content is right already."""
         parent, name = self.parent(entry.path)
@@ -410,6 +426,41 @@ def _segments(
     for size, child in content.parse_recipe(load(name), level).iter_items():
         yield from _segments((child, level - 1), load, offset, size)
         offset += size
+
+
+class _Stream:
+    """The bytes of a version, in order."""
+
+    def __init__(self, version: tuple[bytes, int], load: Load) -> None:
+        self._pieces = self._read(version, load)
+        self._left = b""
+
+    def _read(self, version: tuple[bytes, int], load: Load) -> Iterator[bytes]:
+        for _, length, name in content.walk(*version, load):
+            if name != HOLE:
+                yield load(name)
+                continue
+            while length > 0:
+                yield bytes(min(length, MIX_BYTES))
+                length -= MIX_BYTES
+
+    def take(self, count: int) -> bytes:
+        """The next bytes, fewer at the end."""
+        while len(self._left) < count and (piece := next(self._pieces, None)) is not None:
+            self._left += piece
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+
+def _made_of(data: bytes, versions: list[bytes]) -> bool:
+    """Whether each byte of `data` is in one of the versions at the same place."""
+    if data in versions:
+        return True
+    half = len(data) // 2
+    return half > 0 and all(
+        _made_of(data[part], [version[part] for version in versions])
+        for part in (slice(None, half), slice(half, None))
+    )
 
 
 def _write_all(fd: int, data: bytes, at: int) -> None:

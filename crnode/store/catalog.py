@@ -349,14 +349,16 @@ class Catalog(Reader):
                 self.set_live(live._replace(synced=ordinal))
 
     def note_touched(self, at: int, wanted: int) -> None:
-        """Remember the paths in which image `wanted` differs from image `at`: a move to it that is given up
-        may have written them."""
+        """Remember the paths in which image `wanted` differs from image `at`, and all names of the files that
+        such a path is a name of: a move to it that is given up may have written them."""
         path = "CAST(CASE WHEN d.path=x'' THEN e.name ELSE d.path||x'2f'||e.name END AS BLOB)"
-        self._db.execute(
-            f"INSERT OR IGNORE INTO touched SELECT {path} FROM entry e JOIN dir d ON d.id=e.dir"
-            " WHERE e.born>?1 AND e.born<=?2 AND e.died>?2",
-            (at, wanted),
-        )
+        groups = "SELECT link FROM entry WHERE born>?1 AND born<=?2 AND died>?2 AND link IS NOT NULL"
+        for those in ("e.born>?1", f"e.born<=?1 AND e.link IN ({groups})"):
+            self._db.execute(
+                f"INSERT OR IGNORE INTO touched SELECT {path} FROM entry e JOIN dir d ON d.id=e.dir"
+                f" WHERE {those} AND e.born<=?2 AND e.died>?2",
+                (at, wanted),
+            )
 
     def forget_touched(self) -> None:
         self._db.execute("DELETE FROM touched")

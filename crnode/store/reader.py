@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import apsw
 
-from crproto.entries import Entry, LtHash
+from crproto.entries import DIRECTORY, Entry, LtHash
 from crproto.paths import join, split
 
 OPEN = 1 << 62
@@ -214,6 +214,16 @@ class Reader:
         """Those of the touched paths that image `ordinal` has not."""
         paths = [r[0] for r in self._db.execute("SELECT path FROM touched")]
         return [path for path in paths if self.entry(path, ordinal) is None]
+
+    def touched_stays(self, base: int, ordinal: int) -> list[Entry]:
+        """The entries of image `ordinal` at touched paths that image `base` has, too: names of files, of
+        which other names came."""
+        found = []
+        for (path,) in _rows(self._db.execute("SELECT path FROM touched").fetchall()):
+            key, entry = self.key_of(path, ordinal), self.entry(path, ordinal)
+            if key is not None and key[0] <= base and entry is not None and entry.kind != DIRECTORY:
+                found.append(entry)
+        return found
 
     def meta(self, key: str) -> bytes | None:
         row = self._one("SELECT value FROM meta WHERE key=?", (key,))
