@@ -20,9 +20,9 @@ from crnode.store.catalog import Catalog, CatalogDamaged, is_blank
 from crnode.store.child import ChildFailed
 from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
 from crnode.store.inventory import Lacking, forget_garbage
-from crnode.store.reader import FUZZY, OPEN, ROLLING
+from crnode.store.reader import OPEN
 from crnode.store.scrub import scrub
-from crnode.versions.retention import Candidate, retain
+from crnode.versions.retention import candidates, retain
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -297,10 +297,8 @@ class Maintenance:
         for uuid, running in list(agent.sets.targets.items()):
             catalog = running.commit.catalog
             images = await agent.writer.submit(catalog.images)
-            shape = [
-                Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images
-            ]
-            image = manifest.due(images, list(retain(shape)), self._written.get(uuid), time.monotonic())
+            kept = list(retain(candidates(images)))
+            image = manifest.due(images, kept, self._written.get(uuid), time.monotonic())
             if image is None:
                 continue
             try:

@@ -144,6 +144,7 @@ class Agent:
             )
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
             await self._learn()
+            await asyncio.to_thread(self.calls.proof.clean)
             await self._follow(self.document)
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
