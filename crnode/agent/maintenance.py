@@ -14,9 +14,10 @@ import apsw
 from crnode.agent import deep, remaking
 from crnode.agent.audit import Audit
 from crnode.agent.inventory import Report, Stocktaker
+from crnode.agent.passing import FileOutOfReach
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, is_blank
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
 from crnode.store.inventory import Lacking, forget_garbage
@@ -106,16 +107,21 @@ class Maintenance:
             out.append(CatalogRef(path.stem, path, source, targets, held, removed=spec is None))
         return out
 
-    def _roots(self) -> list[CatalogRef]:
+    async def _roots(self) -> list[CatalogRef]:
         """All that a collection marks from: the catalogs, and before them what was set aside and waits to be
-        made a catalog again, so that one that is put in place meanwhile is met in any case."""
+        made a catalog again, so that one that is put in place meanwhile is met in any case. Raises
+        CrnodeError where what waits is not whole: its write-ahead log could not be renamed."""
         agent = self.agent
-        waiting = []
-        for spec in agent.document.sets_to(agent.node.name):
-            path = agent.data / "sets" / f"{spec.uuid}.db"
-            if not path.exists():
-                left = [aside for aside in remaking.waiting(path) if not is_blank(aside)]
-                waiting += [CatalogRef(spec.uuid, aside) for aside in left]
+        uuids = [spec.uuid for spec in agent.document.sets_to(agent.node.name)]
+        paths = [agent.data / "sets" / f"{uuid}.db" for uuid in uuids]
+
+        def wait() -> list[CatalogRef]:
+            return [CatalogRef(p.stem, left) for p in paths if not p.exists() for left in remaking.begun(p)]
+
+        try:
+            waiting = await agent.writer.submit(wait)
+        except OSError as error:
+            raise FileOutOfReach.of(error) from error
         return waiting + self.catalogs()
 
     def _waiting_manifests(self) -> list[tuple[bytes, int]]:
@@ -146,7 +152,7 @@ class Maintenance:
         agent = self.agent
         begun = time.monotonic()
         for _ in range(HEAL_ROUNDS):
-            roots = self._roots()
+            roots = await self._roots()
             manifests = await asyncio.to_thread(self._waiting_manifests)
             out = await collect(
                 agent.store,

@@ -18,6 +18,7 @@ from crnode.platform.files import fsync_dir
 from crnode.store.damaged import changed_table
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import (
+    BUSY_MS,
     COMPLETE,
     ENTRY,
     IMAGE,
@@ -37,7 +38,6 @@ from crproto.entries import DIRECTORY, Entry, entry_bytes, image_digest, link_of
 from crproto.paths import split
 
 SCHEMA_VERSION = 1
-BUSY_MS = 250  # for a lock of another program; the writer thread, and so every set, waits with it
 
 
 class Catalog(Reader):
@@ -509,12 +509,12 @@ def is_damage(error: BaseException) -> bool:
 
 def is_blank(path: Path) -> bool:
     """Whether there is no catalog in the file `path`, or no file: opening it would begin a new one. False
-    when it cannot be read: that is damage."""
+    when it cannot be read: that is damage, or a lock of somebody else."""
     try:
         if path.stat().st_size == 0:
             return True
-        with open_reader(path) as reader:
-            return reader.version() == 0
+        with open_reader(path, BUSY_MS) as reader:
+            return reader.is_blank()
     except FileNotFoundError:
         return True
     except apsw.Error:
