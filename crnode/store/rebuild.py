@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import apsw
 
@@ -100,26 +101,20 @@ def rebuild_catalog(
             lines.pop(line.image.id, None)  # the last line of an image has its newest name and verdict
             lines[line.image.id] = line
             fence = max(fence, line.fence)
-    sources = [
-        _Source(
-            line.image,
-            line.content + bytes([line.level]),
-            partial(manifest_entries, line.content, line.level, store.get),
-        )
-        for line in lines.values()
-    ]
     result = Rebuilt(0, [])
     with contextlib.ExitStack() as stack:
         named: list[Image] = []
+        rows: list[_Source] = []
         if aside is not None:
             try:
                 reader = stack.enter_context(open_damaged(aside))
                 named, result.certain = reader.readable_images()
                 fence = max(fence, _fence(reader))
-                sources += _salvage(reader, named, lines.keys())
+                rows = _salvage(reader, named, lines.keys())
             except apsw.Error:
                 result.certain = False
         order = in_order(named, [line.image for line in lines.values()])
+        sources = [*_logged(lines, named, store), *rows]
         rank = {image.id: number for number, image in enumerate(order)}
         sources.sort(key=lambda one: rank[one.image.id])  # a manifest stays before rows of the same image
         meta = {**notes, "fence_epoch": fence.to_bytes(8, "big")}
@@ -139,6 +134,22 @@ def rebuild_catalog(
             "The set is copied again from its source.",
         )
     return result
+
+
+def _logged(lines: Mapping[bytes, Line], named: Sequence[Image], store: ObjectStore) -> list[_Source]:
+    """The images of the log. Whether one is to be kept, and by which name, says its row where that can be
+    read: it is the newer one of the two."""
+    notes: dict[bytes | None, dict[str, Any]] = {
+        image.id: {"pinned": image.pinned, "name": image.name, "why": image.why} for image in named
+    }
+    return [
+        _Source(
+            line.image._replace(**notes.get(name, {})),
+            line.content + bytes([line.level]),
+            partial(manifest_entries, line.content, line.level, store.get),
+        )
+        for name, line in lines.items()
+    ]
 
 
 def _fence(reader: Reader) -> int:
