@@ -21,7 +21,7 @@ from crnode.capture.unsure import ROOTS, UNSURE
 from crnode.platform.files import fsync_dir
 from crnode.replicate.place import Prepared
 from crnode.store import rebuild
-from crnode.store.catalog import is_blank
+from crnode.store.catalog import is_blank, lies_beside, out_of_reach
 from crnode.store.damaged import open_damaged
 from crnode.store.store import ObjectStore
 
@@ -183,13 +183,21 @@ def _told(path: Path, aside: Path, why: str, before: bool) -> str:
 
 def _notes(aside: Path) -> dict[str, bytes]:
     """What a damaged catalog still says of the directories that its set was captured from or written to: a
-    disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
+    disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64). Raises
+    CrnodeError when it is out of reach: it is not damaged for that."""
     out: dict[str, bytes] = {}
-    for key in (ROOTS, PLACE):
-        with contextlib.suppress(apsw.Error), open_damaged(aside) as reader:
-            held = reader.meta(key)
-            if isinstance(held, bytes) and _makes_sense(key, held):
-                out[key] = held
+    if not aside.exists():
+        return out
+    try:
+        with open_damaged(aside) as reader:
+            for key in (ROOTS, PLACE):
+                with contextlib.suppress(apsw.Error):
+                    held = reader.meta(key)
+                    if isinstance(held, bytes) and _makes_sense(key, held):
+                        out[key] = held
+    except apsw.Error as error:
+        if lies_beside(error):
+            raise out_of_reach(aside, error) from error
     return out
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import apsw
 
-from crnode.store.reader import Reader, connect
+from crnode.store.reader import BUSY_MS, Reader, connect
 from crnode.store.store import Damaged, Missing
 from crproto.errors import ProtocolError
 
@@ -20,9 +20,12 @@ UNREADABLE = (
 
 def connect_damaged(path: Path) -> apsw.Connection:
     """A connection that changes nothing, and that knows columns by their places: a flipped bit in the page of
-    the schema makes another name of one. Raises apsw.Error."""
-    db = connect(path)
+    the schema makes another name of one. All that is read by it is of one moment, so that a lock of somebody
+    else shows here or not at all. Raises apsw.Error."""
+    db = connect(path, BUSY_MS)
     try:
+        db.execute("BEGIN")
+        db.execute("PRAGMA schema_version").fetchall()  # of the header: nothing else need be whole
         for table, columns in _tables():
             db.execute(f"CREATE TEMP VIEW {table} ({columns}) AS SELECT * FROM main.{table}")
         db.execute("PRAGMA query_only=1")

@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, lies_beside, out_of_reach
 from crnode.store.damaged import UNREADABLE, connect_damaged
 from crnode.store.reader import ENTRY, NAMES, OPEN, Image, entry_of
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore
@@ -32,7 +32,8 @@ _ONE = f"SELECT {ENTRY} FROM entry e {NAMES} WHERE e.dir=? AND e.name=? AND e.bo
 
 def keep_ended(catalog: Catalog, store: ObjectStore, aside: Path, named: Sequence[Image]) -> bool:
     """Take over the last rows of deleted paths from the damaged catalog `aside`, which had the images `named`
-    (oldest first); whether all that it had could be read. `catalog` has its images already."""
+    (oldest first); whether all that it had could be read. `catalog` has its images already. Raises
+    CrnodeError when it is out of reach."""
     made = {image.id: image.ordinal for image in catalog.images()}
     newest = max(made.values(), default=0)
     here = [image for image in named if image.id in made]
@@ -52,7 +53,9 @@ def keep_ended(catalog: Catalog, store: ObjectStore, aside: Path, named: Sequenc
                         first = bisect_left(ordinals, died)
                         at = made[here[first].id] if first < len(here) else newest
                         count += _keep(catalog, entry, at)
-    except UNREADABLE:  # it cannot be opened
+    except UNREADABLE as error:  # it cannot be opened
+        if lies_beside(error):
+            raise out_of_reach(aside, error) from error
         return False
     if count:
         with catalog.transaction():

@@ -16,7 +16,7 @@ import apsw
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, fsync_dir
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, lies_beside, out_of_reach
 from crnode.store.damaged import UNREADABLE, open_damaged
 from crnode.store.ended import keep_ended
 from crnode.store.manifest import Line, log_path, read_log
@@ -111,7 +111,9 @@ def rebuild_catalog(
                 named, result.certain = reader.readable_images()
                 fence = max(fence, _fence(reader))
                 rows = _salvage(reader, named, lines.keys())
-            except apsw.Error:
+            except apsw.Error as error:
+                if lies_beside(error):
+                    raise out_of_reach(aside, error) from error
                 result.certain = False
         order = in_order(named, [line.image for line in lines.values()])
         sources = [*_logged(lines, named, store), *rows]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import apsw
 import pytest
 from store_samples import commit, directory, with_writer
 from test_catalog_aside import UUID, agent_with, maintenance_of, opened, started, unsaved
@@ -124,6 +125,41 @@ def test_an_empty_log_that_a_reader_made_is_not_taken_for_the_one_that_stayed_be
     aside = path.with_name(f"{path.name}.damaged-5")
     path.rename(aside)
     Path(f"{aside}-wal").touch()
+    assert opened(tmp_path, store, []) == ids
+
+
+@pytest.mark.parametrize("sourced", [False, True])
+def test_a_lock_on_what_waits_is_no_damage(tmp_path: Path, sourced: bool) -> None:
+    store, path, ids = unsaved(tmp_path)
+    aside = path.with_name(f"{path.name}.damaged-5")
+    for part in ("", "-wal"):  # as a kill leaves it
+        os.rename(f"{path}{part}", f"{aside}{part}")
+    other = apsw.Connection(str(aside))  # an administrator, or a backup
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    other.execute("UPDATE meta SET value=value")
+    said: list[str] = []
+    why, again = started(tmp_path, store, said, sourced=sourced)
+    assert f"The catalog {aside} cannot be used now" in why and "locked" in why and again == 1
+    assert not path.exists() and remaking.waiting(path) == [aside]
+    other.execute("ROLLBACK")
+    other.close()
+    if not sourced:
+        assert opened(tmp_path, store, said) == ids
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_nor_one_that_comes_while_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newest: bool
+) -> None:
+    """After its images were read, before what an archive keeps."""
+    store, path, ids = unsaved(tmp_path)
+    if not newest:  # no image can be had: it is begun anew
+        monkeypatch.setattr(rebuild, "_gives_id", lambda *_: False)
+    monkeypatch.setattr("crnode.store.ended.connect_damaged", _raises(apsw.BusyError("locked")))
+    why, again = started(tmp_path, store, [])
+    assert "locked" in why and again == 1 and path.exists()
+    monkeypatch.undo()
     assert opened(tmp_path, store, []) == ids
 
 
