@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from store_samples import SET
+from store_samples import SET, blank, commit, directory, file, put_file, reachable, small_store
 from test_catalog_aside import opened
 from test_manifest import _set, _write
 
@@ -57,3 +57,34 @@ def test_one_that_is_not_kept_any_more_is_not(tmp_path: Path) -> None:
     opened(tmp_path, store, [])
     made = Catalog(catalog.path, SET).image(images[2].id or b"")
     assert made is not None and (made.pinned, made.name) == (0, None)
+
+
+@pytest.mark.parametrize("later", [None, b"gone"])
+def test_an_image_on_its_way_hides_nothing_of_what_an_archive_keeps(
+    tmp_path: Path, later: bytes | None
+) -> None:
+    """It has the path again; `later`: and deletes it in another step."""
+    store = small_store(tmp_path / "store")
+    catalog = Catalog(tmp_path / "sets" / f"{SET.hex()}.db", SET)
+    only, _ = named = put_file(store, b"the only copy of it", 4)
+    commit(catalog, [directory(b""), file(b"gone", named, 19)])
+    commit(catalog, [], [b"gone"])
+    newest = commit(catalog, [file(b"more", put_file(store, b"y"), 1)])
+    store.sync()
+    with catalog.transaction():
+        while catalog.prune({newest.ordinal}, 500, spare_deleted=True):
+            pass
+    ordinal = catalog.next_ordinal()
+    with catalog.transaction():
+        catalog.begin(blank(ordinal))
+        totals = catalog.change(ordinal, catalog.totals(), [file(b"gone", put_file(store, b"z"), 1)])
+        totals = catalog.change(ordinal, totals, [file(b"here", put_file(store, b"z"), 1)])
+        if later is not None:
+            totals = catalog.change(ordinal, totals, [], [later])
+        catalog.save_staged(totals)
+    spoil(catalog)
+    said: list[str] = []
+    opened(tmp_path, store, said)
+    again = Catalog(catalog.path, SET)
+    assert only in reachable([again], store) and not again.history(b"here")
+    assert not any("what it kept" in text for text in said)
