@@ -128,7 +128,7 @@ class Maintenance:
         """Manifests of sets whose catalog was lost or set aside: their images are live until somebody rebuilt
         them, or removed the catalog that was set aside."""
         place = self.agent.data / "sets"
-        aside = {one.uuid for one in remaking.asides(place) if not one.part}
+        aside = self._aside()
         for spec in self.agent.document.sets_to(self.agent.node.name):
             if not (place / f"{spec.uuid}.db").exists():
                 aside.add(spec.uuid)
@@ -136,6 +136,10 @@ class Maintenance:
             return []
         lines = manifest.read_log(manifest.log_path(self.agent.store))
         return [(line.content, line.level) for line in lines if line.set.hex() in aside]
+
+    def _aside(self) -> set[str]:
+        """Sets of which a catalog was set aside, whether it was made again or not."""
+        return {one.uuid for one in remaking.asides(self.agent.data / "sets") if not one.part}
 
     # -- collection
 
@@ -151,6 +155,10 @@ class Maintenance:
     async def _collect(self, plan: bool, progress: Progress) -> Outcome:
         agent = self.agent
         begun = time.monotonic()
+        if not plan:
+            # The log alone must not bring back what a collection takes. A full disk may not take the new log.
+            with contextlib.suppress(OSError, apsw.Error):
+                await agent.writer.submit(self._forget_pruned, await asyncio.to_thread(self._aside))
         for _ in range(HEAL_ROUNDS):
             roots = await self._roots()
             manifests = await asyncio.to_thread(self._waiting_manifests)
@@ -326,14 +334,24 @@ class Maintenance:
 
     def _compact_log(self) -> None:
         path = manifest.log_path(self.agent.store)
-        if path.stat().st_size <= manifest.COMPACT_BYTES:
-            return
+        if path.stat().st_size > manifest.COMPACT_BYTES:
+            self._forget_pruned(set())
+
+    def _forget_pruned(self, spared: set[str]) -> None:
+        """Leave images that were pruned out of the log, but for those of the sets `spared`. What the table of
+        images has or its index is there: damage to one of them costs no line."""
+        held = {
+            uuid: (catalog, {image.id for image in catalog.images()})
+            for uuid, catalog in list(self.agent.sets.catalogs.items())
+            if uuid not in spared
+        }
 
         def keep(line: manifest.Line) -> bool:
-            catalog = self.agent.sets.catalogs.get(line.set.hex())
-            return catalog is None or line.image.id is None or catalog.image(line.image.id) is not None
+            name = line.image.id
+            catalog, ids = held.get(line.set.hex(), (None, set[bytes | None]()))
+            return catalog is None or name is None or name in ids or catalog.image(name) is not None
 
-        manifest.compact_log(path, keep)
+        manifest.compact_log(manifest.log_path(self.agent.store), keep)
 
     # -- idle
 

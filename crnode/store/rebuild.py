@@ -90,10 +90,12 @@ def rebuild_catalog(
     Each logged image whose manifest is whole comes back, in its order, with the same rows, digest and header
     it had; so does each whose rows in `aside`, the damaged catalog, still give its digest, as long as not
     more than the SALVAGE_ENTRIES newest have to be read. What is left is lost and comes from the source
-    again. What `aside` has of deleted paths is taken over (see ended.py). Nothing is known of what the live
-    tree shows: it is gone through as if nothing had been applied. The catalog is made beside `path` and put
-    there when it is complete, so a crash leaves none. Raises NothingLeft when not one image can be had, and
-    other CrnodeErrors, with which nothing is decided."""
+    again. Where it can be read which images `aside` had, an older one that it had not does not come back: it
+    was pruned, and a collection may have taken its content. What `aside` has of deleted paths is taken over
+    (see ended.py). Nothing is known of what the live tree shows: it is gone through as if nothing had been
+    applied. The catalog is made beside `path` and put there when it is complete, so a crash leaves none.
+    Raises NothingLeft when not one image can be had, and other CrnodeErrors, with which nothing is
+    decided."""
     lines: dict[bytes, Line] = {}
     fence = 0
     for line in read_log(log or log_path(store)):
@@ -116,8 +118,12 @@ def rebuild_catalog(
                     raise out_of_reach(aside, error) from error
                 result.certain = False
         order = in_order(named, [line.image for line in lines.values()])
-        sources = [*_logged(lines, named, store), *rows]
         rank = {image.id: number for number, image in enumerate(order)}
+        if result.certain and named:
+            last = rank[named[-1].id]
+            there = {image.id for image in named}
+            lines = {name: line for name, line in lines.items() if name in there or rank[name] > last}
+        sources = [*_logged(lines, named, store), *rows]
         sources.sort(key=lambda one: rank[one.image.id])  # a manifest stays before rows of the same image
         meta = {**notes, "fence_epoch": fence.to_bytes(8, "big")}
 

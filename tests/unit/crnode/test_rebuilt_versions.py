@@ -3,17 +3,33 @@ the names that they had, and none is missed in silence."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from store_samples import SET, blank, commit, directory, file, put_file, reachable, small_store
-from test_catalog_aside import opened
-from test_manifest import _set, _write
+from store_samples import (
+    SET,
+    blank,
+    commit,
+    directory,
+    file,
+    put_file,
+    reachable,
+    small_store,
+    with_writer,
+)
+from test_catalog_aside import maintenance_of, opened
+from test_manifest import _set, _sets, _write
 
 from crnode.replicate.commit import TargetCommit
+from crnode.store import manifest
 from crnode.store.catalog import Catalog
+from crnode.store.collect import CatalogRef, Outcome, collect
+from crnode.store.reader import Image
+from crnode.store.store import ObjectStore
+from crnode.store.writer import Writer
 
 
 def spoil(catalog: Catalog) -> None:
@@ -88,3 +104,104 @@ def test_an_image_on_its_way_hides_nothing_of_what_an_archive_keeps(
     again = Catalog(catalog.path, SET)
     assert only in reachable([again], store) and not again.history(b"here")
     assert not any("what it kept" in text for text in said)
+
+
+def pruned(place: Path) -> tuple[ObjectStore, Catalog, Image, Image, list[bytes]]:
+    """A set whose first version was pruned and collected, though the log names it still: the store, the
+    catalog, both images, and what of the store the second one needs."""
+    source = random.Random(1)
+    store = small_store(place / "store")
+    catalog = Catalog(place / "sets" / f"{SET.hex()}.db", SET)
+    big = put_file(store, source.randbytes(300_000))
+    first = commit(catalog, [directory(b""), file(b"big", big, 300_000)])
+    live = put_file(store, source.randbytes(230_000))
+    store.sync()
+    _write(store, catalog, first)
+    also = put_file(store, source.randbytes(200_000))
+    second = commit(catalog, [file(b"live", live, 230_000), file(b"also", also, 200_000)], [b"big"])
+    with catalog.transaction():
+        catalog.prune({second.ordinal}, 10_000)
+    store.sync()
+
+    async def work(writer: Writer) -> Outcome:
+        return await collect(store, writer, [CatalogRef(SET.hex(), catalog.path, catalog=catalog)])
+
+    assert with_writer(work).hole() is None and store.missing([big[0]])
+    return store, catalog, first, second, sorted(name for name, _ in catalog.contents())
+
+
+def test_what_was_pruned_does_not_come_back_from_the_log(tmp_path: Path) -> None:
+    store, catalog, _, second, needed = pruned(tmp_path)
+    spoil(catalog)
+    said: list[str] = []
+    assert opened(tmp_path, store, said) == [second.id]
+    assert sorted(name for name, _ in Catalog(catalog.path, SET).contents()) == needed
+    assert not store.missing(needed) and "lost" not in said[0].split("If this is an archive")[0]
+
+
+def test_what_came_after_all_that_is_named_does(tmp_path: Path) -> None:
+    """What waits may be from before the catalog that was lost."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    older = catalog.path.with_name(f"{catalog.path.name}.damaged-5")
+    with catalog.transaction():
+        catalog.set_meta("set", None)
+    catalog.checkpoint()
+    older.write_bytes(catalog.path.read_bytes())
+    with catalog.transaction():
+        catalog.set_meta("set", SET)
+    newest = commit(catalog, [directory(b"newest")])
+    store.sync()
+    _write(store, catalog, newest)
+    catalog.put_away()
+    catalog.path.unlink()
+    assert opened(tmp_path, store, []) == [*(image.id for image in images), newest.id]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_manifest_whose_content_is_gone_stops_no_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """What was set aside lies there still, or (`waits`) there is no catalog at all at present."""
+    store, catalog, first, second, needed = pruned(tmp_path)
+    dead = put_file(store, random.Random(2).randbytes(300_000))
+    store.sync()
+    spoil(catalog)
+    if waits:
+        catalog.path.rename(f"{catalog.path}.damaged-5")
+    said: list[str] = []
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        if not waits:
+            await sets.catalog(SET.hex())
+        house = maintenance_of(tmp_path, store, writer, sets, said)
+        out = await house._collect(False, lambda _: None)
+        assert out.hole() is None and out.removed_bytes > 200_000
+        assert any(line.image.id == first.id for line in manifest.read_log(manifest.log_path(store)))
+        await sets.close()
+
+    with_writer(run)
+    assert not any("Nothing was collected" in text for text in said)
+    assert store.missing([dead[0]]) and not store.missing(needed)
+    assert opened(tmp_path, store, []) == [second.id]
+
+
+def test_a_collection_has_the_log_forget_what_was_pruned(tmp_path: Path) -> None:
+    """So that it does not come back where nothing but the log is left."""
+    store, catalog, first, second, _ = pruned(tmp_path)
+    _write(store, catalog, second)
+    catalog.close()
+    log = manifest.log_path(store)
+
+    async def run(writer: Writer) -> None:
+        sets = _sets(tmp_path, store, writer, [])
+        house = maintenance_of(tmp_path, store, writer, sets, [])
+        for plan, there in ((False, True), (True, True), (False, False)):
+            await house._collect(plan, lambda _: None)
+            assert any(line.image.id == first.id for line in manifest.read_log(log)) == there
+            await sets.catalog(SET.hex())  # of a set that is not open nobody knows what was pruned
+        await sets.close()
+
+    with_writer(run)
+    catalog.path.unlink()
+    assert opened(tmp_path, store, []) == [second.id]
