@@ -17,7 +17,7 @@ import apsw
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, fsync_dir
 from crnode.store.catalog import Catalog, lies_beside, out_of_reach
-from crnode.store.damaged import UNREADABLE, open_damaged
+from crnode.store.damaged import UNREADABLE, gives_id, open_damaged
 from crnode.store.ended import keep_ended
 from crnode.store.manifest import Line, log_path, read_log
 from crnode.store.mark import manifest_entries
@@ -25,7 +25,6 @@ from crnode.store.order import in_order
 from crnode.store.reader import Image, Reader, Totals, open_reader
 from crnode.store.store import ObjectStore
 from crproto.entries import Entry, LtHash, entry_bytes, image_digest
-from crproto.ids import image_id
 
 SALVAGE_ENTRIES = 10_000_000  # read of a damaged catalog for versions without a manifest: minutes at most
 _BATCH_ROWS = 2000
@@ -54,16 +53,6 @@ class _Source:
     image: Image
     content: bytes | None  # its manifest, with the level behind it
     entries: Callable[[], Iterator[Entry]]
-
-
-def _gives_id(set_uuid: bytes, image: Image) -> bool:
-    try:
-        named = image_id(
-            image.parent, set_uuid, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest
-        )
-    except UNREADABLE:  # a number that no image has
-        return False
-    return named == image.id
 
 
 def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[Entry]]) -> bool:
@@ -271,7 +260,7 @@ def _remove(path: Path) -> None:
 def _rebuild_image(catalog: Catalog, source: _Source) -> str:
     """Add one image; returns why not, with the catalog as before."""
     image = source.image
-    if not _gives_id(catalog.set_uuid, image):
+    if not gives_id(catalog.set_uuid, image):
         return "its header does not give its id"
     if not _gives_digest(catalog.set_uuid, image, source.entries):
         return f"its {'rows are' if source.content is None else 'manifest is'} missing or damaged"

@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 import pytest
-from store_samples import commit, directory, with_writer
+from store_samples import SET, commit, directory, with_writer
 from test_catalog_aside import UUID, agent_with, maintenance_of, opened, started, unsaved
 from test_manifest import _set, _sets
 
@@ -155,7 +155,7 @@ def test_nor_one_that_comes_while_it_is_made_again(
     """After its images were read, before what an archive keeps."""
     store, path, ids = unsaved(tmp_path)
     if not newest:  # no image can be had: it is begun anew
-        monkeypatch.setattr(rebuild, "_gives_id", lambda *_: False)
+        monkeypatch.setattr(rebuild, "gives_id", lambda *_: False)
     monkeypatch.setattr("crnode.store.ended.connect_damaged", _raises(apsw.BusyError("locked")))
     why, again = started(tmp_path, store, [])
     assert "locked" in why and again == 1 and path.exists()
@@ -188,3 +188,41 @@ def test_a_file_with_tables_is_not_blank_whatever_its_number_says(
             opened(tmp_path, store, [])
         assert not path.exists()
     assert opened(tmp_path, store, []) == ids
+
+
+@pytest.mark.parametrize("bit", [1, 8, 31])
+def test_a_bit_of_the_number_of_the_schema_is_damage(tmp_path: Path, bit: int) -> None:
+    """And no newer crnode: that would have changed the schema as well."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog.put_away()
+    changed(path, 60, 1 ^ 1 << bit)
+    assert started(tmp_path, store, []) == ("", 0)
+    assert opened(tmp_path, store, []) == [image.id for image in images]
+
+
+@pytest.mark.parametrize("number", [2, 3, 99])
+def test_a_newer_schema_is_refused(tmp_path: Path, number: int) -> None:
+    store, catalog, _, _ = _set(tmp_path, files=20)
+    path = catalog.path
+    catalog._db.execute("CREATE TABLE more (one INTEGER PRIMARY KEY) STRICT")
+    catalog.put_away()
+    changed(path, 60, number)
+    why, again = started(tmp_path, store, [])
+    assert "was written by a newer crnode" in why and again == 0
+    assert path.exists() and not remaking.asides(path.parent)
+
+
+def test_a_bit_of_the_name_of_the_set_is_damage_where_its_versions_say_whose_they_are(tmp_path: Path) -> None:
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    with catalog.transaction():
+        catalog.set_meta("set", bytes([SET[0] ^ 1]) + SET[1:])
+    catalog.put_away()
+    assert started(tmp_path, store, []) == ("", 0)
+    assert opened(tmp_path, store, []) == [image.id for image in images]
+
+
+def changed(path: Path, at: int, number: int) -> None:
+    """Put a number into the header of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + number.to_bytes(4, "big") + data[at + 4 :])
