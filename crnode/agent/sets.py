@@ -98,6 +98,7 @@ class Sets:
         doubted: Callable[[], None],
         damaged: Callable[[str, BaseException], None] | None = None,
         later: Callable[[], None] = lambda: None,
+        doubtful: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.data = data
         self.node = node
@@ -112,6 +113,7 @@ class Sets:
         self.doubted = doubted
         self.damaged = damaged or (lambda _, error: crashed(error))
         self.later = later
+        self.doubtful = doubtful
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
@@ -483,6 +485,7 @@ class Sets:
             heal=self.heal,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
             root=os.geteuid() == 0,
+            doubtful=partial(self.doubtful, spec.uuid),
         )
         self.targets[spec.uuid] = RunningTarget(
             spec, here, commit, self._task(here.run(), "target", spec)

@@ -3,11 +3,13 @@ the names that they had, and none is missed in silence."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import apsw
 import pytest
 from store_samples import (
     SET,
@@ -23,11 +25,13 @@ from store_samples import (
 from test_catalog_aside import maintenance_of, opened
 from test_manifest import _set, _sets, _write
 
+from crnode.agent import remaking
+from crnode.agent.node import Agent
 from crnode.replicate.commit import TargetCommit
 from crnode.store import manifest
 from crnode.store.catalog import Catalog
 from crnode.store.collect import CatalogRef, Outcome, collect
-from crnode.store.reader import Image
+from crnode.store.reader import Image, open_reader
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
@@ -205,3 +209,48 @@ def test_a_collection_has_the_log_forget_what_was_pruned(tmp_path: Path) -> None
     with_writer(run)
     catalog.path.unlink()
     assert opened(tmp_path, store, []) == [second.id]
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_an_image_that_the_index_alone_names_is_missed(tmp_path: Path, logged: bool) -> None:
+    """One bit in the head of its page makes a table end before its last row; nothing else shows it."""
+    store, catalog, images, _ = _set(tmp_path, files=20)
+    if logged:
+        _write(store, catalog, images[2])
+    path = catalog.path
+    catalog.put_away()
+    db = apsw.Connection(str(path))
+    (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='image'").fetchone()
+    db.close()
+    data = bytearray(path.read_bytes())
+    at = (root - 1) * 4096 + 4  # the number of rows
+    assert data[at] == 3
+    data[at] = 2
+    path.write_bytes(data)
+    with open_reader(path) as reader:
+        assert reader.quick_check() != "ok"
+        assert [len(reader.readable_images()[0]), reader.readable_images()[1]] == [2, False]
+    said = remaking.make_again(path, SET, store, "damaged", 10**18, sourced=False)
+    assert "Which others there were cannot be read: versions may be lost." in said
+    with open_reader(path) as reader:
+        assert [image.id for image in reader.images()] == [image.id for image in images[: 2 + logged]]
+
+
+def test_images_that_do_not_fit_have_the_catalog_looked_at_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They come again and again, and may be what is wrong."""
+    agent: Any = object.__new__(Agent)
+    looked: list[str] = []
+
+    async def look(uuid: str) -> None:
+        looked.append(uuid)
+
+    agent._doubted, agent._look_at_catalog = {}, look
+    agent._in_background = lambda work, _: asyncio.run(work)
+    for uuid in ("one", "one", "two"):
+        agent._catalog_doubtful(uuid)
+    assert looked == ["one", "two"]
+    monkeypatch.setattr("crnode.agent.node.DOUBT_SECONDS", 0.0)
+    agent._catalog_doubtful("one")
+    assert looked == ["one", "two", "one"]
