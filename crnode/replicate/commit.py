@@ -18,6 +18,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
 from crnode.replicate.quota import Staged, most_needed
 from crnode.store.catalog import Catalog
+from crnode.store.manifest import log_again
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import NO_IMAGE, STAGING, Image, Live, Totals
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
@@ -441,6 +442,7 @@ class TargetCommit:
             f"diverged {newest.at_ns // 10**9}",
             "the source went back behind this image; it is kept",
         )
+        log_again(self.store, self.catalog, newest.ordinal)
 
     # -- versions
 
