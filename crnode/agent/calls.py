@@ -15,6 +15,7 @@ from crnode.agent import doctor, status
 from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
+from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
 from crnode.agent.sets import RunningSource
 from crnode.cluster.document import Mode, ReplicationSet, Role
@@ -23,7 +24,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
 from crnode.store.catalog import Catalog
 from crnode.store.reader import FUZZY, ROLLING, Image
-from crnode.versions.retention import Candidate, retain
+from crnode.versions.retention import candidates, retain
 from crproto.entries import Entry
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Calls:
         self.restore = Restore(agent)
         self.maintenance = Maintenance(agent)
         self.looking = Looking(agent, self.restore, self._forward)
+        self.proof = Proof(agent, self.restore, self._forward)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
@@ -69,6 +71,9 @@ class Calls:
             "sync": self._sync,
             "versions": self._versions,
             "restore": self._restore,
+            "verify": self._verify,
+            "drill": self._drill,
+            "drill.end": self._drill_end,
             "events": self._events,
             "doctor": self._doctor,
             "scrub": self.maintenance.scrub,
@@ -86,6 +91,7 @@ class Calls:
             "rebase": self._peer_rebase,
             "grant": self._peer_grant,
             "restore": self._peer_restore,
+            "verify": self._peer_verify,
             **self.looking.peer_methods(),
         }
 
@@ -427,12 +433,7 @@ class Calls:
 
         def look() -> list[Args]:
             images = catalog.images()
-            why = retain(
-                [
-                    Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY))
-                    for i in images
-                ]
-            )
+            why = retain(candidates(images))
             if path is None:
                 return [_version(i, why.get(i.ordinal, "being pruned"), self.agent.node.name) for i in images]
             rows = []
@@ -485,6 +486,22 @@ class Calls:
         if sender != self.agent.document.master.name:
             raise CrnodeError("Only the master orders a restore on another node.", "", "", ExitCode.REFUSED)
         return await self.restore.run(self._set(str(args["set"])), args, lambda _: None, ordered_by=sender)
+
+    async def _verify(self, args: Args, progress: Progress) -> Args:
+        return await self.proof.verify(self._set(str(args["set"])), args, progress)
+
+    async def _peer_verify(self, sender: str, args: Args) -> Args:
+        spec = self._set(str(args["set"]))
+        if not self.agent.server.may_read(sender, spec.uuid):
+            raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
+        question = {**args, "node": self.agent.node.name}
+        return await self.proof.verify(spec, question, lambda _: None)
+
+    async def _drill(self, args: Args, progress: Progress) -> Args:
+        return await self.proof.drill(self._set(str(args["set"])), args, progress)
+
+    async def _drill_end(self, args: Args, progress: Progress) -> Args:
+        return await self.proof.end(self._set(str(args["set"])), args)
 
     async def _peer_grant(self, sender: str, args: Args) -> Args:
         if sender != self.agent.document.master.name:
@@ -600,6 +617,7 @@ def _version(image: Image, why: str, node: str) -> Args:
         "digest": image.digest.hex(),
         "quality": quality,
         "verdict": VERDICTS[image.verdict],
+        "evidence": image.evidence,
         "name": image.name,
         "why": image.why or why,
         "node": node,

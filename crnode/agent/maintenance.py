@@ -14,15 +14,16 @@ import apsw
 from crnode.agent import deep, remaking
 from crnode.agent.audit import Audit
 from crnode.agent.inventory import Report, Stocktaker
+from crnode.agent.passing import FileOutOfReach
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store import manifest
-from crnode.store.catalog import Catalog, CatalogDamaged, is_blank
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.child import ChildFailed
 from crnode.store.collect import CatalogRef, Collected, Outcome, collect, last_collected
 from crnode.store.inventory import Lacking, forget_garbage
-from crnode.store.reader import FUZZY, OPEN, ROLLING
+from crnode.store.reader import OPEN
 from crnode.store.scrub import scrub
-from crnode.versions.retention import Candidate, retain
+from crnode.versions.retention import candidates, retain
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -106,23 +107,28 @@ class Maintenance:
             out.append(CatalogRef(path.stem, path, source, targets, held, removed=spec is None))
         return out
 
-    def _roots(self) -> list[CatalogRef]:
+    async def _roots(self) -> list[CatalogRef]:
         """All that a collection marks from: the catalogs, and before them what was set aside and waits to be
-        made a catalog again, so that one that is put in place meanwhile is met in any case."""
+        made a catalog again, so that one that is put in place meanwhile is met in any case. Raises
+        CrnodeError where what waits is not whole: its write-ahead log could not be renamed."""
         agent = self.agent
-        waiting = []
-        for spec in agent.document.sets_to(agent.node.name):
-            path = agent.data / "sets" / f"{spec.uuid}.db"
-            if not path.exists():
-                left = [aside for aside in remaking.waiting(path) if not is_blank(aside)]
-                waiting += [CatalogRef(spec.uuid, aside) for aside in left]
+        uuids = [spec.uuid for spec in agent.document.sets_to(agent.node.name)]
+        paths = [agent.data / "sets" / f"{uuid}.db" for uuid in uuids]
+
+        def wait() -> list[CatalogRef]:
+            return [CatalogRef(p.stem, left) for p in paths if not p.exists() for left in remaking.begun(p)]
+
+        try:
+            waiting = await agent.writer.submit(wait)
+        except OSError as error:
+            raise FileOutOfReach.of(error) from error
         return waiting + self.catalogs()
 
     def _waiting_manifests(self) -> list[tuple[bytes, int]]:
         """Manifests of sets whose catalog was lost or set aside: their images are live until somebody rebuilt
         them, or removed the catalog that was set aside."""
         place = self.agent.data / "sets"
-        aside = {one.uuid for one in remaking.asides(place) if not one.part}
+        aside = self._aside()
         for spec in self.agent.document.sets_to(self.agent.node.name):
             if not (place / f"{spec.uuid}.db").exists():
                 aside.add(spec.uuid)
@@ -130,6 +136,10 @@ class Maintenance:
             return []
         lines = manifest.read_log(manifest.log_path(self.agent.store))
         return [(line.content, line.level) for line in lines if line.set.hex() in aside]
+
+    def _aside(self) -> set[str]:
+        """Sets of which a catalog was set aside, whether it was made again or not."""
+        return {one.uuid for one in remaking.asides(self.agent.data / "sets") if not one.part}
 
     # -- collection
 
@@ -145,8 +155,12 @@ class Maintenance:
     async def _collect(self, plan: bool, progress: Progress) -> Outcome:
         agent = self.agent
         begun = time.monotonic()
+        if not plan:
+            # The log alone must not bring back what a collection takes. A full disk may not take the new log.
+            with contextlib.suppress(OSError, apsw.Error):
+                await agent.writer.submit(self._forget_pruned, await asyncio.to_thread(self._aside))
         for _ in range(HEAL_ROUNDS):
-            roots = self._roots()
+            roots = await self._roots()
             manifests = await asyncio.to_thread(self._waiting_manifests)
             out = await collect(
                 agent.store,
@@ -297,10 +311,8 @@ class Maintenance:
         for uuid, running in list(agent.sets.targets.items()):
             catalog = running.commit.catalog
             images = await agent.writer.submit(catalog.images)
-            shape = [
-                Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images
-            ]
-            image = manifest.due(images, list(retain(shape)), self._written.get(uuid), time.monotonic())
+            kept = list(retain(candidates(images)))
+            image = manifest.due(images, kept, self._written.get(uuid), time.monotonic())
             if image is None:
                 continue
             try:
@@ -320,14 +332,24 @@ class Maintenance:
 
     def _compact_log(self) -> None:
         path = manifest.log_path(self.agent.store)
-        if path.stat().st_size <= manifest.COMPACT_BYTES:
-            return
+        if path.stat().st_size > manifest.COMPACT_BYTES:
+            self._forget_pruned(set())
+
+    def _forget_pruned(self, spared: set[str]) -> None:
+        """Leave images that were pruned out of the log, but for those of the sets `spared`. What the table of
+        images has or its index is there: damage to one of them costs no line."""
+        held = {
+            uuid: (catalog, {image.id for image in catalog.images()})
+            for uuid, catalog in list(self.agent.sets.catalogs.items())
+            if uuid not in spared
+        }
 
         def keep(line: manifest.Line) -> bool:
-            catalog = self.agent.sets.catalogs.get(line.set.hex())
-            return catalog is None or line.image.id is None or catalog.image(line.image.id) is not None
+            name = line.image.id
+            catalog, ids = held.get(line.set.hex(), (None, set[bytes | None]()))
+            return catalog is None or name is None or name in ids or catalog.image(name) is not None
 
-        manifest.compact_log(path, keep)
+        manifest.compact_log(manifest.log_path(self.agent.store), keep)
 
     # -- idle
 

@@ -70,6 +70,7 @@ from crproto.messages import Hello
 SWITCH_SECONDS = 0.0005  # one busy thread of Python may hold the loop up no longer than this
 MEND_SECONDS = 60.0  # between two times that a catalog is made again
 LOOK_SECONDS = 2.0
+DOUBT_SECONDS = 600.0  # between two looks at a catalog of a set whose images do not fit it
 log = logging.getLogger(__name__)
 
 
@@ -94,6 +95,7 @@ class Agent:
         self._mended: dict[str, float] = {}  # set -> monotonic seconds at which that was done last
         self._later: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._doubted: dict[str, float] = {}  # set -> monotonic seconds when its catalog was looked at for it
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -129,6 +131,7 @@ class Agent:
             doubted=self._doubt,
             damaged=self._catalog_damaged,
             later=self._follow_later,
+            doubtful=self._catalog_doubtful,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -144,6 +147,7 @@ class Agent:
             )
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
             await self._learn()
+            await asyncio.to_thread(self.calls.proof.clean)
             await self._follow(self.document)
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
@@ -389,10 +393,21 @@ class Agent:
                 or time.monotonic() - self._mended.get(uuid, -MEND_SECONDS) < MEND_SECONDS
             ):
                 continue
-            try:
-                await self.calls.maintenance.audit.catalog(uuid, time.time_ns())
-            except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
-                self.journal.add("damage", f"A catalog could not be checked: {error}")
+            await self._look_at_catalog(uuid)
+
+    def _catalog_doubtful(self, uuid: str) -> None:
+        """An image does not fit what the catalog here has: a row that is gone is missed by nobody else. It is
+        looked at now and then, because the image may as well be wrong and come again and again."""
+        now = time.monotonic()
+        if now - self._doubted.get(uuid, -DOUBT_SECONDS) >= DOUBT_SECONDS:
+            self._doubted[uuid] = now
+            self._in_background(self._look_at_catalog(uuid), "catalog")
+
+    async def _look_at_catalog(self, uuid: str) -> None:
+        try:
+            await self.calls.maintenance.audit.catalog(uuid, time.time_ns())
+        except (CrnodeError, ChildFailed, CatalogDamaged, apsw.Error, OSError) as error:
+            self.journal.add("damage", f"A catalog could not be checked: {error}")
 
     def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)

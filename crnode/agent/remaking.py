@@ -21,7 +21,7 @@ from crnode.capture.unsure import ROOTS, UNSURE
 from crnode.platform.files import fsync_dir
 from crnode.replicate.place import Prepared
 from crnode.store import rebuild
-from crnode.store.catalog import is_blank
+from crnode.store.catalog import is_blank, lies_beside, out_of_reach
 from crnode.store.damaged import open_damaged
 from crnode.store.store import ObjectStore
 
@@ -61,10 +61,12 @@ def waiting(path: Path) -> list[Path]:
     return [one.path for one in found if one.uuid == path.stem and not one.kept and not one.part]
 
 
-def begun(path: Path) -> Path | None:
-    """What a making that was cut off goes on with."""
-    found = [aside for aside in waiting(path) if not is_blank(aside)]
-    return found[-1] if found else None
+def begun(path: Path) -> list[Path]:
+    """What makings of the catalog `path` that were cut off left, oldest first: the last one is gone on with.
+    Each is whole, with its write-ahead log. In the writer thread, because files are renamed. Raises
+    OSError."""
+    reunite(path)
+    return [aside for aside in waiting(path) if not is_blank(aside)]
 
 
 def set_aside(path: Path, now_ns: int) -> Path:
@@ -93,14 +95,15 @@ def reunite(path: Path) -> None:
     left = waiting(path)
     if left and not path.exists():
         for part in _PARTS[1:]:
-            if not Path(f"{left[-1]}{part}").exists():
+            if _is_empty(Path(f"{left[-1]}{part}")):
                 _rename(path, left[-1], part)
 
 
-def reunite_all(folder: Path) -> None:
-    """The same for every catalog of a folder."""
-    for uuid in {one.uuid for one in _asides(folder) if not one.kept}:
-        reunite(folder / f"{uuid}.db")
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0  # whoever reads a catalog without its log makes it an empty one
+    except FileNotFoundError:
+        return True
 
 
 def keep(path: Path) -> None:
@@ -115,6 +118,22 @@ def keep(path: Path) -> None:
 def _rename(path: Path, to: Path, part: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.rename(f"{path}{part}", f"{to}{part}")
+
+
+def make_again(path: Path, uuid: bytes, store: ObjectStore, why: str, now_ns: int, *, sourced: bool) -> str:
+    """Set what there is of the catalog `path` aside and make it again, or go on with the making that was cut
+    off; see :func:`remake`. Where there is no catalog, what waits is gone on with, whoever asks for it and
+    for whatever reason: it is all that is left. Raises OSError, too."""
+    left = begun(path) if is_blank(path) else []
+    aside = set_aside(path, now_ns)
+    try:
+        return remake(
+            path, uuid, store, left[-1] if left else aside, why, before=bool(left), sourced=sourced
+        )
+    except Exception:
+        if not left:
+            put_back(aside, path)  # no room: the next attempt is to find what this one found
+        raise
 
 
 def remake(
@@ -152,7 +171,8 @@ def remake(
 
 def _told(path: Path, aside: Path, why: str, before: bool) -> str:
     if before:
-        return f"The catalog {path} was gone; it was set aside before as {aside}{_KEPT}"
+        state = f"is damaged ({why})" if why else "was gone"
+        return f"The catalog {path} {state}; it was set aside before as {aside}{_KEPT}"
     if why:
         return f"The catalog {path} is damaged ({why}); it was set aside as {aside}{_KEPT}"
     return f"The catalog {path} was removed or emptied while the agent was stopped; it is gone"
@@ -163,13 +183,21 @@ def _told(path: Path, aside: Path, why: str, before: bool) -> str:
 
 def _notes(aside: Path) -> dict[str, bytes]:
     """What a damaged catalog still says of the directories that its set was captured from or written to: a
-    disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64)."""
+    disk that is not mounted is neither an empty source nor a new destination (rules 59 and 64). Raises
+    CrnodeError when it is out of reach: it is not damaged for that."""
     out: dict[str, bytes] = {}
-    for key in (ROOTS, PLACE):
-        with contextlib.suppress(apsw.Error), open_damaged(aside) as reader:
-            held = reader.meta(key)
-            if isinstance(held, bytes) and _makes_sense(key, held):
-                out[key] = held
+    if not aside.exists():
+        return out
+    try:
+        with open_damaged(aside) as reader:
+            for key in (ROOTS, PLACE):
+                with contextlib.suppress(apsw.Error):
+                    held = reader.meta(key)
+                    if isinstance(held, bytes) and _makes_sense(key, held):
+                        out[key] = held
+    except apsw.Error as error:
+        if lies_beside(error):
+            raise out_of_reach(aside, error) from error
     return out
 
 

@@ -67,6 +67,7 @@ class Chosen(NamedTuple):
     bytes: int
     holder: str
     name: str = ""
+    at_ns: int = 0
 
     def called(self, text: str) -> bool:
         """Whether a person who says `text` means this version: its number, its name, or how its id begins."""
@@ -100,7 +101,13 @@ class Restore:
         self._places: set[Path] = set()
 
     async def run(
-        self, spec: ReplicationSet, args: Args, progress: Progress, *, ordered_by: str | None = None
+        self,
+        spec: ReplicationSet,
+        args: Args,
+        progress: Progress,
+        *,
+        ordered_by: str | None = None,
+        within: Path | None = None,
     ) -> Args:
         """Restore; returns {"files", "bytes", "seconds", "verified", "to", "version", "digest", "from"}, and
         "digest_ok" for a whole version: everything read back equals the version, proven by its digest. Of a
@@ -108,9 +115,10 @@ class Restore:
 
         `ordered_by` is the node that asks for it, None for the owner of this node on its own socket. Another
         node may only write where this node's own file allows it, with no more privileges than the set has.
+        `within` is a folder of our own in the data directory, into which nobody else may restore.
         """
         begun = time.monotonic()
-        to = await in_thread(lambda: self._destination(args, ordered_by))
+        to = await in_thread(lambda: self._destination(args, ordered_by, within))
         path = path_of(args)
         chosen = await self.choose(spec, args.get("version"))
         if to in self._places:
@@ -186,7 +194,7 @@ class Restore:
             out["digest_ok"] = True
         return out
 
-    def _destination(self, args: Args, ordered_by: str | None) -> Path:
+    def _destination(self, args: Args, ordered_by: str | None, within: Path | None) -> Path:
         """Where to restore to, every link on the way resolved, so that what is checked is what is written."""
         text = args.get("to")
         if not text:
@@ -205,7 +213,7 @@ class Restore:
             raise _in_use(to)
         to = to.resolve()
         data = self.agent.data.resolve()
-        if _inside(to, data):
+        if _inside(to, data) and to.parent != within:
             raise CrnodeError(
                 f"{to} lies in the data directory.", "", "Choose another place.", ExitCode.REFUSED
             )
@@ -275,14 +283,14 @@ class Restore:
                 return []
             images = await self.agent.writer.submit(catalog.images)
             return [
-                Chosen(i.id, i.sequence, i.digest, i.entries, i.bytes, name, i.name or "")
+                Chosen(i.id, i.sequence, i.digest, i.entries, i.bytes, name, i.name or "", i.at_ns)
                 for i in images
                 if i.id is not None
             ]
         link = self.agent.links.get(name)
         if link is None or not await link.wait_up(2.0):
             return []
-        return [Chosen(i[0], i[3], i[5], i[6], i[7], name, i[9]) for i in await link.images(spec.uuid)]
+        return [Chosen(i[0], i[3], i[5], i[6], i[7], name, i[9], i[4]) for i in await link.images(spec.uuid)]
 
     @contextlib.asynccontextmanager
     async def held(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:

@@ -98,6 +98,7 @@ class Sets:
         doubted: Callable[[], None],
         damaged: Callable[[str, BaseException], None] | None = None,
         later: Callable[[], None] = lambda: None,
+        doubtful: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.data = data
         self.node = node
@@ -112,6 +113,7 @@ class Sets:
         self.doubted = doubted
         self.damaged = damaged or (lambda _, error: crashed(error))
         self.later = later
+        self.doubtful = doubtful
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
@@ -121,10 +123,6 @@ class Sets:
         self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
         self._halted: set[str] = set()  # sets of which a task ended by what passes: they start again
         self._turn = asyncio.Lock()
-        try:
-            remaking.reunite_all(data / "sets")  # before anything reads what is there
-        except OSError as error:
-            raise FileOutOfReach.of(error) from error
 
     # -- the document
 
@@ -269,7 +267,7 @@ class Sets:
         """Whether there is no catalog although there was one: a set that is new here has left no trace."""
         if not is_blank(path):
             return False
-        if uuid in self.known.names() or remaking.begun(path) is not None:
+        if uuid in self.known.names() or remaking.begun(path):
             return True
         return manifest.is_logged(manifest.log_path(self.store), bytes.fromhex(uuid))
 
@@ -294,26 +292,14 @@ class Sets:
 
     async def _set_aside(self, uuid: str, why: str) -> None:
         """Make the catalog again; `why` it cannot be used, '' when it is gone. What is left of it stays."""
-        path = self._path(uuid)
-        remaking.reunite(path)
-        before = None if why else remaking.begun(path)
-        aside = remaking.set_aside(path, self.now_ns())
+        path, sourced = self._path(uuid), uuid in self._sourced
         tell = partial(asyncio.get_running_loop().call_soon_threadsafe, self.journal, "damage")
 
         def work() -> None:
-            tell(
-                remaking.remake(
-                    path, bytes.fromhex(uuid), self.store, before or aside, why,
-                    before=before is not None, sourced=uuid in self._sourced,
-                )
-            )  # fmt: skip
+            name, now_ns = bytes.fromhex(uuid), self.now_ns()
+            tell(remaking.make_again(path, name, self.store, why, now_ns, sourced=sourced))
 
-        try:
-            await self.writer.submit(work)
-        except Exception:
-            if before is None:
-                remaking.put_back(aside, path)  # no room: the next attempt is to find what this one found
-            raise
+        await self.writer.submit(work)
         self.catalogs[uuid] = await self.writer.submit(self._open, uuid)
 
     async def _make_again(self, uuid: str, why: str) -> None:
@@ -499,6 +485,7 @@ class Sets:
             heal=self.heal,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
             root=os.geteuid() == 0,
+            doubtful=partial(self.doubtful, spec.uuid),
         )
         self.targets[spec.uuid] = RunningTarget(
             spec, here, commit, self._task(here.run(), "target", spec)

@@ -116,6 +116,14 @@ class SourceCommit:
             self.catalog.note_store(self.store.mark())
             return staging.ordinal
 
+    def note(self, batch: Batch, spool: bool) -> None:
+        """Save what is no part of an image of a batch that changes no entry: fingerprints, and paths that
+        could not be taken."""
+        self._put(batch, spool)
+        if batch.prints or batch.lost:
+            with self.catalog.transaction():
+                self._side_rows(batch)
+
     def finish(
         self, batch: Batch, flags: int, staged: bool, confirm: bool, accept: bool, spool: bool
     ) -> Point | None:
@@ -127,10 +135,7 @@ class SourceCommit:
         """
         newest = self.catalog.newest()
         if batch.empty() and not staged and newest is not None and not confirm:
-            self._put(batch, spool)  # a recipe that was damaged here is whole again after its file was read
-            if batch.prints or batch.lost:
-                with self.catalog.transaction():
-                    self._side_rows(batch)
+            self.note(batch, spool)  # a recipe that was damaged here is whole again after its file was read
             return None
         self._put(batch, spool)
         try:

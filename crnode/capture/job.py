@@ -11,7 +11,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from crnode.capture.guard import RotGuard
 from crnode.capture.read import Fresh, Gone, Own, PathReader, Taken, Torn, Unreadable
@@ -24,8 +24,11 @@ from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.paths import problem, split
 
 BATCH_ENTRIES = 2000
-AGAIN_MOST = 3  # a file that is written all the time differs at each name; the next point has them all
+BATCH_PRINTS = 20_000  # paths of which only the fingerprint is another one
+AGAIN_MOST = 3  # a file that is written all the time differs at each name; the next point takes them
 BATCH_BYTES = 24 << 20  # bytes of new chunks held at most by one batch
+
+Inode = tuple[int, int]  # device and number
 
 
 @dataclass
@@ -38,14 +41,46 @@ class Batch:
     lost: dict[bytes, str | None] = field(default_factory=dict)
     fresh: Fresh = field(default_factory=Fresh)
     fuzzy: set[bytes] = field(default_factory=set)  # files that never settled while they were read
-    inodes: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # (dev, ino) -> paths taken
 
     def full(self) -> bool:
-        return len(self.changed) + len(self.removed) >= BATCH_ENTRIES or self.fresh.held >= BATCH_BYTES
+        return (
+            len(self.changed) + len(self.removed) >= BATCH_ENTRIES
+            or self.fresh.held >= BATCH_BYTES
+            or len(self.prints) >= BATCH_PRINTS
+        )
 
     def empty(self) -> bool:
         """True when no entry changes (fingerprints and reports may)."""
         return not self.changed and not self.removed
+
+
+class _Names:
+    """Which paths of a batch are names of which file. Few files have several names, so this is made when the
+    first of them is met."""
+
+    def __init__(self) -> None:
+        self._of: dict[Inode, dict[bytes, None]] | None = None
+        self._latest: dict[Inode, Fingerprint] = {}
+
+    def of(self, batch: Batch, inode: Inode) -> dict[bytes, None]:
+        """The paths of the batch that were taken as names of `inode`; some may be other files by now."""
+        if self._of is None:
+            self._of = {}
+            for path, print_ in batch.prints.items():
+                if print_ is not None:
+                    self._of.setdefault((print_.dev, print_.ino), {})[path] = None
+        return self._of.setdefault(inode, {})
+
+    def add(self, path: bytes, print_: Fingerprint) -> None:
+        """A path was taken."""
+        if self._of is not None:
+            self._of.setdefault((print_.dev, print_.ino), {})[path] = None
+
+    def is_latest(self, print_: Fingerprint) -> bool:
+        """Whether the file was met like this last; from now on it was."""
+        inode = (print_.dev, print_.ino)
+        before, self._latest[inode] = self._latest.get(inode), print_
+        return before == print_
 
 
 class Job:
@@ -79,7 +114,12 @@ class Job:
         self.watcher = watcher
         self.batch = Batch()
         self.limit: str | None = None  # the sysctl that has to be raised, when watches ran out
-        self._stale: list[bytes] = []  # to be taken again
+        self.left: set[bytes] = set()  # names of files that are written all the time: not as their others are
+        self._names = _Names()
+        self._again: dict[bytes, None] = {}  # other names of files that were taken, to be looked at
+        self._stale: dict[bytes, None] = {}  # names that were taken before their file changed
+        self._asked_for: set[bytes] = set()  # names that this batch has looked at
+        self._groups: set[tuple[int, bytes] | Inode] = set()  # groups and inodes all of whose names are
         self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; is it known?
         self._known_lost: set[bytes] | None = None  # read in the thread that works
 
@@ -88,25 +128,35 @@ class Job:
         :attr:`batch`, so that a small capture is one batch that is never yielded."""
         if self._known_lost is None:
             self._known_lost = {path for path, _ in self.catalog.lost(100_000)}
-        asked: set[bytes] = set()
-        again: Counter[bytes] = Counter()
+        times: Counter[bytes] = Counter()
         for path, tree in paths:
             found: Iterable[bytes] = self._scan(path) if tree else (path,)
             for each in found:
-                partners = self._take(each)
-                while partners or self._stale:
-                    if self._stale:
-                        stale = self._stale.pop()
-                        again[stale] += 1
-                        if again[stale] <= AGAIN_MOST:
-                            partners += self._take(stale)
-                        continue
-                    partner = partners.pop()
-                    if partner not in asked:
-                        asked.add(partner)
-                        partners += self._take(partner)
+                self._look_at(self._take(each))
+                while (name := self._next(times)) is not None:
+                    self._look_at(self._take(name))
+                    if self.batch.full():
+                        yield self.flush()
                 if self.batch.full():
                     yield self.flush()
+
+    def _look_at(self, names: Iterable[bytes]) -> None:
+        """They have to be looked at because of what was taken; each once a batch."""
+        for name in names:
+            if name not in self._asked_for:
+                self._asked_for.add(name)
+                self._again[name] = None
+
+    def _next(self, times: Counter[bytes]) -> bytes | None:
+        """The next of the names that are due."""
+        while self._stale:
+            name, _ = self._stale.popitem()
+            times[name] += 1
+            if times[name] <= AGAIN_MOST:
+                self.left.discard(name)
+                return name
+            self.left.add(name)
+        return self._again.popitem()[0] if self._again else None
 
     def staged(self, ordinal: int) -> None:
         """What was flushed is in the catalog, as part of the image in the making `ordinal`: what is looked at
@@ -116,6 +166,9 @@ class Job:
     def flush(self) -> Batch:
         """Hand the gathered batch over and begin a new one."""
         batch, self.batch = self.batch, Batch()
+        self._names = _Names()
+        self._asked_for.clear()  # their files may change from now on
+        self._groups.clear()
         self._asked = None, False  # the directory asked last may have entries from now on
         return batch
 
@@ -179,6 +232,10 @@ class Job:
         except Unreadable as reason:
             # What was captured before stays in the image: "cannot be read now" is not "was deleted".
             batch.lost[path] = str(reason)
+            if old is not None and link_of(old) is not None:
+                # But not as a name of that file: its inode may be gone, and its number come again.
+                extra = replace(Extra.decode(old.extra), link=None)
+                batch.changed[path] = old._replace(extra=extra.encode())
             return []
         except Torn:
             batch.lost[path] = "it changed each time it was read; it is tried again"
@@ -224,47 +281,53 @@ class Job:
         entry = taken.entry
         if path in (self._known_lost or ()) or path in batch.lost:
             batch.lost[path] = None
-        self._note_inode(path, taken.fingerprint)
+        link = link_of(entry)
+        fuzzy = entry.kind == FILE and bool(entry.extra) and Extra.decode(entry.extra).fuzzy
+        self._note_inode(path, taken.fingerprint, linked=link is not None and not fuzzy)
         batch.prints[path] = taken.fingerprint
         batch.removed.discard(path)
         batch.fuzzy.discard(path)
-        if entry.kind == FILE and entry.extra and Extra.decode(entry.extra).fuzzy:
+        if fuzzy:
             batch.fuzzy.add(path)
         if entry == old:
             return []
         if old is not None and old.kind == DIRECTORY and entry.kind != DIRECTORY:
             self._remove_below(path)
         batch.changed[path] = entry
-        link = link_of(entry)
-        partners = self._partners(path, old)
+        partners = self._partners(old)
         if link is not None:
-            partners += self.catalog.link_members(link, entry.kind, self.view)
-            partners += self.catalog.with_inode(taken.fingerprint.dev, taken.fingerprint.ino)
+            partners += self._partners(entry)
+            inode = (taken.fingerprint.dev, taken.fingerprint.ino)
+            if inode not in self._groups:
+                self._groups.add(inode)
+                partners += self.catalog.with_inode(*inode)
         return [p for p in partners if p != path]
 
-    def _note_inode(self, path: bytes, print_: Fingerprint | None) -> None:
-        """`path` is `print_` from now on. Other names of the file that it is, and of the one that it was,
-        which this batch has taken earlier are stale: inotify names only the one that was written through, or
-        went."""
+    def _note_inode(self, path: bytes, print_: Fingerprint | None, *, linked: bool = False) -> None:
+        """`path` is `print_` from now on, one name of several if `linked`. Other names of the file that it
+        is, and of the one that it was, which this batch has taken earlier are stale: inotify names only the
+        one that was written through, or went."""
         prints, before = self.batch.prints, self.batch.prints.get(path)
         if before is not None and (print_ is None or before[:2] != print_[:2]):
-            was = self.batch.inodes.get((before.dev, before.ino), ())
-            self._stale += [p for p in was if p != path and (k := prints.get(p)) and k[:2] == before[:2]]
-        if print_ is not None:
-            names = self.batch.inodes.setdefault((print_.dev, print_.ino), [])
-            for other in names:
+            was = self._names.of(self.batch, (before.dev, before.ino))
+            was.pop(path, None)
+            self._stale |= {p: None for p in was if (k := prints.get(p)) and k[:2] == before[:2]}
+        if print_ is None:
+            return
+        if linked and not self._names.is_latest(print_):
+            for other in self._names.of(self.batch, (print_.dev, print_.ino)):
                 known = prints.get(other)
                 if other != path and known and known != print_ and known[:2] == print_[:2]:
-                    self._stale.append(other)
-            if path not in names:
-                names.append(path)
+                    self._stale[other] = None
+        self._names.add(path, print_)
 
-    def _partners(self, path: bytes, old: Entry | None) -> list[bytes]:
-        """The other members of the link group that `path` was in."""
-        link = link_of(old) if old is not None else None
-        if old is None or link is None:
+    def _partners(self, entry: Entry | None) -> list[bytes]:
+        """The members of the link group of an entry, unless they were looked at because of another one."""
+        link = link_of(entry) if entry is not None else None
+        if entry is None or link is None or (entry.kind, link) in self._groups:
             return []
-        return [p for p in self.catalog.link_members(link, old.kind, self.view) if p != path]
+        self._groups.add((entry.kind, link))
+        return self.catalog.link_members(link, entry.kind, self.view)
 
     def _renamed_from(self, dev: int, ino: int) -> Entry | None:
         """The entry that had this inode under another path: what it names need not be cut again."""
@@ -283,7 +346,7 @@ class Job:
         if old.kind == DIRECTORY:  # what could not be taken below it is gone with it
             below = [p for p in self._known_lost or () if p.startswith(path + b"/")]
             batch.lost.update(dict.fromkeys(below))
-        partners = self._partners(path, old)
+        partners = self._partners(old)
         if old.kind == DIRECTORY:
             self._remove_below(path)
         self._remove(path)

@@ -289,7 +289,6 @@ class PathReader:
                 "it is a hard link to a file of another owner, in a folder in which others than root may"
                 " make links; make it a copy, or take their right to write from the folder"
             )
-        link = self._link(path, info)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=parent)
         try:
@@ -299,6 +298,7 @@ class PathReader:
                 info.st_ino,
             ):
                 raise _Swapped
+            link = self._link(path, before)  # of the moment of the fingerprint: a name may have come since
             extra = read_extra(fd, before, link)
             trial = Fresh(held=fresh.held)
             young = self.now_ns() - before.st_ctime_ns < YOUNG_NS or path in self.mapped
@@ -317,14 +317,15 @@ class PathReader:
             if not last:
                 raise
             # It never settles: what was read is sent and marked, never called clean (rule 52).
-            return self._fuzzy(path, fd, link, fresh)
+            return self._fuzzy(path, fd, fresh)
         finally:
             os.close(fd)
         _merge(fresh, trial)
         return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), print_)
 
-    def _fuzzy(self, path: bytes, fd: int, link: bytes | None, fresh: Fresh) -> Taken:
+    def _fuzzy(self, path: bytes, fd: int, fresh: Fresh) -> Taken:
         info = os.fstat(fd)
+        link = self._link(path, info)
         size = info.st_size  # append-only growth is cut at the size first seen
         trial = Fresh(held=fresh.held)
         builder = content.RecipeBuilder(chunking.CUTTER_64K)

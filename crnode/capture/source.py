@@ -102,6 +102,7 @@ class SourceSet:
         self._scan_wanted = True
         self._scan_alone = True  # nothing else may be captured before it
         self._watched_now = False  # every directory got its watch, and no event was lost since
+        self._losses = 0  # times that events were lost
         self._scan_reason = "start"
         self._scanning: Scanning | None = None  # one that runs beside
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -427,6 +428,7 @@ class SourceSet:
     def _events_lost(self, reason: str) -> None:
         self.journal("source", f"Set {self.spec.name}: {reason}; it is scanned.")
         self._watched_now = False
+        self._losses += 1
         self._want_scan(reason)
 
     async def _poll(self) -> None:
@@ -588,7 +590,7 @@ class SourceSet:
         paths.spill = self._spill if self.spool else None
         job = Job(paths, reader, self._view, self._selection, self._watcher, self.guard)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
-        flags = CLEAN
+        flags, losses = CLEAN, self._losses
         try:
             for round_ in range(ROUNDS + 1):
                 if self._scanning is not None:
@@ -605,7 +607,9 @@ class SourceSet:
                     for path, tree in todo:
                         self._settle.note(path, Change.TREE if tree else Change.DONE, self._now())
                     flags = ROLLING
-            if self._settle.waiting():
+            for path in job.left:
+                self._settle.note(path, Change.WRITTEN, self._now())
+            if self._settle.waiting() or self._losses != losses:
                 flags = ROLLING
         finally:
             paths.close()
@@ -625,8 +629,11 @@ class SourceSet:
         """Drive the job; batches that are full become staged rows."""
         batches = job.run(todo)
         while (batch := await self._in_thread(lambda: next(batches, None))) is not None:
-            self._set_state("capturing", "a first or large image is being taken")
             self._note_fuzzy(batch)
+            if batch.empty():
+                await self.writer.submit(self.commit.note, batch, self.spool)
+                continue
+            self._set_state("capturing", "a first or large image is being taken")
             self._view = await self.writer.submit(self.commit.stage, batch, self.spool)
             self._staged = True
             job.staged(self._view)

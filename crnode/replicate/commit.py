@@ -18,10 +18,11 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
 from crnode.replicate.quota import Staged, most_needed
 from crnode.store.catalog import Catalog
+from crnode.store.manifest import log_again
 from crnode.store.packs import Lane, Record
-from crnode.store.reader import FUZZY, NO_IMAGE, ROLLING, STAGING, Image, Live, Totals
+from crnode.store.reader import NO_IMAGE, STAGING, Image, Live, Totals
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
-from crnode.versions.retention import Candidate, retain
+from crnode.versions.retention import candidates, retain
 from crproto import content, delta
 from crproto.entries import DIRECTORY, Entry
 from crproto.errors import RemoteProtocolError
@@ -441,14 +442,13 @@ class TargetCommit:
             f"diverged {newest.at_ns // 10**9}",
             "the source went back behind this image; it is kept",
         )
+        log_again(self.store, self.catalog, newest.ordinal)
 
     # -- versions
 
     def _thin(self, newest: Image, limit: int) -> int:
         images = self.catalog.images()
-        kept = retain(
-            [Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY)) for i in images]
-        )
+        kept = retain(candidates(images))
         roots = set(kept) | self.retain_roots() | {newest.ordinal}
         live = self.catalog.live()
         if live is not None:

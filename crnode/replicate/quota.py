@@ -8,6 +8,7 @@ SHARE_RECIPES = 64  # of the content: what its recipes take at most
 SMALL = 8 << 20  # bytes that are granted in any case: one small image's; the floor of the store bounds it too
 
 
+SPARED_MOST = 7 * 86400.0  # since the first of it: nobody holds off collections of others' garbage for ever
 SPARED_SECONDS = 3600.0  # after the last of it came what is staged is spared, also when the line broke
 PER_ENTRY = 1024  # bytes that an entry and its recipes take beside its content, generously
 
@@ -65,12 +66,12 @@ class InFlight:
 
     def __init__(self) -> None:
         self._since: int | None = None
-        self._last = 0.0
+        self._first = self._last = 0.0
 
     def came(self, collection: int, now: float) -> None:
         """Something was staged, born in the collection with this number, at `now` (monotonic seconds)."""
         if self.born(now) is None:
-            self._since = collection
+            self._since, self._first = collection, now
         self._last = now
 
     def over(self) -> None:
@@ -79,4 +80,5 @@ class InFlight:
 
     def born(self, now: float) -> int | None:
         """The collection in which the oldest of it was born; None when there is nothing to spare."""
-        return self._since if now - self._last < SPARED_SECONDS else None
+        spared = now - self._last < SPARED_SECONDS and now - self._first < SPARED_MOST
+        return self._since if spared else None

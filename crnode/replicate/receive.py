@@ -101,6 +101,7 @@ class TargetSet:
     Args:
         heal: asked to fetch damaged objects from the source or another holder.
         journal: (kind, sentence) for people.
+        doubtful: told when an image does not fit what the catalog here has: one of the two is wrong.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class TargetSet:
         heal: Callable[[str, set[bytes]], Awaitable[set[bytes]]],
         journal: Callable[[str, str], None],
         root: bool,
+        doubtful: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.target = target
@@ -134,6 +136,7 @@ class TargetSet:
             self._looked_up.set()
         self._heal = heal
         self._journal = journal
+        self._doubtful = doubtful
         self._policy = Policy(spec.privileged, root)
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, f"live-{spec.name}")
@@ -343,6 +346,8 @@ class TargetSet:
             ("full" if refusal.code == "full" else "refused"),
             refusal.text,
         )
+        if refusal.code == "digest":
+            self._doubtful()
         if not (refusal.code == "base" and refusal.retry):
             self._journal(
                 "refused", f"Set {self.spec.name}: an image of {peer.name} was not taken: {refusal.text}"

@@ -15,9 +15,10 @@ import apsw
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import fsync_dir
-from crnode.store.damaged import changed_table
+from crnode.store.damaged import changed_table, gives_id, is_schema
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import (
+    BUSY_MS,
     COMPLETE,
     ENTRY,
     IMAGE,
@@ -36,8 +37,7 @@ from crnode.store.reader import (
 from crproto.entries import DIRECTORY, Entry, entry_bytes, image_digest, link_of
 from crproto.paths import split
 
-SCHEMA_VERSION = 1
-BUSY_MS = 250  # for a lock of another program; the writer thread, and so every set, waits with it
+SCHEMA_VERSION = 1  # another one comes with another text of the schema: a flipped bit of it alone is damage
 
 
 class Catalog(Reader):
@@ -72,6 +72,8 @@ class Catalog(Reader):
             assert version is not None
             if version[0] == 0:
                 self._create()
+            elif ((version[0] ^ SCHEMA_VERSION) & 0xFFFFFFFF).bit_count() == 1 and is_schema(db):
+                raise CatalogDamaged(path, f"it says to have schema {version[0]}, and has {SCHEMA_VERSION}")
             elif version[0] > SCHEMA_VERSION:
                 raise CrnodeError(
                     f"{path} was written by a newer crnode"
@@ -86,6 +88,8 @@ class Catalog(Reader):
             held = self.meta("set")
             if not isinstance(held, bytes) or len(held) != len(set_uuid):
                 raise CatalogDamaged(path, "it does not say which set it belongs to")
+            if held != set_uuid and any(gives_id(set_uuid, image) for image in self.readable_images()[0]):
+                raise CatalogDamaged(path, "it says to belong to another set, and its versions do not")
             if held != set_uuid:
                 raise CrnodeError(
                     f"{path} belongs to another set ({held.hex()}).",
@@ -511,12 +515,12 @@ def is_damage(error: BaseException) -> bool:
 
 def is_blank(path: Path) -> bool:
     """Whether there is no catalog in the file `path`, or no file: opening it would begin a new one. False
-    when it cannot be read: that is damage."""
+    when it cannot be read: that is damage, or a lock of somebody else."""
     try:
         if path.stat().st_size == 0:
             return True
-        with open_reader(path) as reader:
-            return reader.version() == 0
+        with open_reader(path, BUSY_MS) as reader:
+            return reader.is_blank()
     except FileNotFoundError:
         return True
     except apsw.Error:

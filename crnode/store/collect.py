@@ -135,9 +135,9 @@ async def collect(
     """One collection over all of the store. `catalogs` must be all there are: what none of them reaches goes.
 
     `manifests` are further roots, whose entries' contents are live too (images that wait for their catalog to
-    be rebuilt). `in_flight` says in which collection the oldest object was born that came here and is named
-    by no image yet: all that was born since is spared. With `plan` nothing is changed. Raises CrnodeError,
-    StoreFailed, child.ChildFailed."""
+    be rebuilt), as far as they are here. `in_flight` says in which collection the oldest object was born that
+    came here and is named by no image yet: all that was born since is spared. With `plan` nothing is changed.
+    Raises CrnodeError, StoreFailed, child.ChildFailed."""
     begun = time.monotonic()
     out = Outcome()
     number = store.collection if plan else await writer.submit(store.begin_collection)
@@ -424,15 +424,17 @@ def _mark(body: dict[str, Any], reader: StoreReader) -> tuple[Filter, Marker]:
 
 
 def _mark_manifest(content: bytes, level: int, marker: Marker) -> None:
-    """A version that waits for its catalog: the manifest and all that its entries name."""
+    """A version that waits for its catalog: the manifest and all that its entries name, as far as it is here.
+    The log also names versions that were pruned long ago, of which some is gone for good: that makes no hole,
+    or nothing would ever be collected any more."""
     if level:
-        marker.recipe(content, level)
+        marker.recipe(content, level, holes=False)
     marker.mark(content)
     for entry in manifest_entries(content, level, marker.load):
         if entry.content is None:
             continue
         if entry.level:
-            marker.recipe(entry.content, entry.level)
+            marker.recipe(entry.content, entry.level, holes=False)
         else:
             marker.mark(entry.content)
 

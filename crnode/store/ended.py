@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, lies_beside, out_of_reach
 from crnode.store.damaged import UNREADABLE, connect_damaged
-from crnode.store.reader import ENTRY, NAMES, OPEN, Image, entry_of
+from crnode.store.reader import ENTRY, NAMES, OPEN, STAGING, Image, entry_of
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore
 from crproto.content import parse_recipe
 from crproto.entries import Entry, entry_from_wire
@@ -27,12 +27,14 @@ from crproto.paths import join
 _BATCH_ROWS = 2000
 _FOLDERS = "SELECT id,path FROM dir ORDER BY id {0}"
 _ROWS = "SELECT name,born,died FROM entry WHERE dir=? ORDER BY name {0},born {0}"
+_IMAGES = "SELECT ordinal,state FROM image ORDER BY ordinal {0}"
 _ONE = f"SELECT {ENTRY} FROM entry e {NAMES} WHERE e.dir=? AND e.name=? AND e.born=?"
 
 
 def keep_ended(catalog: Catalog, store: ObjectStore, aside: Path, named: Sequence[Image]) -> bool:
     """Take over the last rows of deleted paths from the damaged catalog `aside`, which had the images `named`
-    (oldest first); whether all that it had could be read. `catalog` has its images already."""
+    (oldest first); whether all that it had could be read. `catalog` has its images already. Raises
+    CrnodeError when it is out of reach."""
     made = {image.id: image.ordinal for image in catalog.images()}
     newest = max(made.values(), default=0)
     here = [image for image in named if image.id in made]
@@ -52,7 +54,9 @@ def keep_ended(catalog: Catalog, store: ObjectStore, aside: Path, named: Sequenc
                         first = bisect_left(ordinals, died)
                         at = made[here[first].id] if first < len(here) else newest
                         count += _keep(catalog, entry, at)
-    except UNREADABLE:  # it cannot be opened
+    except UNREADABLE as error:  # it cannot be opened
+        if lies_beside(error):
+            raise out_of_reach(aside, error) from error
         return False
     if count:
         with catalog.transaction():
@@ -88,13 +92,14 @@ def _is_held(store: ObjectStore, entry: Entry) -> bool:
 
 def _ended(db: apsw.Connection) -> Iterator[tuple[int, Entry] | None]:
     """(ordinal at which it ended, entry) of the last row of each path that is deleted, and None for each
-    place that cannot be read."""
+    place that cannot be read. A row of an image that was on its way is none: that is never completed now."""
+    staged = _staged(db)
     for folder in _from_both_ends(db, _FOLDERS, (), 1):
         if folder is None:
             yield None
             continue
         number, directory = folder
-        for last in _last_of_each(_from_both_ends(db, _ROWS, (number,), 2)):
+        for last in _last_of_each(_from_both_ends(db, _ROWS, (number,), 2), staged):
             try:
                 if last is None:
                     yield None
@@ -106,10 +111,20 @@ def _ended(db: apsw.Connection) -> Iterator[tuple[int, Entry] | None]:
                 yield None
 
 
-def _last_of_each(rows: Iterable[tuple[Any, ...] | None]) -> Iterator[tuple[Any, ...] | None]:
-    """Of the rows (name, born, died) of a folder the last one of each name."""
+def _staged(db: apsw.Connection) -> set[int]:
+    """Ordinals of images that were on their way."""
+    return {row[0] for row in _from_both_ends(db, _IMAGES, (), 1) if row is not None and row[1] == STAGING}
+
+
+def _last_of_each(
+    rows: Iterable[tuple[Any, ...] | None], staged: Container[int]
+) -> Iterator[tuple[Any, ...] | None]:
+    """Of the rows (name, born, died) of a folder the last one of each name, but for those born in `staged`
+    images."""
     last: tuple[Any, ...] | None = None
     for row in rows:
+        if row is not None and row[1] in staged:
+            continue
         if last is not None and (row is None or row[0] != last[0]):
             yield last
             last = None

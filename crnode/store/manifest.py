@@ -137,7 +137,9 @@ def append_line(path: Path, line: Line) -> None:
 def compact_log(path: Path, keep: Callable[[Line], bool]) -> int:
     """Leave out lines that `keep` refuses, and rotten ones; returns how many lines stayed."""
     lines = [line for line in read_log(path) if keep(line)]
-    atomic_write(path, b"".join(map(encode_line, lines)))
+    data = b"".join(map(encode_line, lines))
+    if data != path.read_bytes():
+        atomic_write(path, data)
     return len(lines)
 
 

@@ -95,8 +95,11 @@ class Marker:
         self.holes: dict[bytes, Hole] = {}
         self._shallow: set[bytes] = set()  # recipes walked without their chunks
 
-    def recipe(self, content: bytes, level: int, *, chunks: bool = True, owner: str = "") -> None:
-        """Mark a recipe and what it reaches; what cannot be read on the way is noted as a hole."""
+    def recipe(
+        self, content: bytes, level: int, *, chunks: bool = True, owner: str = "", holes: bool = True
+    ) -> None:
+        """Mark a recipe and what it reaches; what cannot be read on the way is noted as a hole, unless
+        `holes` says that nothing depends on it."""
         todo = [(content, level)]
         mark = self.mark
         while todo:
@@ -106,11 +109,10 @@ class Marker:
             mark(name)
             try:
                 recipe = parse_recipe(self.load(name), at)
-            except Missing:
-                self.holes[name] = Hole("missing", at, chunks, owner)
-                continue
-            except (Damaged, RemoteProtocolError):
-                self.holes[name] = Hole("damaged", at, chunks, owner)
+            except (Missing, Damaged, RemoteProtocolError) as error:
+                if holes:
+                    why = "missing" if isinstance(error, Missing) else "damaged"
+                    self.holes[name] = Hole(why, at, chunks, owner)
                 continue
             self.holes.pop(name, None)
             (self.walked if chunks else self._shallow).add(name)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import apsw
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, fsync_dir
-from crnode.store.catalog import Catalog
-from crnode.store.damaged import UNREADABLE, open_damaged
+from crnode.store.catalog import Catalog, lies_beside, out_of_reach
+from crnode.store.damaged import UNREADABLE, gives_id, open_damaged
 from crnode.store.ended import keep_ended
 from crnode.store.manifest import Line, log_path, read_log
 from crnode.store.mark import manifest_entries
@@ -24,7 +25,6 @@ from crnode.store.order import in_order
 from crnode.store.reader import Image, Reader, Totals, open_reader
 from crnode.store.store import ObjectStore
 from crproto.entries import Entry, LtHash, entry_bytes, image_digest
-from crproto.ids import image_id
 
 SALVAGE_ENTRIES = 10_000_000  # read of a damaged catalog for versions without a manifest: minutes at most
 _BATCH_ROWS = 2000
@@ -55,16 +55,6 @@ class _Source:
     entries: Callable[[], Iterator[Entry]]
 
 
-def _gives_id(set_uuid: bytes, image: Image) -> bool:
-    try:
-        named = image_id(
-            image.parent, set_uuid, image.incarnation, image.epoch, image.sequence, image.at_ns, image.digest
-        )
-    except UNREADABLE:  # a number that no image has
-        return False
-    return named == image.id
-
-
 def _gives_digest(set_uuid: bytes, image: Image, entries: Callable[[], Iterator[Entry]]) -> bool:
     lthash, count, size = LtHash(), 0, 0
     try:
@@ -89,10 +79,12 @@ def rebuild_catalog(
     Each logged image whose manifest is whole comes back, in its order, with the same rows, digest and header
     it had; so does each whose rows in `aside`, the damaged catalog, still give its digest, as long as not
     more than the SALVAGE_ENTRIES newest have to be read. What is left is lost and comes from the source
-    again. What `aside` has of deleted paths is taken over (see ended.py). Nothing is known of what the live
-    tree shows: it is gone through as if nothing had been applied. The catalog is made beside `path` and put
-    there when it is complete, so a crash leaves none. Raises NothingLeft when not one image can be had, and
-    other CrnodeErrors, with which nothing is decided."""
+    again. Where it can be read which images `aside` had, an older one that it had not does not come back: it
+    was pruned, and a collection may have taken its content. What `aside` has of deleted paths is taken over
+    (see ended.py). Nothing is known of what the live tree shows: it is gone through as if nothing had been
+    applied. The catalog is made beside `path` and put there when it is complete, so a crash leaves none.
+    Raises NothingLeft when not one image can be had, and other CrnodeErrors, with which nothing is
+    decided."""
     lines: dict[bytes, Line] = {}
     fence = 0
     for line in read_log(log or log_path(store)):
@@ -100,27 +92,27 @@ def rebuild_catalog(
             lines.pop(line.image.id, None)  # the last line of an image has its newest name and verdict
             lines[line.image.id] = line
             fence = max(fence, line.fence)
-    sources = [
-        _Source(
-            line.image,
-            line.content + bytes([line.level]),
-            partial(manifest_entries, line.content, line.level, store.get),
-        )
-        for line in lines.values()
-    ]
     result = Rebuilt(0, [])
     with contextlib.ExitStack() as stack:
         named: list[Image] = []
+        rows: list[_Source] = []
         if aside is not None:
             try:
                 reader = stack.enter_context(open_damaged(aside))
                 named, result.certain = reader.readable_images()
                 fence = max(fence, _fence(reader))
-                sources += _salvage(reader, named, lines.keys())
-            except apsw.Error:
+                rows = _salvage(reader, named, lines.keys())
+            except apsw.Error as error:
+                if lies_beside(error):
+                    raise out_of_reach(aside, error) from error
                 result.certain = False
         order = in_order(named, [line.image for line in lines.values()])
         rank = {image.id: number for number, image in enumerate(order)}
+        if result.certain and named:
+            last = rank[named[-1].id]
+            there = {image.id for image in named}
+            lines = {name: line for name, line in lines.items() if name in there or rank[name] > last}
+        sources = [*_logged(lines, named, store), *rows]
         sources.sort(key=lambda one: rank[one.image.id])  # a manifest stays before rows of the same image
         meta = {**notes, "fence_epoch": fence.to_bytes(8, "big")}
 
@@ -139,6 +131,22 @@ def rebuild_catalog(
             "The set is copied again from its source.",
         )
     return result
+
+
+def _logged(lines: Mapping[bytes, Line], named: Sequence[Image], store: ObjectStore) -> list[_Source]:
+    """The images of the log. Whether one is to be kept, and by which name, says its row where that can be
+    read: it is the newer one of the two."""
+    notes: dict[bytes | None, dict[str, Any]] = {
+        image.id: {"pinned": image.pinned, "name": image.name, "why": image.why} for image in named
+    }
+    return [
+        _Source(
+            line.image._replace(**notes.get(name, {})),
+            line.content + bytes([line.level]),
+            partial(manifest_entries, line.content, line.level, store.get),
+        )
+        for name, line in lines.items()
+    ]
 
 
 def _fence(reader: Reader) -> int:
@@ -252,7 +260,7 @@ def _remove(path: Path) -> None:
 def _rebuild_image(catalog: Catalog, source: _Source) -> str:
     """Add one image; returns why not, with the catalog as before."""
     image = source.image
-    if not _gives_id(catalog.set_uuid, image):
+    if not gives_id(catalog.set_uuid, image):
         return "its header does not give its id"
     if not _gives_digest(catalog.set_uuid, image, source.entries):
         return f"its {'rows are' if source.content is None else 'manifest is'} missing or damaged"

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image
+
 SECOND = 10**9
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
@@ -32,6 +34,15 @@ class Candidate(NamedTuple):
     at_ns: int
     pinned: bool
     whole: bool
+    verdict: int = UNTESTED
+
+
+def candidates(images: Iterable[Image]) -> list[Candidate]:
+    """Images of a catalog as retention sees them."""
+    return [
+        Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY), i.verdict)
+        for i in images
+    ]
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ class Ladder:
 def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, str]:
     """ordinal -> why it is kept, for `images` in ascending order of their line.
 
-    The newest image and pinned ones are always in it; without them there are at most 64. What it keeps, it
+    The newest image, pinned ones, the newest that was proved good and the first bad one after it are always
+    in it; without them there are at most 64. What it keeps, it
     keeps again as long as nothing new comes: quiet is judged between neighbours, so it thins until nothing
     goes.
     """
@@ -80,10 +92,20 @@ def _once(images: Sequence[Candidate], ladder: Ladder) -> dict[int, str]:
         kept.setdefault(image.ordinal, "minutely")
     chosen = [i.ordinal for i in reversed(images) if i.ordinal in kept]
     kept = {ordinal: kept[ordinal] for ordinal in chosen[:MOST]}
-    for image in images:
-        if image.pinned:
-            kept[image.ordinal] = "pinned"
+    kept |= {image.ordinal: why for image, why in _proven(images) if image.ordinal not in kept}
+    kept |= {image.ordinal: "pinned" for image in images if image.pinned}
     return kept
+
+
+def _proven(images: Sequence[Candidate]) -> Iterable[tuple[Candidate, str]]:
+    """The newest version that was proved good, and the first one after it that was found bad: what to go back
+    to, and where it began (rule 81)."""
+    good = next((at for at in range(len(images) - 1, -1, -1) if images[at].verdict == GOOD), None)
+    if good is not None:
+        yield images[good], "newest good"
+        bad = next((image for image in images[good + 1 :] if image.verdict == BAD), None)
+        if bad is not None:
+            yield bad, "first bad"
 
 
 def _newest_points(images: Sequence[Candidate], ladder: Ladder, kept: dict[int, str]) -> None:

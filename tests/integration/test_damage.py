@@ -566,6 +566,42 @@ def test_a_catalog_damaged_under_a_running_agent_is_made_again(
     assert "Traceback" not in node.log.read_text()
 
 
+def test_a_target_that_lost_the_row_of_its_newest_version_has_its_catalog_looked_at(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """One bit in the page of the images. No image of the source fits what is left."""
+    source, live = one_set(cluster, tmp_path)
+    box2 = cluster.nodes["box2"]
+    time.sleep(1.1)  # the first version is followed by quiet, and stays
+    (source / "last").touch()
+    cluster.sync("docs")
+    box2.stop()
+    (catalog,) = (box2.data / "sets").glob("*.db")
+    lose_last_row(catalog)
+    box2.start()
+    (source / "last").unlink()  # it came with the version whose row is gone
+    (source / "f0").write_bytes(b"after")
+    wait_for(lambda: "made again" in damage_said(box2), 60)
+    assert wait_for(lambda: tried(cluster), 60)["targets"]
+    assert files(live) == files(source)
+    refused = [e for e in box2.call("events", {"limit": 1000})["events"] if e["kind"] == "refused"]
+    assert refused and all("digest" in event["text"] for event in refused)
+
+
+def lose_last_row(catalog: Path) -> None:
+    """Let the page of the images say that it has one row less."""
+    db = apsw.Connection(str(catalog))
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    (root,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name='image'").fetchone()
+    (count,) = db.execute("SELECT count(*) FROM image NOT INDEXED").fetchone()
+    db.close()
+    data = bytearray(catalog.read_bytes())
+    at = (root - 1) * 4096
+    assert data[at] == 13 and int.from_bytes(data[at + 3 : at + 5], "big") == count > 1
+    data[at + 4] -= 1
+    catalog.write_bytes(data)
+
+
 def spoil_pages(catalog: Path) -> None:
     """Overwrite all pages but the first, in the file and in what the write-ahead log would put over them."""
     for path, start in ((catalog, 4096), (Path(f"{catalog}-wal"), 32)):

@@ -72,13 +72,16 @@ def opened(
     return with_writer(run)
 
 
-def started(place: Path, store: ObjectStore, said: list[str]) -> tuple[str, int]:
+def started(
+    place: Path, store: ObjectStore, said: list[str], *, sourced: bool = False
+) -> tuple[str, int]:
     """Start the set as a document does: why it was refused, and how often another attempt was asked for."""
     asked: list[int] = []
 
     async def run(writer: Writer) -> tuple[str, int]:
         sets = _sets(place, store, writer, said)
         sets.later = lambda: asked.append(1)
+        sets._sourced = {UUID} if sourced else set()
         spec: Any = SimpleNamespace(uuid=UUID, name="docs")
 
         async def start() -> None:

@@ -39,6 +39,8 @@ COMMANDS = [
     ["sync"],
     ["versions"],
     ["restore"],
+    ["verify"],
+    ["drill"],
     ["events"],
     ["doctor"],
     ["scrub"],

@@ -41,6 +41,7 @@ class Tree:
         self.number = 0
         self.story: list[str] = []
         self.saved: list[tuple[Path, Path]] = []  # (where it is now, where it was)
+        self.writers: dict[int, Path] = {}  # inode -> the name through which it was written last
 
     def everything(self) -> tuple[list[Path], list[Path]]:
         """(folders, all else), the root among the folders."""
@@ -55,11 +56,35 @@ class Tree:
     def step(self) -> None:
         kind = self.chance.choices(list(KINDS), list(KINDS.values()))[0]
         folders, files = self.everything()
+        before = self._names(files)
         try:
             self._change(kind, self.chance.choice(folders), folders, files)
             self.story.append(kind)
         except (OSError, IndexError):
             pass  # not possible just now
+        self._tell(before)
+
+    @staticmethod
+    def _names(files: list[Path]) -> dict[int, set[Path]]:
+        names: dict[int, set[Path]] = {}
+        for path in files:
+            names.setdefault(path.lstat().st_ino, set()).add(path)
+        return names
+
+    def _tell(self, before: dict[int, set[Path]]) -> None:
+        """A name that is written through and goes at once leaves the file's other names to the next scan
+        (rule 54), which no image of this test waits for: an event tells of one of them."""
+        after = self._names(self.everything()[1])
+        for inode, path in list(self.writers.items()):
+            names = after.get(inode, set())
+            if path in names:
+                continue
+            del self.writers[inode]
+            if names and names <= before.get(inode, set()):
+                os.utime(min(names), follow_symlinks=False)
+
+    def _wrote(self, path: Path) -> None:
+        self.writers[path.stat().st_ino] = path
 
     def _data(self) -> bytes:
         self.number += 1
@@ -76,10 +101,14 @@ class Tree:
             case "create":
                 new.write_bytes(self._data())
             case "rewrite":
-                chance.choice(files).write_bytes(self._data())
+                path = chance.choice(files)
+                path.write_bytes(self._data())
+                self._wrote(path)
             case "append":
-                with open(chance.choice(files), "ab") as file:
+                path = chance.choice(files)
+                with open(path, "ab") as file:
                     file.write(self._data())
+                self._wrote(path)
             case "rename":
                 os.rename(chance.choice(files), new)
             case "rename folder":

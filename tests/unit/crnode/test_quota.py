@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crnode.replicate.quota import SMALL, SPARED_SECONDS, InFlight, Staged, most_needed
+from crnode.replicate.quota import SMALL, SPARED_MOST, SPARED_SECONDS, InFlight, Staged, most_needed
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -75,3 +75,13 @@ def test_what_is_on_its_way_is_spared_until_it_is_over_or_long_silent() -> None:
     assert flight.born(20.0 + SPARED_SECONDS) == 9
     flight.over()
     assert flight.born(20.0 + SPARED_SECONDS) is None
+
+
+def test_what_is_never_complete_is_not_spared_for_ever() -> None:
+    flight = InFlight()
+    now = 0.0
+    while now < 2 * SPARED_MOST:
+        flight.came(int(now), now)
+        born = flight.born(now)
+        assert born is not None and now - born <= SPARED_MOST
+        now += SPARED_SECONDS - 600

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from crnode.store.reader import BAD, GOOD
 from crnode.versions.retention import DAY, HOUR, MINUTE, MOST, SECOND, WEEK, Candidate, Ladder, retain
 
 
@@ -144,3 +145,23 @@ def test_a_time_long_ago_or_ahead_costs_no_more_than_its_own_place() -> None:
         held = [i for i in held if i.ordinal in kept]
     assert len({i.at_ns // HOUR for i in held if i.ordinal > 1}) >= 24
     assert len({i.at_ns // DAY for i in held if i.ordinal > 1}) >= 13
+
+
+def test_what_was_proved_good_stays_and_where_it_began_to_be_bad() -> None:
+    verdicts = {3: GOOD, 5: GOOD, 7: BAD, 8: BAD}
+    images = [Candidate(n, n * SECOND // 10, False, True, verdicts.get(n, 0)) for n in range(500)]
+    kept = retain(images)
+    assert kept[5] == "newest good" and 7 in kept  # which is followed by quiet, once the others are gone
+    assert 3 not in kept and 8 not in kept
+    assert retain([i for i in images if i.ordinal in kept]).keys() == kept.keys()
+    assert 7 not in retain([i for i in images if i.ordinal not in (3, 5)])
+
+
+def test_a_good_version_is_the_65th_at_most() -> None:
+    held: list[Candidate] = []
+    for n in range(3000):
+        held.append(Candidate(n, n * MINUTE, False, True, GOOD if n == 1 else BAD if n > 1 else 0))
+        kept = retain(held)
+        held = [i for i in held if i.ordinal in kept]
+        assert len(held) <= MOST + 2
+    assert {1, 2} <= {i.ordinal for i in held}

@@ -1,0 +1,207 @@
+"""Proving versions before they are needed: verify reads everything of one back, a drill restores it.
+
+Both end in a verdict that stays with the version, with the evidence and its time (rule 80). A verdict belongs
+to one image and says what was done, never more.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crnode.agent.inventory import EVIDENCE
+from crnode.agent.restore import Args, Chosen, Progress, Restore
+from crnode.agent.threads import in_thread
+from crnode.cluster.document import ReplicationSet
+from crnode.errors import CrnodeError, ExitCode
+from crnode.replicate.receive import stamp
+from crnode.store.manifest import log_again
+from crnode.store.reader import BAD, GOOD
+from crnode.store.store import Damaged, Missing, ObjectStore
+from crproto import content
+from crproto.entries import FILE, Entry
+from crproto.errors import RemoteProtocolError
+from crproto.ids import HOLE
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+
+DRILLS = "drills"  # below the data directory: where versions are restored to and removed again
+NAMED = 20  # damaged paths that an answer names
+HEALED_MOST = 100_000  # objects that are fetched in one go
+READ_BYTES = 32 << 20  # between two looks at anything else
+
+
+class Proof:
+    """Carries verifications and drills out."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        restore: Restore,
+        forward: Callable[[str, str, Args, float | None], Awaitable[Args]],
+    ) -> None:
+        self.agent = agent
+        self.restore = restore
+        self.forward = forward
+
+    def clean(self) -> None:
+        """At start: a drill that was cut off leaves nothing."""
+        shutil.rmtree(self.agent.data / DRILLS, ignore_errors=True)
+
+    async def verify(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
+        """Read a version back where it is kept: {"version", "verdict", "evidence", "files", "bytes",
+        "healed", "damaged": [path], "seconds", "node"}. "node" in `args`: which holder."""
+        chosen = await self.restore.choose(spec, args.get("version"))
+        node = str(args.get("node") or chosen.holder)
+        if node != self.agent.node.name:
+            self.agent.document.need_node(node)
+            return await self.forward(node, "verify", {"set": spec.name, "version": chosen.image.hex()}, None)
+        chosen = await self._held_here(spec, chosen)
+        begun = time.monotonic()
+        async with self.restore.held(spec, chosen):
+            reading = _Reading(self.agent.store)
+            await self.restore.pages(spec, chosen, b"", reading.note)
+            await self._read(reading, progress)
+            healed: dict[bytes, str] = {}
+            if reading.lacking:
+                ids = set(list(reading.lacking)[:HEALED_MOST])
+                healed = await self.agent.healer.fetch(spec.uuid, ids)
+                again = _Reading(self.agent.store)
+                again.entries = [e for e in reading.entries if e.path in reading.damaged]
+                await self._read(again, progress)
+                reading.damaged, reading.lacking = again.damaged, again.lacking
+        verdict, evidence = self._judged(reading, len(healed))
+        await self._note(spec, chosen, verdict, evidence)
+        return {
+            "version": chosen.sequence,
+            "verdict": "good" if verdict == GOOD else "bad",
+            "evidence": evidence,
+            "files": reading.files,
+            "bytes": reading.bytes,
+            "healed": len(healed),
+            "damaged": [path.decode("utf-8", "surrogateescape") for path in sorted(reading.damaged)[:NAMED]],
+            "seconds": time.monotonic() - begun,
+            "node": self.agent.node.name,
+        }
+
+    async def drill(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
+        """Restore a version into a place of its own on this node, as after a loss; returns what
+        :meth:`Restore.run` does and "time_ns", "age_s" of the version. Whoever asked looks at it, and ends
+        the drill with :meth:`end`."""
+        chosen = await self.restore.choose(spec, args.get("version"))
+        if args.get("to"):
+            to = Path(str(args["to"]))
+        else:
+            to = self.agent.data / DRILLS / f"{spec.name}-{secrets.token_hex(4)}"
+            await in_thread(lambda: to.parent.mkdir(mode=0o700, exist_ok=True))
+        wanted = {"path": args.get("path"), "version": chosen.image.hex(), "to": str(to)}
+        try:
+            out = await self.restore.run(spec, wanted, progress, within=self.agent.data / DRILLS)
+        except CrnodeError as error:
+            if error.exit_code == ExitCode.DAMAGE and chosen.holder == self.agent.node.name:
+                await self._note(spec, chosen, BAD, f"a drill failed at {stamp(time.time_ns())}: {error}")
+            raise
+        if chosen.holder == self.agent.node.name and not args.get("path"):
+            did = f"all {out['files']} files were restored in {out['seconds']:.1f} s and read back"
+            evidence = f"{did}, {stamp(time.time_ns())}"
+            await self._note(spec, chosen, GOOD, evidence)
+        return {**out, "time_ns": chosen.at_ns, "age_s": (time.time_ns() - chosen.at_ns) / 1e9}
+
+    async def end(self, spec: ReplicationSet, args: Args) -> Args:
+        """Remove what a drill restored into a place of its own."""
+        place = Path(str(args["to"]))
+        if place.parent == self.agent.data / DRILLS:
+            await in_thread(lambda: shutil.rmtree(place, ignore_errors=True))
+        return {}
+
+    async def _held_here(self, spec: ReplicationSet, chosen: Chosen) -> Chosen:
+        for image in await self.restore.images(spec, self.agent.node.name):
+            if image.image == chosen.image:
+                return image
+        raise CrnodeError(
+            f"{self.agent.node.name} does not keep version {chosen.sequence} of {spec.name}.",
+            f"{chosen.holder} does.",
+            f"Leave --node out; see: crnode versions {spec.name}",
+            ExitCode.REFUSED,
+        )
+
+    async def _read(self, reading: _Reading, progress: Progress) -> None:
+        total = len(reading.entries)
+        while (at := reading.at) < total:
+            progress({"text": f"{at} of {total} files", "done": at, "total": total})
+            await in_thread(partial(reading.step, READ_BYTES))
+
+    @staticmethod
+    def _judged(reading: _Reading, healed: int) -> tuple[int, str]:
+        when = stamp(time.time_ns())
+        if reading.damaged:
+            example = min(reading.damaged).decode("utf-8", "replace")
+            return BAD, f"{EVIDENCE}{len(reading.damaged)} files, one is {example}, {when}"
+        more = f", {healed} objects were healed" if healed else ""
+        return GOOD, f"all {reading.files} files were read back from the store{more}, {when}"
+
+    async def _note(self, spec: ReplicationSet, chosen: Chosen, verdict: int, evidence: str) -> None:
+        """Keep the verdict with the version, also for a catalog that is made again."""
+        catalog, store = self.agent.sets.catalogs[spec.uuid], self.agent.store
+
+        def note() -> None:
+            image = catalog.image(chosen.image)
+            if image is not None:
+                with catalog.transaction():
+                    catalog.set_verdict(image.ordinal, verdict, evidence)
+                log_again(store, catalog, image.ordinal)
+
+        await self.agent.writer.submit(note)
+
+
+class _Reading:
+    """Reads files of a version, some at a time. In memory are their names and contents' ids."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.entries: list[Entry] = []
+        self.at = 0
+        self.files = 0
+        self.bytes = 0
+        self.damaged: set[bytes] = set()  # paths
+        self.lacking: set[bytes] = set()  # objects
+        self._store = store
+
+    def note(self, entries: Sequence[Entry]) -> None:
+        """To be read."""
+        self.files += sum(1 for entry in entries if entry.kind == FILE)
+        self.entries += [entry for entry in entries if entry.content is not None]
+
+    def step(self, count: int) -> None:
+        """Read about so many bytes; every object is compared with its id."""
+        while self.at < len(self.entries) and count > 0:
+            entry = self.entries[self.at]
+            self.at += 1
+            count -= self._file(entry) + 1024
+
+    def _file(self, entry: Entry) -> int:
+        assert entry.content is not None
+        todo, size = [(entry.content, entry.level)], 0
+        while todo:
+            name, level = todo.pop()
+            if name == HOLE:
+                continue
+            try:
+                data = self._store.get(name)
+                size += len(data)
+                if level:
+                    recipe = content.parse_recipe(data, level)
+                    todo += [(child, level - 1) for _, child in recipe.iter_items()]
+            except (Missing, Damaged, RemoteProtocolError):
+                self.damaged.add(entry.path)
+                self.lacking.add(name)
+        self.bytes += entry.size
+        return size
+
+
+__all__ = ["DRILLS", "Proof"]

@@ -1,0 +1,131 @@
+"""verify and drill: is a version good, and what would a restore take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from typing import Annotated, Any
+
+import typer
+
+from crnode.cli.common import Data, Json, ask
+from crnode.cli.output import duration, moment, number, print_json, progress, show, size
+from crnode.cli.versions import chosen_version, split_place
+from crnode.errors import CrnodeError, ExitCode
+
+Version = Annotated[
+    str | None, typer.Option(metavar="VERSION", help="Its number or name (default: the newest).")
+]
+At = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Then: '2026-11-22 10:30', 'yesterday 14:05'.")
+]
+NOT_FOUND = 127  # a shell's exit code
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(epilog="Example: crnode verify web --version 12")(verify)
+    app.command(epilog="Example: crnode drill web --run './check-site.sh'")(drill)
+
+
+def verify(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    version: Version = None,
+    at: At = None,
+    node: Annotated[str | None, typer.Option(metavar="NODE", help="Which of its holders reads it.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> int:
+    """Read a version back from the store of a node that keeps it, and note whether it is good. What is
+    damaged is healed from another node. Exit code 6 when it is bad.
+    """
+    wanted = chosen_version(data, name, version, at, as_json)
+    args = {"set": name, "version": wanted, "node": node}
+    with progress(f"Verifying {name}", as_json) as report:
+        answer = ask(data, "verify", {k: v for k, v in args.items() if v is not None}, report, None)
+    if as_json:
+        print_json(answer)
+    else:
+        show(
+            f"Version {answer['version']} of {name} at {answer['node']} is {answer['verdict']}:"
+            f" {answer['evidence']}. {size(answer['bytes'])} in {duration(answer['seconds'])}."
+        )
+        for path in answer["damaged"]:
+            show(f"damaged: {path}")
+    return int(ExitCode.OK if answer["verdict"] == "good" else ExitCode.DAMAGE)
+
+
+def drill(
+    place: Annotated[str, typer.Argument(metavar="SET[:PATH]", help="The set, and a file or folder in it.")],
+    version: Version = None,
+    at: At = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Run this in what was restored; 0: it is good.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Restore there, and leave it (default: removed again).")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> int:
+    """Rehearse a restore: bring a version back to a place of its own on this node, check it, measure it, and
+    report. Nothing else is touched. Exit code 6 when it is no good.
+    """
+    name, path = split_place(place)
+    wanted = chosen_version(data, name, version, at, as_json)
+    args = {"set": name, "path": path, "version": wanted, "to": to}
+    with progress(f"Restoring {place} for a drill", as_json) as report:
+        answer = ask(data, "drill", {k: v for k, v in args.items() if v is not None}, report, None)
+    try:
+        if run is not None:
+            answer |= _checked(run, str(answer["to"]))
+    finally:
+        if to is None:
+            ask(data, "drill.end", {"set": name, "to": answer["to"]})
+    good = answer.get("command_code", 0) == 0
+    answer |= {"good": good, "kept": to is not None}
+    if as_json:
+        print_json(answer)
+    else:
+        _show(place, answer)
+    return int(ExitCode.OK if good else ExitCode.DAMAGE)
+
+
+def _checked(command: str, folder: str) -> dict[str, Any]:
+    """Run a check of the user's own in the restored folder; what it prints goes where ours goes."""
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env={**os.environ, "CRNODE_DRILL": folder}, check=False
+        )
+    except OSError as error:
+        raise CrnodeError(
+            f"The restored folder {folder} cannot be entered.",
+            f"{error.strerror}.",
+            "Run the drill as the agent's user or as root, or restore with --to.",
+        ) from error
+    return {
+        "command": command,
+        "command_code": done.returncode,
+        "command_seconds": time.monotonic() - begun,
+    }
+
+
+def _show(place: str, answer: dict[str, Any]) -> None:
+    seconds = max(float(answer["seconds"]), 0.001)
+    show(
+        f"Version {answer['version']} of {place}, of {moment(answer['time_ns'])}, was restored from"
+        f" {answer['from']} in {duration(answer['seconds'])}: {number(answer['files'])} files,"
+        f" {size(answer['bytes'])} ({size(int(answer['bytes'] / seconds))} a second)."
+    )
+    proven = "; their digest is that of the version" if answer.get("digest_ok") else ""
+    show(f"All of them were read back and are as they were captured{proven}.")
+    if "command" in answer:
+        code = answer["command_code"]
+        why = " (there is no such command)" if code == NOT_FOUND else ""
+        show(
+            f"'{answer['command']}' ended with {code}{why} after {duration(answer['command_seconds'])}:"
+            f" the version is {'good' if answer['good'] else 'no good'}."
+        )
+    show(f"It is in {answer['to']}." if answer["kept"] else "What was restored is removed again.")
