@@ -19,23 +19,23 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crnode.agent.restore import Args, Chosen, Progress, Restore, named, not_those, path_of
 from crnode.agent.sets import RunningSource
+from crnode.agent.status import advice
 from crnode.agent.threads import in_thread
-from crnode.capture.roots import OWN, OpenRoots, labels
+from crnode.capture.roots import OWN, RESTORING, OpenRoots, labels
 from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import open_beneath
 from crnode.replicate.write import Policy, TreeWriter, fingerprint
-from crnode.store.packs import full_error, is_full
+from crnode.store.packs import is_full
 from crnode.store.reader import Fingerprint, Reader
 from crnode.store.store import Damaged, Missing, ObjectStore
 from crnode.versions.in_place import Comparison, Plan, Written, bare
 from crproto import content
-from crproto.entries import DIRECTORY, FILE, Entry, Extra
+from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.paths import split
@@ -61,10 +61,14 @@ class Planned(NamedTuple):
     plan: Plan
     again: tuple[Entry, ...]  # folders that are right, and whose times change as something in them does
     prints: Mapping[bytes, Fingerprint | None]
+    several: set[bytes]  # paths that are one name of several
     now: Mapping[bytes, Entry]  # files that are written or removed, as they are
     ordinal: int
     sequence: int
     image: bytes
+
+
+NOTHING = Planned(Plan((), (), (), ()), (), {}, set(), {}, 0, 0, b"")
 
 
 class InPlace:
@@ -121,7 +125,12 @@ class InPlace:
             ) from error
         except OSError as error:
             if is_full(error):
-                raise full_error(Path(running.spec.paths[0]), error) from error
+                raise CrnodeError(
+                    f"The disk at the place of {spec.name} became full.",
+                    "What was reached is as in the version, the rest is as it was; nothing was lost.",
+                    "Make room and repeat this: only what still differs is written.",
+                    ExitCode.FULL,
+                ) from error
             raise CrnodeError(
                 f"The restore of {spec.name} to its place failed.",
                 f"The system said: {error.strerror or error}. What was not reached is as it was.",
@@ -148,15 +157,16 @@ class InPlace:
         out: Args = {
             "in_place": True,
             "version": chosen.sequence,
+            "time_ns": chosen.at_ns,
             "digest": chosen.digest.hex(),
             "from": chosen.holder,
             "kept": None,
         }
         async with self.restore.held(spec, chosen):
             planned = await self._plan(running, chosen, path)
-            self._check_privileges(spec, planned.plan, ordered_by)
             if args.get("plan"):
                 return out | _described(planned.plan)
+            self._check_privileges(spec, planned.plan, ordered_by)
             if planned.plan and not emptied:
                 out["kept"] = await self._keep(running, planned, progress)
             done = await self._apply(running, planned, progress)
@@ -197,6 +207,23 @@ class InPlace:
                 ExitCode.BEHIND,
             ) from None
 
+    async def clean(self) -> None:
+        """At start: what a restore that was cut off wrote first, and is in no image, goes."""
+        for running in list(self.agent.sets.sources.values()):
+            spec = running.spec
+            try:
+                roots = await in_thread(partial(OpenRoots, labels(list(spec.paths))))
+            except OSError:
+                continue  # not there now: the next restore does it
+            work = _Changes(spec.uuid, roots, self.agent.store, NOTHING)
+            if await in_thread(work.close):
+                self.agent.journal.add(
+                    "restore",
+                    f"A restore of {spec.name} to its place was cut off. What it reached is as in the"
+                    " version; repeat it for the rest.",
+                    spec.name,
+                )
+
     def _running(self, spec: ReplicationSet) -> RunningSource:
         running = self.agent.sets.sources.get(spec.uuid)
         if running is None:
@@ -207,11 +234,11 @@ class InPlace:
                 ExitCode.REFUSED,
             )
         if running.source.state == "root missing":
+            detail = running.source.detail
             raise CrnodeError(
-                f"The place of {spec.name} is not there.",
-                running.source.detail,
-                "Mount the disk, or make an empty folder and accept it: "
-                f"crnode set rebase {spec.name}; or restore to a new place with --to.",
+                f"The place of {spec.name} is not the one that was captured.",
+                detail,
+                advice(spec.name, "root missing", detail) or "Or restore to a new place with --to.",
                 ExitCode.REFUSED,
             )
         return running
@@ -224,7 +251,7 @@ class InPlace:
         for entry in (*plan.folders, *(w.entry for w in plan.written)):
             if _privileged(entry):
                 raise CrnodeError(
-                    f"{os.fsdecode(entry.path) or spec.name} belongs to root or has special rights.",
+                    f"{os.fsdecode(entry.path) or 'Its folder'} belongs to root or has special rights.",
                     f"Only {spec.source} itself or the master bring such files back to their place.",
                     f"Run the same command at {spec.source}.",
                     ExitCode.REFUSED,
@@ -283,12 +310,13 @@ class InPlace:
                 heads = {split(p)[0] for p in paths} - folders - set(made.removed) - set(made.in_the_way)
                 heads = {p for p in heads if _inside(p, path)}
                 again = (reader.entry(p, image.ordinal) for p in sorted(heads))
-                now = (there(p) for p in paths)
+                found = [e for e in map(there, paths) if e is not None]
                 return Planned(
                     made,
                     tuple(e for e in again if e is not None and e.kind == DIRECTORY),
                     prints,
-                    {e.path: e for e in now if e is not None and e.kind == FILE},
+                    {e.path for e in found if link_of(e) is not None},
+                    {e.path: e for e in found if e.kind == FILE},
                     image.ordinal,
                     image.sequence,
                     newest_id,
@@ -404,7 +432,7 @@ class _Tree:
         info = writer.lstat(self._roots.resolve(path)[1])
         if info is None or entry.kind == DIRECTORY:
             return info is not None and stat.S_ISDIR(info.st_mode)
-        return print_ is not None and _unchanged(fingerprint(info), print_, info.st_nlink)
+        return print_ is not None and _unchanged(fingerprint(info), print_, several=info.st_nlink > 1)
 
 
 class _Changes:
@@ -422,7 +450,7 @@ class _Changes:
         self._done: set[bytes] = set()
         self._planned = planned
         self._writers: dict[bytes, TreeWriter] = {}
-        self._place = f"{os.fsdecode(OWN)}/restore-{uuid}"  # in each root, for temporaries
+        self._place = f"{os.fsdecode(OWN)}/{RESTORING}{uuid}"  # in each root, for temporaries
         self._moved = {
             e.content: e for p in planned.plan.removed if (e := planned.now.get(p)) is not None and e.content
         }
@@ -480,17 +508,19 @@ class _Changes:
             self._guarded(entry.path, partial(self._finish, entry))
         os.sync()
 
-    def close(self) -> None:
-        """Whatever happened: nothing of ours stays in the tree."""
+    def close(self) -> bool:
+        """Whatever happened: nothing of ours stays in the tree. Returns whether there was something."""
         self._shut()
         for writer in self._writers.values():
             writer.close()
             os.close(writer.temporary_fd)
-        self._clear()
+        cleared = self._clear()
         self._writers.clear()
         self._roots.close()
+        return cleared
 
-    def _clear(self) -> None:
+    def _clear(self) -> bool:
+        cleared = False
         for label in self._roots.tops():
             root, _ = self._roots.resolve(label)
             before = os.fstat(root)
@@ -498,10 +528,13 @@ class _Changes:
                 os.stat(self._place, dir_fd=root, follow_symlinks=False)
             except OSError:
                 continue
+            cleared = True
             shutil.rmtree(self._place, ignore_errors=True, dir_fd=root)
             with contextlib.suppress(OSError):  # another use of it
                 os.rmdir(os.fsdecode(OWN), dir_fd=root)
-            os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+            with contextlib.suppress(OSError):  # read-only: nothing went
+                os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return cleared
 
     def _check_room(self) -> None:
         """A file is written beside the one that it replaces, and what goes, goes last."""
@@ -547,7 +580,7 @@ class _Changes:
             return info
         if known is None:
             raise Skipped("something is there that the set does not cover")
-        if not _unchanged(fingerprint(info), known, info.st_nlink):
+        if not _unchanged(fingerprint(info), known, several=path in self._planned.several):
             raise Skipped("it was changed while the restore began")
         return info
 
@@ -626,9 +659,9 @@ class _Changes:
             self._open = None
 
 
-def _unchanged(now: Fingerprint, known: Fingerprint, names: int) -> bool:
+def _unchanged(now: Fingerprint, known: Fingerprint, *, several: bool) -> bool:
     """The time of change of a file with several names moves with each name that comes or goes."""
-    return now == known or (names > 1 and now[:4] == known[:4])
+    return now == known or (several and now[:4] == known[:4])
 
 
 def _described(plan: Plan) -> Args:

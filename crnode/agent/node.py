@@ -149,6 +149,7 @@ class Agent:
             await self._learn()
             await asyncio.to_thread(self.calls.proof.clean)
             await self._follow(self.document)
+            await self.calls.in_place.clean()
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
             for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):

@@ -187,6 +187,7 @@ class Restore:
             "verified": True,
             "to": str(to),
             "version": chosen.sequence,
+            "time_ns": chosen.at_ns,
             "digest": chosen.digest.hex(),
             "from": chosen.holder,
         }
@@ -252,7 +253,7 @@ class Restore:
         if not any(held):
             raise CrnodeError(
                 f"No version of {spec.name} can be reached.",
-                "None of its targets answers, or none has an image yet.",
+                f"None of its targets ({', '.join(spec.targets)}) answers, or has an image yet.",
                 "Start their agents.",
                 ExitCode.UNREACHABLE,
             )

@@ -216,8 +216,8 @@ class SourceCommit:
         catalog = self.catalog
         out = set()
         for path in suspects:
-            if catalog.dir_id(path) is None:
-                continue
+            if catalog.dir_id(path) is None or (not path and self.roots > 1):
+                continue  # above several roots there is nothing
             entry = catalog.entry(path, ordinal)
             if (entry is None or entry.kind != DIRECTORY) and next(
                 (e for e in catalog.subtree(path, ordinal) if e.path != path), None

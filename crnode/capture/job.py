@@ -21,7 +21,7 @@ from crnode.capture.watch import Watcher, WatchLimit
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint, Reader
 from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
-from crproto.paths import problem, split
+from crproto.paths import RESERVED, problem, split
 
 BATCH_ENTRIES = 2000
 BATCH_PRINTS = 20_000  # paths of which only the fingerprint is another one
@@ -210,8 +210,7 @@ class Job:
         batch = self.batch
         why_not = problem(path, root=True)
         if why_not:
-            batch.lost[path] = why_not
-            return []
+            return self._not_ours_to_take(path, why_not)
         old = self._old(path)
         event = self.guard.take_event(path) if self.guard is not None else False
         try:
@@ -243,6 +242,26 @@ class Job:
         if old is not None and self._keeps_old(path, old, taken, event):
             return []
         return self._taken(path, old, taken)
+
+    def _not_ours_to_take(self, path: bytes, why_not: str) -> list[bytes]:
+        """A path that no image can have. Of a folder with crnode's own name the outermost is told, unless it
+        is that of a restore to this place."""
+        parts = path.split(b"/")
+        if RESERVED in parts[:-1]:
+            return [b"/".join(parts[: parts.index(RESERVED) + 1])]
+        if parts[-1] == RESERVED:
+            try:
+                told = not self.reader.holds_restores(path)
+            except Gone:
+                told = False
+            except Unreadable:
+                told = True
+            if not told:
+                if path in (self._known_lost or ()) or path in self.batch.lost:
+                    self.batch.lost[path] = None
+                return []
+        self.batch.lost[path] = why_not
+        return []
 
     def _own(self, path: bytes, old: Entry | None, own: Own) -> list[bytes]:
         """A directory of crnode's own is in no image; a destination of this very set is told, too."""

@@ -18,7 +18,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from crnode.capture.attributes import group_name, read_extra, user_name
-from crnode.capture.roots import OpenRoots, OwnPlaces
+from crnode.capture.roots import RESTORING, OpenRoots, OwnPlaces
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
@@ -191,6 +191,21 @@ class PathReader:
             return Own.DESTINATION
         self._destinations.discard(path)
         return None
+
+    def holds_restores(self, path: bytes) -> bool:
+        """Whether the folder at `path`, which has crnode's own name, has nothing in it but what a restore to
+        the set's place writes first. Raises Gone, Unreadable."""
+        root_fd, below = self.roots.resolve(path)
+        try:
+            fd = open_beneath(root_fd, below, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise _reason(error) from error
+        try:
+            return all(name.startswith(RESTORING) for name in os.listdir(fd))
+        except OSError as error:
+            raise _reason(error) from error
+        finally:
+            os.close(fd)
 
     def workspace_above(self, path: bytes) -> bytes | None:
         """The workspace that `path` lies in. Its mark is written after the directory appears, so that what is

@@ -18,6 +18,7 @@ from typing import Any
 import pathspec
 
 OWN = b".crnode"  # never part of a set (rule 67)
+RESTORING = "restore-"  # how a folder in it is called that a restore to the set's place writes into
 _BESIDE = b".crnode-"
 
 

@@ -83,6 +83,13 @@ def drill(
     finally:
         if to is None:
             ask(data, "drill.end", {"set": name, "to": answer["to"]})
+    if answer.get("command_code") == NOT_FOUND:
+        raise CrnodeError(
+            f"There is no such command: '{run}'.",
+            "The version was restored and read back well; nothing more is said of it.",
+            "One of the restored folder begins with './', another one needs its whole path.",
+            ExitCode.USAGE,
+        )
     good = answer.get("command_code", 0) == 0
     answer |= {"good": good, "kept": to is not None}
     if as_json:
@@ -122,10 +129,7 @@ def _show(place: str, answer: dict[str, Any]) -> None:
     proven = "; their digest is that of the version" if answer.get("digest_ok") else ""
     show(f"All of them were read back and are as they were captured{proven}.")
     if "command" in answer:
+        took, judged = duration(answer["command_seconds"]), "good" if answer["good"] else "no good"
         code = answer["command_code"]
-        why = " (there is no such command)" if code == NOT_FOUND else ""
-        show(
-            f"'{answer['command']}' ended with {code}{why} after {duration(answer['command_seconds'])}:"
-            f" the version is {'good' if answer['good'] else 'no good'}."
-        )
+        show(f"'{answer['command']}' ended with {code} after {took}: the version is {judged}.")
     show(f"It is in {answer['to']}." if answer["kept"] else "What was restored is removed again.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from crnode.cli.output import duration, moment, number, print_json, progress, sh
 from crnode.errors import CrnodeError, ExitCode
 
 SHORTEST = 4  # letters of a time in words
+DAY = 86_400
+CLOCKS = 3600.0  # seconds by which clocks of nodes may differ before a time counts as one of the future
 
 
 def register(app: typer.Typer) -> None:
@@ -83,6 +86,10 @@ def _examples(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _files(count: int) -> str:
+    return f"{number(count)} file{'' if count == 1 else 's'}"
+
+
 def _paths(count: int) -> str:
     return f"{count} path{'' if count == 1 else 's'}"
 
@@ -141,16 +148,25 @@ def parse_time(text: str) -> int:
     """A time as people say it -> wall clock nanoseconds: '2026-11-22 10:30' (local), ISO 8601 with a zone, or
     'yesterday 14:05', '2 hours ago', 'monday 9:00', in many languages. CrnodeError(USAGE) for anything else.
     """
-    said = text.strip()
+    said, now = text.strip(), time.time()
     try:
         seconds = datetime.datetime.fromisoformat(said).timestamp()
+        if len(said) == len("2026-11-22"):  # a day, all of it
+            seconds = min(seconds + DAY - 1, max(now, seconds))
     except (ValueError, OverflowError, OSError):
-        seconds = _spoken(said)
+        seconds = now if said == "now" else _spoken(said)
     if not math.isfinite(seconds):
         raise CrnodeError(
             f"'{text}' is not a time.",
             "",
             "Write it like '2026-11-22 10:30', 'yesterday 14:05' or '2 hours ago'.",
+            ExitCode.USAGE,
+        )
+    if seconds > now + CLOCKS:
+        raise CrnodeError(
+            f"'{text}' is in the future, at {moment(int(seconds * 1e9))}.",
+            "",
+            "Leave it out for the newest version.",
             ExitCode.USAGE,
         )
     return int(seconds) * 1_000_000_000 + 999_999_999  # what was there during that second counts
@@ -268,10 +284,10 @@ def restore(
         _show_in_place(place, answer)
     else:
         took = duration(answer.get("seconds"))
-        show(
-            f"{number(answer['files'])} files, {size(answer['bytes'])}, were written to {answer['to']} "
-            f"in {took}."
-        )
+        of = moment(answer.get("time_ns"))
+        version = f"Version {answer['version']} of {of}: " if "version" in answer else ""
+        what = f"{_files(answer['files'])}, {size(answer['bytes'])}"
+        show(f"{version}{what}, written to {answer['to']} in {took}.")
     return int(ExitCode.BEHIND if answer.get("skipped") else ExitCode.OK)
 
 
@@ -294,9 +310,9 @@ def _show_in_place(place: str, answer: dict[str, Any]) -> None:
         show(f"{place} is as in version {version}: there was nothing to change.")
         return
     show(
-        f"{place} is back at version {version}: {_paths(answer['written'])} written"
-        f" ({size(answer['bytes'])}, of which {size(answer['fetched'])} were fetched),"
-        f" {answer['removed']} removed, in {duration(answer.get('seconds'))}."
+        f"{place} is back at version {version} of {moment(answer.get('time_ns'))}:"
+        f" {_paths(answer['written'])} written ({size(answer['bytes'])}), {answer['removed']} removed,"
+        f" {size(answer['fetched'])} fetched, in {duration(answer.get('seconds'))}."
     )
     if kept := answer.get("kept"):
         show(f"What was there is version {kept['version']}, kept as '{kept['name']}'.")

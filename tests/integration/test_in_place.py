@@ -101,7 +101,7 @@ def test_a_spoiled_set_is_brought_back(shop: tuple[Cluster, Path], tmp_path: Pat
     assert rsync_difference(was, source) == ""
     assert int(str(out["fetched"])) < 1 << 20  # what is in the tree still is not fetched
     assert not (source / ".crnode").exists()
-    cluster.sync("docs")
+    assert cluster.sync("docs")["left_out"] == 0
     assert rsync_difference(source, tmp_path / "live") == ""
     again = restored(cluster, "shop1", version=str(good))
     assert (again["written"], again["removed"], again["kept"]) == (0, 0, None)
@@ -211,8 +211,27 @@ def test_a_kill_in_the_midst_leaves_whole_files(shop: tuple[Cluster, Path], tmp_
     for number in range(1500):
         data = (source / "docs" / f"more{number}").read_bytes()
         assert data in (b"more %d" % number * 400, b"spoiled %d" % number)
+    assert (source / ".crnode").exists()
     cluster.master.start()
+    assert not (source / ".crnode").exists()
+    assert any("was cut off" in text for text in cluster.master.events())
     out = restored(cluster, "shop1", version=good)
     assert out["verified"], out["skipped"]
     assert rsync_difference(was, source) == ""
     assert not (source / ".crnode").exists()
+    assert cluster.sync("docs")["left_out"] == 0
+
+
+def test_a_name_that_came_goes_though_its_file_is_written_anew(
+    shop: tuple[Cluster, Path], tmp_path: Path
+) -> None:
+    """Writing one name anew moves the time of change of the file that the other name is."""
+    cluster, source = shop
+    good = str(newest(cluster))
+    was = copied(source, tmp_path / "was")
+    os.link(source / "docs" / "file5", source / "docs" / "another")
+    os.chmod(source / "docs" / "file5", 0o600)
+    cluster.sync("docs")
+    out = restored(cluster, "shop1", version=good)
+    assert out["verified"], out["skipped"]
+    assert rsync_difference(was, source) == ""
