@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -37,9 +38,11 @@ from crnode.store.catalog import (
     lies_beside,
     out_of_reach,
 )
+from crnode.store.packs import StoreFailed
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
 
+log = logging.getLogger(__name__)
 Journal = Callable[..., None]
 
 SYSTEM_PLACES = (
@@ -225,11 +228,30 @@ class Sets:
                 elif isinstance(error, CrnodeError) and passes(error):
                     self._halted.add(spec.uuid)
                     self._refuse(spec.uuid, spec.name, error)
-                else:
+                elif isinstance(error, StoreFailed):
                     self.crashed(error)
+                else:
+                    self._defect(spec, what, error)
 
         task.add_done_callback(ended)
         return task
+
+    def _defect(self, spec: ReplicationSet, what: str, error: BaseException) -> None:
+        """Something of one set ended as nobody foresaw. What the set has in memory is trusted no more: it is
+        begun anew after a while, and the other sets go on."""
+        log.error("the %s of set %s ended by a defect", what, spec.name, exc_info=error)
+        told = CrnodeError(
+            f"A defect of crnode ended its {what} ({type(error).__name__}: {error}).",
+            "Nothing is lost, and the other sets go on; it is tried again each minute.",
+            "Please report it with what the agent's log says.",
+        )
+        if (source := self.sources.get(spec.uuid)) is not None:
+            source.source.state, source.source.detail = "defect", str(told)
+        if (target := self.targets.get(spec.uuid)) is not None:
+            target.target.status.live = str(told)
+        self._halted.add(spec.uuid)
+        self._refuse(spec.uuid, spec.name, told)
+        self.later()
 
     def _path(self, uuid: str) -> Path:
         return self.data / "sets" / f"{uuid}.db"

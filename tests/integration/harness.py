@@ -67,12 +67,23 @@ class Node:
         self.role = role
         self.data = data
         self.port = port
-        self.process: Process | None = None
+        self.process: Process | subprocess.Popen[bytes] | None = None
         self.log = data.parent / f"{name}.log"
 
     def start(self) -> None:
         """Start the agent and wait until it answers."""
         self.process = SPAWNER.start(["--role", self.role, "--data", str(self.data)], self.log, self.log)
+        wait_for(self._answers, START_SECONDS)
+
+    def start_with(self, command: list[str]) -> None:
+        """The same with a program of the test's own that becomes the agent."""
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--role", self.role, "--data", str(self.data)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         wait_for(self._answers, START_SECONDS)
 
     def _answers(self) -> bool:
