@@ -122,11 +122,18 @@ class InPlace:
         progress({"text": "Capturing what is there"})
         try:
             if source.state != "emptied":
-                await self.captured(running)
+                async with asyncio.timeout(CAPTURE_SECONDS):
+                    await self.captured(running)
+        except TimeoutError:
+            raise CrnodeError(
+                f"Nothing was restored: what {spec.name} has now could not be captured first.",
+                f"Its source is '{source.state}'. {source.detail}".strip(),
+                "Mend that and repeat it, or restore to a new place with --to.",
+                ExitCode.BEHIND,
+            ) from None
         except CrnodeError:
             if source.state != "emptied":
                 raise
-        emptied = source.state == "emptied"  # then what is there is less than a version
         chosen = await self.restore.choose(spec, args["version"])
         out: Args = {
             "in_place": True,
@@ -141,10 +148,12 @@ class InPlace:
             if args.get("plan"):
                 return out | _described(planned.plan)
             self._check_privileges(spec, planned.plan, ordered_by)
-            if planned.plan and not emptied:
+            if planned.plan and source.state != "emptied":  # that is less than a version
                 out["kept"] = await self._keep(running, planned, progress)
             done = await self._apply(running, planned, progress)
         if planned.plan:
+            if not path and chosen.entries <= len(spec.paths):
+                source.accept()  # a version without anything was asked for
             await self._capture(running, chosen)
             for changed in await self._wrong(running, planned.plan, done.skipped):
                 done.skipped[changed] = "it was changed again while the restore ran"
@@ -305,12 +314,19 @@ class InPlace:
         spec = running.spec
         progress({"text": "Keeping what is there as a version"})
         name = f"{KEPT} {time.strftime('%Y-%m-%d %H.%M.%S')}"
-        question = {"set": spec.name, "image": planned.image.hex(), "name": name}
+        # A target that has taken further images meanwhile may have thinned this one. Those will do: only
+        # paths that are still as they were planned are changed, and those are in them as well.
+        question = {
+            "set": spec.name,
+            "image": planned.image.hex(),
+            "name": name,
+            "or_after": planned.sequence,
+        }
         waiting = {
             target: asyncio.ensure_future(push.reached(planned.sequence))
             for target, (push, _) in running.pushes.items()
         }
-        held: list[str] = []
+        held: dict[str, int] = {}
         deadline = time.monotonic() + KEEP_SECONDS
         try:
             while not held and waiting and (left := deadline - time.monotonic()) > 0:
@@ -318,8 +334,9 @@ class InPlace:
                 for target in [t for t, task in waiting.items() if task.done()]:
                     waiting.pop(target).result()
                     with contextlib.suppress(CrnodeError):
-                        if (await self.forward(target, "pin", question))["held"]:
-                            held.append(target)
+                        answer = await self.forward(target, "pin", question)
+                        if answer["held"]:
+                            held[target] = int(answer.get("version") or planned.sequence)
         finally:
             for task in waiting.values():
                 task.cancel()
@@ -330,7 +347,7 @@ class InPlace:
                 "Start one of its targets and repeat this, or restore to a new place with --to.",
                 ExitCode.UNREACHABLE,
             )
-        return {"version": planned.sequence, "name": name, "nodes": held}
+        return {"version": next(iter(held.values())), "name": name, "nodes": list(held)}
 
     # -- changing the tree
 

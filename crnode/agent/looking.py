@@ -311,10 +311,13 @@ class Looking:
             return {"held": False}
         store = self.agent.store
 
-        def pin() -> bool:
+        def pin() -> int | None:
             image = catalog.image(bytes.fromhex(str(args["image"])))
+            if image is None and before_restore and "or_after" in args:
+                newest = catalog.newest()
+                image = newest if newest is not None and newest.sequence > int(args["or_after"]) else None
             if image is None:
-                return False
+                return None
             with catalog.transaction():
                 if name:
                     why = "kept before a restore" if before_restore else "pinned by a person"
@@ -322,9 +325,10 @@ class Looking:
                 else:
                     catalog.unpin(image.ordinal)
             log_again(store, catalog, image.ordinal)
-            return True
+            return image.sequence
 
-        return {"held": await self.agent.writer.submit(pin)}
+        version = await self.agent.writer.submit(pin)
+        return {"held": version is not None, "version": version}
 
 
 def _path(text: object) -> bytes:

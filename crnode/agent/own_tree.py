@@ -28,6 +28,8 @@ from crproto.entries import DIRECTORY, FILE, Entry
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 class Skipped(Exception):
     """A path that stays as it is; the text says why."""
@@ -91,7 +93,7 @@ class Changes:
         self._done: set[bytes] = set()
         self._planned = planned
         self._writers: dict[bytes, TreeWriter] = {}
-        self._place = f"{os.fsdecode(OWN)}/{RESTORING}{uuid}"  # in each root, for temporaries
+        self._place = f"{RESTORING}{uuid}"  # in crnode's own folder of each root, for temporaries
         self._moved = {
             e.content: e for p in planned.plan.removed if (e := planned.now.get(p)) is not None and e.content
         }
@@ -110,8 +112,19 @@ class Changes:
             root, _ = self._roots.resolve(label)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.fsdecode(OWN), 0o700, dir_fd=root)
-            os.mkdir(self._place, 0o700, dir_fd=root)
-            temporary = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+            own = _own(root)
+            if own is None:
+                raise CrnodeError(
+                    "Nothing was restored: something is in the way of what is written first.",
+                    f"'{os.fsdecode(OWN)}' in {self._place_of(label)} is not a folder of crnode's user.",
+                    "Look at it, move it away, and repeat this.",
+                    ExitCode.REFUSED,
+                )
+            try:
+                os.mkdir(self._place, 0o700, dir_fd=own)
+                temporary = os.open(self._place, _FOLDER, dir_fd=own)
+            finally:
+                os.close(own)
             self._writers[label] = TreeWriter(root, temporary, self._load, policy)
         for path in self._planned.plan.in_the_way:
             self._guarded(path, partial(self._remove, path))
@@ -165,17 +178,23 @@ class Changes:
         for label in self._roots.tops():
             root, _ = self._roots.resolve(label)
             before = os.fstat(root)
+            own = _own(root)
+            if own is None:
+                continue
             try:
-                os.stat(self._place, dir_fd=root, follow_symlinks=False)
+                os.stat(self._place, dir_fd=own, follow_symlinks=False)
+                cleared = True
+                shutil.rmtree(self._place, ignore_errors=True, dir_fd=own)
+                os.rmdir(os.fsdecode(OWN), dir_fd=root)  # unless it has another use
+                os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
             except OSError:
                 continue
-            cleared = True
-            shutil.rmtree(self._place, ignore_errors=True, dir_fd=root)
-            with contextlib.suppress(OSError):  # another use of it
-                os.rmdir(os.fsdecode(OWN), dir_fd=root)
-            with contextlib.suppress(OSError):  # read-only: nothing went
-                os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+            finally:
+                os.close(own)
         return cleared
+
+    def _place_of(self, label: bytes) -> str:
+        return next(str(root.path) for root in self._roots.roots if root.label == label)
 
     def _check_room(self) -> None:
         """A file is written beside the one that it replaces, and what goes, goes last."""
@@ -252,13 +271,17 @@ class Changes:
     def _write(self, written: Written) -> None:
         names = (written.entry.path, *written.others)
         for name in names:
-            info = self._check_kept(name)
-            if info is not None and stat.S_ISDIR(info.st_mode):
-                raise Skipped("a folder that holds something that stays is in its place")
+            _expect(self._check_kept(name))
         writer, below = self._at(written.entry.path)
         others = tuple(self._at(other)[1] for other in written.others)
         make = writer.file if written.entry.kind == FILE else writer.symlink
-        make(written.entry._replace(path=below), others)
+        full = dict(zip((below, *others), names, strict=True))
+        # A large file takes its time, in which somebody may have changed the one that it replaces.
+        writer.before_rename = lambda path: _expect(self._check_kept(full[path]))
+        try:
+            make(written.entry._replace(path=below), others)
+        finally:
+            writer.before_rename = None
         self._done.add(written.entry.path)
         self.written += len(names)
         self.bytes += written.entry.size
@@ -298,6 +321,24 @@ class Changes:
         if self._open is not None:
             os.close(self._open[1])
             self._open = None
+
+
+def _expect(info: os.stat_result | None) -> None:
+    if info is not None and stat.S_ISDIR(info.st_mode):
+        raise Skipped("a folder that holds something that stays is in its place")
+
+
+def _own(root: int) -> int | None:
+    """Crnode's own folder in a root, open; None when there is none. One of another user, or a link that
+    somebody put there, is not ours: what is written in it might end up anywhere."""
+    try:
+        fd = os.open(os.fsdecode(OWN), _FOLDER, dir_fd=root)
+    except OSError:
+        return None
+    if os.fstat(fd).st_uid == os.geteuid():
+        return fd
+    os.close(fd)
+    return None
 
 
 def _unchanged(now: Fingerprint, known: Fingerprint, *, several: bool) -> bool:

@@ -54,6 +54,9 @@ class Proof:
         """At start: a drill that was cut off leaves nothing."""
         shutil.rmtree(self.agent.data / DRILLS, ignore_errors=True)
 
+    def _drills(self) -> Path:
+        return self.agent.data.resolve() / DRILLS
+
     async def verify(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
         """Read a version back where it is kept: {"version", "verdict", "evidence", "files", "bytes",
         "healed", "damaged": [path], "seconds", "node"}. "node" in `args`: which holder."""
@@ -98,11 +101,11 @@ class Proof:
         if args.get("to"):
             to = Path(str(args["to"]))
         else:
-            to = self.agent.data / DRILLS / f"{spec.name}-{secrets.token_hex(4)}"
+            to = self._drills() / f"{spec.name}-{secrets.token_hex(4)}"
             await in_thread(lambda: to.parent.mkdir(mode=0o700, exist_ok=True))
         wanted = {"path": args.get("path"), "version": chosen.image.hex(), "to": str(to)}
         try:
-            out = await self.restore.run(spec, wanted, progress, within=self.agent.data / DRILLS)
+            out = await self.restore.run(spec, wanted, progress, within=self._drills())
         except CrnodeError as error:
             if error.exit_code == ExitCode.DAMAGE and chosen.holder == self.agent.node.name:
                 await self._note(spec, chosen, BAD, f"a drill failed at {stamp(time.time_ns())}: {error}")
@@ -116,7 +119,7 @@ class Proof:
     async def end(self, spec: ReplicationSet, args: Args) -> Args:
         """Remove what a drill restored into a place of its own."""
         place = Path(str(args["to"]))
-        if place.parent == self.agent.data / DRILLS:
+        if place.parent == self._drills():
             await in_thread(lambda: shutil.rmtree(place, ignore_errors=True))
         return {}
 

@@ -185,6 +185,11 @@ class Sets:
             self._refuse(spec.uuid, spec.name, error)
         except OSError as error:
             self._refuse(spec.uuid, spec.name, FileOutOfReach.of(error))
+        except RuntimeError as error:  # of pathlib, for links that lead in a circle
+            hint = "Look where its links lead, and mend them."
+            told = CrnodeError("One of its folders cannot be found.", f"{error}.", hint)
+            self._refuse(spec.uuid, spec.name, told)
+            self.later()
 
     def _refuse(self, uuid: str, name: str, error: CrnodeError) -> None:
         if self.refused.get(uuid) != str(error):

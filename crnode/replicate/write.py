@@ -75,6 +75,7 @@ class TreeWriter:
         self.temporary_fd = temporary_fd
         self.load = load
         self.policy = policy
+        self.before_rename: Callable[[bytes], None] | None = None  # asked with the path, last of all
         self._parent: tuple[bytes, int] | None = None
 
     def close(self) -> None:
@@ -287,6 +288,8 @@ class TreeWriter:
     # -- parts
 
     def _move(self, temporary: str, path: bytes, note: str) -> Outcome:
+        if self.before_rename is not None:
+            self.before_rename(path)
         parent, name = self.parent(path)
         try:
             os.rename(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)

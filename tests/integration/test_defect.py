@@ -59,3 +59,24 @@ def test_a_defect_stops_one_set_alone(
     wait_for(lambda: not warned(), 30)
     cluster.sync("one")
     assert (tmp_path / "live-one" / "trips").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("place", ["source", "destination"])
+def test_a_link_to_itself_in_place_of_a_folder_stops_one_set(
+    cluster: Cluster, tmp_path: Path, place: str
+) -> None:
+    cluster.init()
+    cluster.join("box2")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_bytes(b"f")
+        cluster.add_set(name, "shop1", tmp_path / name, [f"box2:{tmp_path}/live-{name}"])
+        cluster.sync(name)
+    node, path = (cluster.master, "one") if place == "source" else (cluster.nodes["box2"], "live-one")
+    node.stop()
+    os.rename(tmp_path / path, tmp_path / "away")
+    (tmp_path / path).symlink_to(tmp_path / path)
+    node.start()
+    (tmp_path / "two" / "g").write_bytes(b"g")
+    cluster.sync("two")
+    assert any("one" in w for w in cluster.master.call("status")["warnings"])

@@ -104,3 +104,18 @@ def test_a_drill_restores_checks_measures_and_leaves_nothing(shop: Cluster, tmp_
         shop.nodes["box2"].call("drill", {"set": "docs", "version": "99"})
     with pytest.raises(CrnodeError, match="data directory"):
         shop.nodes["box2"].call("restore", {"set": "docs", "to": str(data / "drills" / "mine")})
+
+
+def test_a_data_directory_behind_a_link(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    (tmp_path / "big").mkdir()
+    (tmp_path / "var").symlink_to(tmp_path / "big")
+    cluster.join("box2", data=tmp_path / "var" / "box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "f").write_bytes(b"f")
+    cluster.add_set("docs", "shop1", source, ["box2"])
+    cluster.sync("docs")
+    done = crnode("drill", "docs", "--data", str(tmp_path / "var" / "box2"))
+    assert "1 file," in done.stdout or "1 files" in done.stdout
+    assert list((tmp_path / "big" / "box2" / "drills").iterdir()) == []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from harness import Cluster, crnode, rsync_difference, wait_for
+from harness import Cluster, Node, crnode, free_port, rsync_difference, wait_for
 from spawner import SPAWNER
 
 from crnode.errors import CrnodeError, ExitCode
@@ -235,3 +238,148 @@ def test_a_name_that_came_goes_though_its_file_is_written_anew(
     out = restored(cluster, "shop1", version=good)
     assert out["verified"], out["skipped"]
     assert rsync_difference(was, source) == ""
+
+
+def test_a_change_while_a_large_file_is_written_stays(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    large = source / "docs" / "mail.box"
+    size = 160 << 20
+    with open(large, "wb") as file:
+        for _ in range(size >> 20):
+            file.write(os.urandom(1 << 20))
+    cluster.sync("docs")
+    time.sleep(1.1)
+    good = str(newest(cluster))
+    with open(large, "r+b") as file:
+        file.write(b"spoiled")
+    cluster.sync("docs")
+    answer: list[dict[str, object]] = []
+    asking = threading.Thread(target=lambda: answer.append(restored(cluster, "shop1", version=good)))
+    asking.start()
+
+    def half_written() -> bool:
+        sizes = []
+        for path in source.glob(".crnode/restore-*/*"):
+            with contextlib.suppress(OSError):
+                sizes.append(path.stat().st_size)
+        return max(sizes, default=0) > size // 2
+
+    wait_for(half_written, step=0.002)
+    with open(large, "r+b") as file:
+        file.seek(100 << 20)
+        file.write(b"an order that came just now")
+    asking.join()
+    assert [skipped["path"] for skipped in answer[0]["skipped"]] == ["docs/mail.box"]  # type: ignore[attr-defined]
+    with open(large, "rb") as file:
+        file.seek(100 << 20)
+        assert file.read(27) == b"an order that came just now"
+
+
+def test_a_link_that_was_planted_leads_nowhere(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    good = str(newest(cluster))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (source / ".crnode").symlink_to(outside)
+    (source / "docs" / "file1").write_bytes(b"spoiled")
+    cluster.sync("docs")
+    before = outside.stat().st_mtime_ns
+    with pytest.raises(CrnodeError, match="in the way") as error:
+        restored(cluster, "shop1", version=good)
+    assert error.value.exit_code == ExitCode.REFUSED
+    assert outside.stat().st_mtime_ns == before and (source / ".crnode").is_symlink()
+
+
+def test_back_to_an_empty_beginning(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    cluster.join("box2")
+    source = tmp_path / "source"
+    source.mkdir()
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"])
+    cluster.sync("docs")
+    time.sleep(1.1)
+    good = str(newest(cluster))
+    tree(source)
+    cluster.sync("docs")
+    out = restored(cluster, "shop1", version=good)
+    assert out["verified"] and os.listdir(source) == []
+    cluster.sync("docs")
+    assert os.listdir(tmp_path / "live") == []
+
+
+class Far:
+    """Passes connections to a port of this machine on, each byte a while later, as to another town."""
+
+    def __init__(self, port: int, to: int, delay: float) -> None:
+        self.port, self.to, self.delay = port, to, delay
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        serving = asyncio.start_server(self._one, "127.0.0.1", port)
+        asyncio.run_coroutine_threadsafe(serving, self._loop).result(5)
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.to)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def write(data: bytes) -> None:
+            if data:
+                writer.write(data)
+            else:
+                writer.close()
+
+        data = b"-"
+        while data:
+            try:
+                data = await reader.read(65536)
+            except OSError:
+                data = b""
+            self._loop.call_later(self.delay, write, data)
+
+
+def test_a_far_target_and_a_log_that_grows(cluster: Cluster, tmp_path: Path) -> None:
+    """When its acknowledgement arrives the target has further images, and has thinned that one."""
+    cluster.init()
+    token = cluster.master.call("invite", {"name": "box2", "role": "replica", "ttl_s": 600})["token"]
+    port, far = free_port(), free_port()
+    Far(far, port, 0.1)
+    at = ("--listen", f"127.0.0.1:{port}", "--advertise", f"127.0.0.1:{far}")
+    crnode("join", token, *at, "--data", str(tmp_path / "box2"))
+    cluster.nodes["box2"] = Node("box2", "replica", tmp_path / "box2", port)
+    cluster.nodes["box2"].start()
+    source = tmp_path / "source"
+    source.mkdir()
+    tree(source)
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"])
+    cluster.sync("docs")
+    time.sleep(1.5)
+    good = str(newest(cluster))
+    (source / "docs" / "file1").write_bytes(b"spoiled")
+    stop = threading.Event()
+
+    def log() -> None:
+        while not stop.wait(0.05):
+            with open(source / "log", "ab") as file:
+                file.write(b"a line\n")
+
+    logging = threading.Thread(target=log)
+    logging.start()
+    try:
+        time.sleep(1)
+        out = restored(cluster, "shop1", path="docs", version=good)
+    finally:
+        stop.set()
+        logging.join()
+    assert out["verified"], out["skipped"]
+    assert (source / "docs" / "file1").read_bytes().startswith(b"first 1")
+    kept = out["kept"]
+    assert isinstance(kept, dict)
+    cluster.nodes["box2"].call(
+        "restore", {"set": "docs", "path": "docs", "version": kept["name"], "to": str(tmp_path / "back")}
+    )
+    assert (tmp_path / "back" / "file1").read_bytes() == b"spoiled"
