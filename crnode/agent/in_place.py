@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned
-from crnode.agent.restore import Args, Chosen, Progress, Restore, named, not_those, path_of
+from crnode.agent.restore import Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
 from crnode.agent.sets import RunningSource
 from crnode.agent.status import advice
 from crnode.agent.threads import in_thread
@@ -91,12 +91,7 @@ class InPlace:
         try:
             out = await self._run(running, path, args, progress, ordered_by)
         except (Missing, Damaged, RemoteProtocolError) as error:
-            raise CrnodeError(
-                f"Version {args['version']} of {spec.name} is damaged here.",
-                f"{type(error).__name__}: {named(error)}.",
-                "Run crnode scrub, then restore again, or restore another version.",
-                ExitCode.DAMAGE,
-            ) from error
+            raise damaged_here(spec, str(args["version"]), error) from error
         except OSError as error:
             if is_full(error):
                 raise CrnodeError(
@@ -300,7 +295,6 @@ class InPlace:
                     prints,
                     {e.path for e in found if link_of(e) is not None},
                     {e.path: e for e in found if e.kind == FILE},
-                    image.ordinal,
                     image.sequence,
                     newest_id,
                 )
@@ -327,23 +321,27 @@ class InPlace:
             for target, (push, _) in running.pushes.items()
         }
         held: dict[str, int] = {}
+        said: list[str] = []
         deadline = time.monotonic() + KEEP_SECONDS
         try:
             while not held and waiting and (left := deadline - time.monotonic()) > 0:
                 await asyncio.wait(waiting.values(), timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for target in [t for t, task in waiting.items() if task.done()]:
                     waiting.pop(target).result()
-                    with contextlib.suppress(CrnodeError):
+                    try:
                         answer = await self.forward(target, "pin", question)
-                        if answer["held"]:
-                            held[target] = int(answer.get("version") or planned.sequence)
+                    except CrnodeError as error:
+                        said.append(f"{target}: {error}")
+                        continue
+                    if answer["held"]:
+                        held[target] = int(answer["version"])
         finally:
             for task in waiting.values():
                 task.cancel()
         if not held:
             raise CrnodeError(
                 f"Nothing was restored: what {spec.name} has now could not be kept first.",
-                "No target has acknowledged it.",
+                " ".join(said) or "No target has acknowledged it.",
                 "Start one of its targets and repeat this, or restore to a new place with --to.",
                 ExitCode.UNREACHABLE,
             )

@@ -43,12 +43,11 @@ class Planned(NamedTuple):
     prints: Mapping[bytes, Fingerprint | None]
     several: set[bytes]  # paths that are one name of several
     now: Mapping[bytes, Entry]  # files that are written or removed, as they are
-    ordinal: int
     sequence: int
     image: bytes
 
 
-NOTHING = Planned(Plan((), (), (), ()), (), {}, set(), {}, 0, 0, b"")
+NOTHING = Planned(Plan((), (), (), ()), (), {}, set(), {}, 0, b"")
 
 
 class OwnTree:

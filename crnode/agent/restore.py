@@ -158,12 +158,7 @@ class Restore:
                 )
             await in_thread(lambda: _into_place(staging, to))
         except (Missing, Damaged, RemoteProtocolError) as error:
-            raise CrnodeError(
-                f"Version {chosen.sequence} of {spec.name} is damaged here.",
-                f"{type(error).__name__}: {named(error)}.",
-                "Run crnode scrub, then restore again, or restore another version.",
-                ExitCode.DAMAGE,
-            ) from error
+            raise damaged_here(spec, str(chosen.sequence), error) from error
         except OSError as error:
             if is_full(error):
                 raise full_error(to, error) from error
@@ -472,7 +467,17 @@ def _lost(count: int) -> CrnodeError:
     )
 
 
-def named(error: Exception) -> str:
+def damaged_here(spec: ReplicationSet, version: str, error: Exception) -> CrnodeError:
+    """A version of which something could not be read, or contradicts itself."""
+    return CrnodeError(
+        f"Version {version} of {spec.name} is damaged here.",
+        f"{type(error).__name__}: {_named(error)}.",
+        "Run crnode scrub, then restore again, or restore another version.",
+        ExitCode.DAMAGE,
+    )
+
+
+def _named(error: Exception) -> str:
     """What it is about: the beginning of an id, or a sentence."""
     about = error.args[0] if error.args else ""
     return about.hex()[:16] if isinstance(about, bytes) else str(about)
