@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 from crnode.errors import CrnodeError
 from crnode.platform.files import boot_id, make_private_dir
+from crnode.replicate.ahead import LARGEST, Ahead
 from crnode.replicate.aside import Aside
 from crnode.replicate.place import Place
 from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
@@ -104,6 +105,7 @@ class LiveTree:
         self._folders: set[bytes] = set()  # of their other names, which were replaced though no row changed
         self._page: dict[bytes, Fingerprint | None] = {}  # what the catalog has for the paths being written
         self._writing: TreeWriter | None = None  # while a move or a repair runs
+        self._ahead: Ahead | None = None  # ... and what is written beside it
         self._again = False  # what is written now may have been begun before
         self._begun = False  # a move was begun and not ended: the next one goes on with it
         self._redo = True  # the process before may have been in the middle of one
@@ -266,10 +268,12 @@ class LiveTree:
         root = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         temporary = os.open(self.place.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         writer = self._writing = TreeWriter(root, temporary, self._load, self.policy)
+        ahead = self._ahead = Ahead(TreeWriter(root, temporary, self.load, self.policy))
         try:
             yield writer
         finally:
-            self._writing = None
+            self._writing = self._ahead = None
+            ahead.close()
             writer.close()
             os.close(temporary)
             os.close(root)
@@ -311,6 +315,8 @@ class LiveTree:
         self._groups, self._folders = {}, set()
         after: tuple[int, int, bytes] | None = None
         while page := self.reader.moves(at, to, after, RECORD_EVERY):
+            if self._ahead is not None:
+                self._ahead.plan([entry for _, entry, old, _ in page if _written_whole(entry, old)])
             for _, entry, old, known in page:
                 self._page[entry.path] = known
                 touched.add(split(entry.path)[0])
@@ -366,17 +372,26 @@ class LiveTree:
         others = tuple(p for p in parts.get(_alike(entry), ()) if p != entry.path)
         for path in others:
             self._make_room(writer, path, entry)
-        make = writer.file if entry.kind == FILE else writer.symlink
         try:
-            done = make(entry, others)
+            done = self._make(writer, entry, others)
         except OSError as error:
             if error.errno not in _NO_FOLDER or not self._make_way((entry.path, *others)):
                 raise
-            done = make(entry, others)
+            done = self._make(writer, entry, others)
         for path, outcome in done:
             self._done(path, outcome, entry)
         parts.pop(_alike(entry), None)
         self._folders.update(split(path)[0] for path in others)
+
+    def _make(
+        self, writer: TreeWriter, entry: Entry, others: tuple[bytes, ...]
+    ) -> list[tuple[bytes, Outcome]]:
+        if entry.kind != FILE:
+            return writer.symlink(entry, others)
+        finished = self._ahead.take(entry.path) if self._ahead is not None else None
+        if finished is not None:
+            self._report.bytes += entry.size
+        return writer.file(entry, others, finished)
 
     def _parts(self, kind: int, link: bytes, to: int) -> dict[_Alike, list[bytes]]:
         """What is to be written of a group yet, by what its names have to be: an image may call names one
@@ -589,6 +604,9 @@ class LiveTree:
                 action()
         except OSError as error:
             if is_full(error):
+                if self._ahead is not None and self._ahead.give_up():
+                    self._guarded(path, action)  # what was made ahead may be what there was no room for
+                    return
                 raise full_error(self.place.destination, error) from error
             if error.errno in (errno.EIO, errno.EROFS):
                 raise
@@ -634,6 +652,13 @@ class LiveTree:
 def _alike(entry: Entry) -> _Alike:
     """What two names of one file have in common: all but the path."""
     return entry[1:]
+
+
+def _written_whole(entry: Entry, old: Entry | None) -> bool:
+    """Whether a path of a move is likely to be a file that is written anew, under this name alone."""
+    if entry.kind != FILE or entry.size > LARGEST or link_of(entry) is not None:
+        return False
+    return old is None or old.kind != FILE or (old.content, old.level) != (entry.content, entry.level)
 
 
 def _in_place(entry: Entry) -> bool:

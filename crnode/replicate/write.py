@@ -57,12 +57,20 @@ class Outcome(NamedTuple):
     note: str
 
 
+class Finished(NamedTuple):
+    """A file that is written and has no name in the tree yet: its temporary, and what could not be
+    represented."""
+
+    temporary: str
+    note: str
+
+
 class NotInPlace(Exception):
     """The change cannot be made in place (a hole appeared): write the file whole."""
 
 
 class TreeWriter:
-    """Writes below one root. One thread at a time.
+    """Writes below one root. One thread at a time, but for :meth:`make`.
 
     Args:
         root_fd: the open root directory.
@@ -165,12 +173,23 @@ class TreeWriter:
             )
             return self._names(temporary, entry.path, others, note)
         except BaseException:
-            self._discard(temporary)
+            self.discard(temporary)
             raise
 
-    def file(self, entry: Entry, others: tuple[bytes, ...] = ()) -> list[tuple[bytes, Outcome]]:
-        """Write a file whole, and the `others` paths as hard links to it (rule 65); replaces what is
-        there."""
+    def file(
+        self, entry: Entry, others: tuple[bytes, ...] = (), finished: Finished | None = None
+    ) -> list[tuple[bytes, Outcome]]:
+        """Write a file whole, and the `others` paths as hard links to it (rule 65); replaces what is there.
+        `finished` is what :meth:`make` made of it already."""
+        temporary, note = finished if finished is not None else self.make(entry)
+        try:
+            return self._names(temporary, entry.path, others, note)
+        except BaseException:
+            self.discard(temporary)
+            raise
+
+    def make(self, entry: Entry) -> Finished:
+        """Write a file as a temporary. Looks at nothing below the root, and may run in any thread."""
         temporary = _temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(temporary, flags, 0o600, dir_fd=self.temporary_fd)
@@ -180,10 +199,10 @@ class TreeWriter:
                 note = self._attributes(fd, entry, new=True)
             finally:
                 os.close(fd)
-            return self._names(temporary, entry.path, others, note)
         except BaseException:
-            self._discard(temporary)
+            self.discard(temporary)
             raise
+        return Finished(temporary, note)
 
     def _names(
         self, temporary: str, path: bytes, others: tuple[bytes, ...], note: str
@@ -206,7 +225,7 @@ class TreeWriter:
                 done.append((other, self._move(name, other, note)))
         except BaseException:
             for name in names:  # each of them would keep the whole file
-                self._discard(name)
+                self.discard(name)
             raise
         if others:  # each rename and link changed the inode's ctime: the last one counts for all
             last = done[-1][1].fingerprint
@@ -298,7 +317,8 @@ class TreeWriter:
             os.rename(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
         return Outcome(fingerprint(os.lstat(name, dir_fd=parent)), note)
 
-    def _discard(self, temporary: str) -> None:
+    def discard(self, temporary: str) -> None:
+        """Remove a temporary that gets no name; nothing there is fine."""
         try:
             os.unlink(temporary, dir_fd=self.temporary_fd)
         except FileNotFoundError:
