@@ -55,12 +55,19 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="crnode-bench-", dir=args.place))
     results: list[Result] = []
+    failed = 0
     work = load(args.workloads)
     network = Network()
     host = Bench(place, args.scale)
     try:
         with open(args.out / "results.jsonl", "w") as lines:
-            floor = limits.measure(host)
+
+            def keep(result: Result) -> None:
+                results.append(result)
+                lines.write(result.line() + "\n")
+                lines.flush()
+                print(result.text(), flush=True)
+
             for workload in work:
                 kinds = [
                     t
@@ -68,6 +75,7 @@ def main() -> int:
                     if t.name in workload.TOOLS and (not chosen or t.name in chosen | {"crnode"})
                 ]
                 for host.run in range(1, args.runs + 1):
+                    keep(limits.measure(host, workload.NAME))
                     for kind in shuffled(kinds, host.run):
                         with host.running(kind, network, getattr(workload, "FOLDERS", 1)) as tool:
                             try:
@@ -77,20 +85,20 @@ def main() -> int:
                                     f"bench: {workload.NAME} {kind.name}: {error}\n{tool.log()}",
                                     file=sys.stderr,
                                 )
+                                failed += 1
                                 continue
                         for result in found:
-                            results.append(result)
-                            lines.write(result.line() + "\n")
-                            lines.flush()
-                            print(result.text(), flush=True)
+                            keep(result)
     finally:
         network.close()
         shutil.rmtree(place, ignore_errors=True)
     titles = {workload.NAME: workload.TITLE for workload in work}
-    report.show(results, titles, floor)
+    report.show(results, titles)
     (args.out / "results.svg").write_text(report.picture(results, titles))
     print(f"JSON lines and a picture are in {args.out}.")
-    return 0
+    if failed:
+        print(f"bench: {failed} measurements did not come to an end; they are in no row.", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from bench.limits import NAME
 from bench.run import Result
 
 OURS = "crnode"
@@ -20,6 +21,17 @@ def _range(values: Sequence[float], unit: str = "") -> str:
     return f"{middle:.{digits}f}{unit} [{low:.{digits}f}-{high:.{digits}f}]"
 
 
+def distance(results: Sequence[Result], workload: str) -> list[float]:
+    """How many times longer crnode took than the machine's limit, run by run."""
+    floor = {r.run: r.seconds for r in results if (r.workload, r.tool) == (_whose(workload), NAME)}
+    mine = [r for r in results if (r.workload, r.tool) == (workload, OURS)]
+    return [r.seconds / floor[r.run] for r in mine if floor.get(r.run)]
+
+
+def _whose(workload: str) -> str:
+    return workload.split()[0]
+
+
 def ratios(results: Sequence[Result], workload: str, tool: str) -> list[float]:
     """How many times longer `tool` took than crnode, run by run."""
     times: dict[int, dict[str, float]] = defaultdict(dict)
@@ -29,7 +41,7 @@ def ratios(results: Sequence[Result], workload: str, tool: str) -> list[float]:
     return [t[tool] / t[OURS] for t in times.values() if tool in t and OURS in t and t[OURS] > 0]
 
 
-def table(results: Sequence[Result], titles: dict[str, str], limits: dict[str, float]) -> Table:
+def table(results: Sequence[Result], titles: dict[str, str]) -> Table:
     """One row a workload and tool."""
     out = Table(title="Side by side: median [least-most]; ratio over 1.00: crnode is sooner")
     for column in (
@@ -42,14 +54,16 @@ def table(results: Sequence[Result], titles: dict[str, str], limits: dict[str, f
         "back MiB",
         "memory MiB",
         "limit s",
+        "times limit",
     ):
         out.add_column(column, justify="left" if column in ("work", "tool") else "right")
-    for workload in dict.fromkeys(r.workload for r in results):
-        rows = [r for r in results if r.workload == workload]
+    for workload in dict.fromkeys(r.workload for r in results if r.tool != NAME):
+        rows = [r for r in results if r.workload == workload and r.tool != NAME]
         for tool in dict.fromkeys(r.tool for r in sorted(rows, key=lambda r: r.tool != OURS)):
             mine = [r for r in rows if r.tool == tool]
             pairs = ratios(results, workload, tool)
-            limit = limits.get(workload.split()[0])
+            limit = [r.seconds for r in results if (r.workload, r.tool) == (_whose(workload), NAME)]
+            away = distance(results, workload)
             seconds = _range([r.seconds for r in mine])
             if all("p99_ms" in r.more for r in mine):
                 seconds += f", p99 {statistics.median(r.more['p99_ms'] for r in mine):.1f} ms"
@@ -62,14 +76,16 @@ def table(results: Sequence[Result], titles: dict[str, str], limits: dict[str, f
                 f"{statistics.median(r.there for r in mine) / 2**20:.2f}",
                 f"{statistics.median(r.back for r in mine) / 2**20:.2f}",
                 f"{statistics.median(r.memory for r in mine) / 2**20:.0f}",
-                f"{limit:.4f}" if tool == OURS and limit is not None else "",
+                f"{statistics.median(limit):.4f}" if tool == OURS and limit else "",
+                _range(away) if tool == OURS and away else "",
             )
         out.add_section()
     return out
 
 
-def show(results: Sequence[Result], titles: dict[str, str], limits: dict[str, float]) -> None:
-    Console(width=170).print(table(results, titles, limits))
+def show(results: Sequence[Result], titles: dict[str, str]) -> None:
+    """Print the table."""
+    Console(width=190).print(table(results, titles))
 
 
 def picture(results: Sequence[Result], titles: dict[str, str]) -> str:
@@ -78,7 +94,8 @@ def picture(results: Sequence[Result], titles: dict[str, str]) -> str:
 
     rows: list[tuple[str, str, float]] = []
     for workload in dict.fromkeys(r.workload for r in results):
-        for tool in dict.fromkeys(r.tool for r in results if r.workload == workload and r.tool != OURS):
+        peers = (r.tool for r in results if r.workload == workload and r.tool not in (OURS, NAME))
+        for tool in dict.fromkeys(peers):
             pairs = ratios(results, workload, tool)
             if pairs:
                 rows.append((workload, tool, statistics.median(pairs)))
