@@ -24,7 +24,9 @@ def measure(host: Bench, workload: str) -> Result:
     syncing them (or for W2 sending them over loopback, whichever is slower), for W3 to W6 writing and syncing
     what changed. Nothing in it finds out what changed, encrypts, verifies or keeps versions."""
     _settle(host)
-    plainest = {"W1": _small, "W2": _large, "W3": _pages, "W4": _insert, "W5": _append, "W6": _one, "W7": _fifth}
+    plainest = {
+        "W1": _small, "W2": _large, "W3": _pages, "W4": _insert, "W5": _append, "W6": _one, "W7": _fifth
+    }  # fmt: skip
     return Result(workload, NAME, host.run, plainest[workload](host), 0.0, 0, 0, 0)
 
 
