@@ -23,7 +23,7 @@ from crnode.store.reader import Fingerprint, Reader
 from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.paths import RESERVED, problem, split
 
-BATCH_ENTRIES = 2000
+BATCH_ENTRIES = 500  # one turn of the writer thread, for which every other set waits
 BATCH_PRINTS = 20_000  # paths of which only the fingerprint is another one
 AGAIN_MOST = 3  # a file that is written all the time differs at each name; the next point takes them
 BATCH_BYTES = 24 << 20  # bytes of new chunks held at most by one batch

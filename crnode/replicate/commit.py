@@ -31,7 +31,7 @@ from crproto.limits import DIGEST_SCHEME
 from crproto.messages import ImageBegin
 from crproto.paths import split
 
-SPILL_ENTRIES = 4000  # changes of one image kept in memory; beyond, they become staged rows
+SPILL_ENTRIES = 500  # changes of one image kept in memory; beyond, they become staged rows in one turn
 SMALL_IMAGE = 1 << 20  # bytes of objects up to which an image goes to the lane of small appends
 UNRESOLVED_MOST = 200_000
 MISSING_AT_ONCE = 8000  # lost objects that are asked for in one turn
