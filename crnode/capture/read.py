@@ -4,7 +4,8 @@ Nothing is followed: the parent directory is opened beneath its root (openat2), 
 O_NOFOLLOW,
 and what was opened must be what lstat saw (rule 56). Content counts only when it is a state the file really
 had:
-the fingerprint is equal before and after, and a file touched less than 50 ms ago is read twice (rule 52).
+the fingerprint is equal before and after, and a file touched less than 50 ms ago is read twice, or, if it is
+large, a little later (rule 52).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,6 +33,7 @@ from crproto.recut import BLOCK, OldChunk, block_hashes, recut
 
 SMALL = 32 << 10  # bytes up to which a file is one chunk
 YOUNG_NS = 50_000_000  # a file that changed within this time is read twice
+WAIT_BYTES = 64 << 20  # ... or, from this size on, not before it is over: a second reading takes longer
 ATTEMPTS = 3
 _PATCH_MINIMUM = 4096  # chunks below this are not worth a patch
 _PATCH_SHARE = 2  # a recipe travels as a patch that is smaller than half of it
@@ -117,6 +120,7 @@ class PathReader:
         now_ns: wall clock, to tell young files.
         budget: how many bytes of new chunks may be kept in memory.
         own: recognises what crnode itself put into the tree.
+        sleep: waits, in seconds.
     """
 
     def __init__(
@@ -130,8 +134,10 @@ class PathReader:
         now_ns: Callable[[], int],
         budget: int,
         own: OwnPlaces,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.own = own
+        self._sleep = sleep
         self._destinations: set[bytes] = set()  # of this very set, met inside its own tree
         self.roots = roots
         self.load = load
@@ -307,7 +313,7 @@ class PathReader:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=parent)
         try:
-            before = os.fstat(fd)
+            before = self._settled(fd, path)
             if not stat.S_ISREG(before.st_mode) or (before.st_dev, before.st_ino) != (
                 info.st_dev,
                 info.st_ino,
@@ -316,7 +322,7 @@ class PathReader:
             link = self._link(path, before)  # of the moment of the fingerprint: a name may have come since
             extra = read_extra(fd, before, link)
             trial = Fresh(held=fresh.held)
-            young = self.now_ns() - before.st_ctime_ns < YOUNG_NS or path in self.mapped
+            young = self._age_ns(before) < YOUNG_NS or path in self.mapped
             if before.st_size == 0:
                 named: tuple[bytes | None, int] = (None, 0)
             elif before.st_size <= SMALL and not _sparse(before):
@@ -337,6 +343,19 @@ class PathReader:
             os.close(fd)
         _merge(fresh, trial)
         return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), print_)
+
+    def _age_ns(self, info: os.stat_result) -> int:
+        return self.now_ns() - info.st_ctime_ns
+
+    def _settled(self, fd: int, path: bytes) -> os.stat_result:
+        """What fstat(2) says of the file once it is old enough to be read once, if that is worth waiting
+        for. What is written meanwhile moves its times, and counts as written before it was read."""
+        info = os.fstat(fd)
+        age = self._age_ns(info)
+        if info.st_size >= WAIT_BYTES and 0 <= age < YOUNG_NS and path not in self.mapped:
+            self._sleep((YOUNG_NS - age) / 1e9)
+            info = os.fstat(fd)
+        return info
 
     def _fuzzy(self, path: bytes, fd: int, fresh: Fresh) -> Taken:
         info = os.fstat(fd)

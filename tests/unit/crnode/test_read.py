@@ -8,11 +8,12 @@ import random
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from crnode.capture import read as read_module
 from crnode.capture.read import Fresh, Gone, PathReader, Unreadable
 from crnode.capture.roots import OpenRoots, OwnPlaces, labels
 from crnode.store.store import Missing
@@ -41,7 +42,14 @@ class Source:
             lambda: time.time_ns() + LATER,
             64 << 20,
             OwnPlaces("00" * 16),
+            self._sleep,
         )
+        self.slept: list[float] = []
+        self.asleep: Callable[[], object] = lambda: None  # done while the reader waits
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.asleep()
 
     def _load(self, name: bytes) -> bytes:
         if name not in self.recipes:
@@ -266,3 +274,63 @@ def test_a_file_that_never_settles_is_fuzzy(source: Source) -> None:
     finally:
         module.os.pread = real  # type: ignore[attr-defined]
     assert Extra.decode(entry.extra).fuzzy
+
+
+def _reads(source: Source, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that are read from now on, by each call."""
+    found: list[int] = []
+    pread = os.pread
+
+    def counted(fd: int, length: int, at: int) -> bytes:
+        data = pread(fd, length, at)
+        found.append(len(data))
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    return found
+
+
+@pytest.fixture
+def young(source: Source, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A large file that was written a moment ago, and time that passes only while the reader waits."""
+    monkeypatch.setattr(read_module, "WAIT_BYTES", 1 << 20)
+    path = source.root / "large"
+    path.write_bytes(random.Random(1).randbytes(2 << 20))
+    ctime = path.stat().st_ctime_ns
+    source.reader.now_ns = lambda: ctime + 20_000_000 + int(1e9 * sum(source.slept))
+    return path
+
+
+def test_a_large_file_that_is_young_is_waited_for_and_read_once(
+    source: Source, young: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = _reads(source, monkeypatch)
+    entry, _ = source.take(b"large")
+    assert source.slept == [pytest.approx(0.03)]
+    assert sum(reads) == 2 << 20
+    assert source.bytes_of(entry, young) == young.read_bytes()
+
+
+def test_what_is_written_while_a_large_file_is_waited_for_is_taken_and_proved_by_a_second_reading(
+    source: Source, young: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write() -> None:
+        with open(young, "r+b", buffering=0) as file:
+            file.write(b"changed")
+
+    source.asleep = write
+    reads = _reads(source, monkeypatch)
+    entry, _ = source.take(b"large")
+    assert len(source.slept) == 1
+    assert sum(reads) == 4 << 20  # it is young again
+    assert source.bytes_of(entry, young)[:7] == b"changed"
+
+
+def test_what_is_mapped_is_not_waited_for_but_read_twice(
+    source: Source, young: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.reader.mapped = {b"large"}
+    reads = _reads(source, monkeypatch)
+    source.take(b"large")
+    assert source.slept == []
+    assert sum(reads) == 4 << 20
