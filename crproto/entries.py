@@ -99,7 +99,7 @@ class Extra:
     def decode(cls, data: bytes) -> Extra:
         """The inverse of :meth:`encode`; RemoteProtocolError for anything :meth:`encode` would not write."""
         if not data:
-            return _NOTHING
+            return NOTHING
         found = codec.unpack(data, max_len=EXTRA)
         if type(found) is not dict or not found or not found.keys() <= _EXTRA_KEYS:
             raise RemoteProtocolError("the extra part of an entry is no map of known keys")
@@ -127,7 +127,7 @@ class Extra:
 
 
 _EXTRA_KEYS = frozenset(("acl", "default_acl", "fuzzy", "link", "target", "xattrs"))
-_NOTHING = Extra()
+NOTHING = Extra()  # what most entries have
 
 
 def _check_xattrs(value: Any) -> tuple[tuple[bytes, bytes], ...]:
@@ -177,9 +177,9 @@ def entry_to_wire(entry: Entry) -> Entry:
     return entry
 
 
-def entry_from_wire(wire: Sequence[Any]) -> Entry:
+def entry_from_wire(wire: Sequence[Any], *, path_checked: bool = False) -> Entry:
     """The entry in ``wire``, every field checked on its own and against the others; else
-    RemoteProtocolError."""
+    RemoteProtocolError. `path_checked`: the caller knows that :func:`crproto.paths.problem` has none."""
     if not isinstance(wire, tuple | list) or len(wire) != 12:
         raise RemoteProtocolError("an entry is an array of 12 fields")
     path, kind, mode, owner, owner_id, group, group_id, mtime_ns, size, content, level, extra = wire
@@ -197,7 +197,8 @@ def entry_from_wire(wire: Sequence[Any]) -> Entry:
         or type(extra) is not bytes
     ):
         raise RemoteProtocolError("a field of an entry has the wrong type")
-    check_path(path, root=kind == DIRECTORY)
+    if not path_checked:
+        check_path(path, root=kind == DIRECTORY)
     if not (
         0 <= mode <= 0o7777
         and 0 <= owner_id <= U32

@@ -10,7 +10,7 @@ import stat
 import struct
 from functools import lru_cache
 
-from crproto.entries import Extra
+from crproto.entries import NOTHING, Extra
 from crproto.errors import RemoteProtocolError
 from crproto.limits import I64_MAX, I64_MIN
 
@@ -115,6 +115,8 @@ def read_extra(fd: int, info: os.stat_result, link: bytes | None, *, fuzzy: bool
         if error.errno not in _NOT_SUPPORTED:
             raise
         names = []
+    if not names and link is None and not fuzzy:
+        return NOTHING
     xattrs: list[tuple[bytes, bytes]] = []
     acl: Acl | None = None
     default: Acl | None = None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from crnode.capture.guard import RotGuard
-from crnode.capture.read import Fresh, Gone, Own, PathReader, Taken, Torn, Unreadable
+from crnode.capture.read import SMALL, Fresh, Gone, Own, PathReader, Taken, Torn, Unreadable
 from crnode.capture.roots import Selection
 from crnode.capture.scan import dirty_paths
 from crnode.capture.watch import Watcher, WatchLimit
@@ -120,7 +120,7 @@ class Job:
         self._stale: dict[bytes, None] = {}  # names that were taken before their file changed
         self._asked_for: set[bytes] = set()  # names that this batch has looked at
         self._groups: set[tuple[int, bytes] | Inode] = set()  # groups and inodes all of whose names are
-        self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; is it known?
+        self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; had it anything?
         self._known_lost: set[bytes] | None = None  # read in the thread that works
 
     def run(self, paths: Iterable[tuple[bytes, bool]]) -> Iterator[Batch]:
@@ -201,8 +201,8 @@ class Job:
             return None
         head = split(path)[0]
         if head != self._asked[0]:
-            self._asked = head, self.catalog.dir_id(head) is not None
-        # A directory that was never in an image has nothing that was: as in a first copy.
+            self._asked = head, self.catalog.ever_had(head)
+        # In a directory that never had anything there was nothing: as in a first copy.
         return self.catalog.entry(path, self.view) if self._asked[1] else None
 
     def _take(self, path: bytes) -> list[bytes]:
@@ -223,9 +223,9 @@ class Job:
             if is_dir and (own := self.reader.own_place(path)) is not None:
                 return self._own(path, old, own)
             base = old
-            if base is None and stat.S_ISREG(info.st_mode) and self.view:
+            if base is None and info.st_size > SMALL and stat.S_ISREG(info.st_mode) and self.view:
                 base = self._renamed_from(info.st_dev, info.st_ino)
-            taken = self.reader.take(path, base, batch.fresh, info)
+            taken = self.reader.take(path, base, batch.fresh, info, True)
         except Gone:
             return self._gone(path, old)
         except Unreadable as reason:

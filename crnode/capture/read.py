@@ -25,7 +25,7 @@ from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
 from crproto import chunking, content, delta
-from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, entry_from_wire
+from crproto.entries import DIRECTORY, FILE, NOTHING, SYMLINK, Entry, Extra, entry_from_wire
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.limits import PATCH_PARTS
@@ -230,20 +230,27 @@ class PathReader:
         return any(path.startswith(place + b"/") for place in self._destinations)
 
     def take(
-        self, path: bytes, old: Entry | None, fresh: Fresh, info: os.stat_result | None = None
+        self,
+        path: bytes,
+        old: Entry | None,
+        fresh: Fresh,
+        info: os.stat_result | None = None,
+        path_checked: bool = False,
     ) -> Taken:
         """The entry at `path` as it is now; new objects go into `fresh`.
 
         `old` is the version before (any path that had the same inode will do): its recipe says what need not
         be
-        cut again. `info` is what :meth:`stat` has just said of it. Raises Gone, Unreadable or Torn.
+        cut again. `info` is what :meth:`stat` has just said of it, `path_checked` that an image can have such
+        a path. Raises Gone, Unreadable or Torn.
         """
         self.earlier = fresh  # what this very capture found before is not in the store yet
         for attempt in range(ATTEMPTS):
             try:
                 here = info if info is not None and not attempt else self.stat(path)
                 taken = self._take(path, here, old, fresh, last=attempt == ATTEMPTS - 1)
-                entry_from_wire(taken.entry)  # what no peer would take must be in no image
+                # What no peer would take must be in no image.
+                entry_from_wire(taken.entry, path_checked=path_checked and path != b"")
                 return taken
             except RemoteProtocolError as error:
                 raise Unreadable(f"its metadata is beyond what can be replicated: {error}") from error
@@ -321,16 +328,19 @@ class PathReader:
                 raise _Swapped
             link = self._link(path, before)  # of the moment of the fingerprint: a name may have come since
             extra = read_extra(fd, before, link)
-            trial = Fresh(held=fresh.held)
             young = self._age_ns(before) < YOUNG_NS or path in self.mapped
+            named: tuple[bytes | None, int] = (None, 0)
+            data: bytes | None = None
+            trial: Fresh | None = None
             if before.st_size == 0:
-                named: tuple[bytes | None, int] = (None, 0)
+                pass
             elif before.st_size <= SMALL and not _sparse(before):
-                named = self._small(fd, before.st_size, trial, twice=young)
+                data = _small(fd, before.st_size, twice=young)
+                named = chunk_id(data), 0
             else:
+                trial = Fresh(held=fresh.held)
                 named = self._large(path, fd, before, old, trial, twice=young)
-            print_ = _print(before)
-            if _print(os.fstat(fd)) != print_:
+            if not _same(os.fstat(fd), before):
                 raise _Changed
         except _Swapped:
             raise
@@ -341,8 +351,11 @@ class PathReader:
             return self._fuzzy(path, fd, fresh)
         finally:
             os.close(fd)
-        _merge(fresh, trial)
-        return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), print_)
+        if data is not None and named[0] is not None:
+            fresh.hold(named[0], data, self.budget, self.spill)
+        elif trial is not None:
+            _merge(fresh, trial)
+        return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), _print(before))
 
     def _age_ns(self, info: os.stat_result) -> int:
         return self.now_ns() - info.st_ctime_ns
@@ -351,11 +364,13 @@ class PathReader:
         """What fstat(2) says of the file once it is old enough to be read once, if that is worth waiting
         for. What is written meanwhile moves its times, and counts as written before it was read."""
         info = os.fstat(fd)
+        if info.st_size < WAIT_BYTES or path in self.mapped:
+            return info
         age = self._age_ns(info)
-        if info.st_size >= WAIT_BYTES and 0 <= age < YOUNG_NS and path not in self.mapped:
-            self._sleep((YOUNG_NS - age) / 1e9)
-            info = os.fstat(fd)
-        return info
+        if not 0 <= age < YOUNG_NS:
+            return info
+        self._sleep((YOUNG_NS - age) / 1e9)
+        return os.fstat(fd)
 
     def _fuzzy(self, path: bytes, fd: int, fresh: Fresh) -> Taken:
         info = os.fstat(fd)
@@ -377,14 +392,6 @@ class PathReader:
         entry = _entry(path, FILE, info, total, named[0], named[1], read_extra(fd, info, link, fuzzy=True))
         # A fingerprint that matches nothing: the next scan reads this file again.
         return Taken(entry, _print(info)._replace(ctime_ns=0))
-
-    def _small(self, fd: int, size: int, fresh: Fresh, *, twice: bool) -> tuple[bytes, int]:
-        data = os.pread(fd, size + 1, 0)
-        if len(data) != size or (twice and os.pread(fd, size + 1, 0) != data):
-            raise _Changed
-        name = chunk_id(data)
-        fresh.hold(name, data, self.budget, self.spill)
-        return name, 0
 
     def _large(
         self, path: bytes, fd: int, info: os.stat_result, old: Entry | None, fresh: Fresh, *, twice: bool
@@ -564,6 +571,14 @@ class _Sink:
         return named
 
 
+def _small(fd: int, size: int, *, twice: bool) -> bytes:
+    """The bytes of a small file."""
+    data = os.pread(fd, size + 1, 0)
+    if len(data) != size or (twice and os.pread(fd, size + 1, 0) != data):
+        raise _Changed
+    return data
+
+
 def _planted(file: os.stat_result, parent: os.stat_result) -> bool:
     """Whether somebody may have linked a file here that is not theirs, so that it would be read for them
     (rule 56). Where only root can make names nobody did. Group bits are the mask of an ACL, if there is
@@ -637,6 +652,17 @@ def _print(info: os.stat_result) -> Fingerprint:
 fingerprint_of = _print
 
 
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether the fingerprints are equal."""
+    return (
+        one.st_ctime_ns == other.st_ctime_ns
+        and one.st_mtime_ns == other.st_mtime_ns
+        and one.st_size == other.st_size
+        and one.st_ino == other.st_ino
+        and one.st_dev == other.st_dev
+    )
+
+
 def _entry(
     path: bytes,
     kind: int,
@@ -660,7 +686,7 @@ def _entry(
         size,
         named,
         level,
-        extra.encode(),
+        extra.encode() if extra is not NOTHING else b"",
     )
 
 

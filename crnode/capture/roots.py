@@ -171,7 +171,7 @@ class Selection:
         self._pages = pathspec.GitIgnoreSpec.from_lines(pages) if pages else None
 
     def takes(self, path: bytes, is_dir: bool) -> bool:
-        if path == OWN or path.startswith(b".crnode/") or b"/.crnode/" in path or path.endswith(b"/.crnode"):
+        if OWN in path and b"/.crnode/" in b"/%b/" % path:
             return False
         if self._include is None and self._exclude is None:
             return True

@@ -231,8 +231,16 @@ class Catalog(Reader):
                 count -= 1
                 size -= old.size
                 lthash.remove(entry_bytes(old))
+        had: dict[bytes, bool] = {}  # directory -> whether there may be rows in it that end here
+        new: set[bytes] = set()  # paths in directories that had none
         for entry in changed:
-            old = self._close_row(entry.path, ordinal)
+            path = entry.path
+            head = split(path)[0]
+            if head not in had:
+                had[head] = self.ever_had(head)
+            old = self._close_row(path, ordinal) if had[head] or path in new else None
+            if not had[head]:
+                new.add(path)
             if old is not None:
                 count -= 1
                 size -= old.size

@@ -237,6 +237,14 @@ class Reader:
 
     # -- entries
 
+    def ever_had(self, directory: bytes) -> bool:
+        """Whether any image, also one in the making, had anything directly in `directory`, as far as is still
+        known. One look-up, however much of its past is kept."""
+        found = self._one(
+            "SELECT 1 FROM entry WHERE dir=(SELECT id FROM dir WHERE path=?) LIMIT 1", (directory,)
+        )
+        return found is not None
+
     def dir_id(self, path: bytes) -> int | None:
         row = self._one("SELECT id FROM dir WHERE path=?", (path,))
         return int(row[0]) if row else None
