@@ -118,6 +118,20 @@ def open_parent(root_fd: int, path: bytes) -> tuple[int, bytes]:
     return fd, name
 
 
+_renameat2 = getattr(_libc, "renameat2", None)
+_RENAME_NOREPLACE = 1
+
+
+def rename_new(name: str | bytes, to: str | bytes, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+    """rename(2) that replaces nothing: FileExistsError where something has the name `to`. OSError with EINVAL
+    where the file system cannot (renameat2(2))."""
+    if _renameat2 is None:  # pragma: no cover - every supported libc has it
+        raise OSError(errno.EINVAL, "renameat2 is not known here")
+    if _renameat2(src_dir_fd, os.fsencode(name), dst_dir_fd, os.fsencode(to), _RENAME_NOREPLACE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(errno.EINVAL if code == errno.ENOSYS else code, os.strerror(code), os.fsdecode(to))
+
+
 _syncfs: Callable[[int], int] | None = getattr(_libc, "syncfs", None)
 
 

@@ -28,7 +28,7 @@ from crnode.platform.files import boot_id, make_private_dir
 from crnode.replicate.ahead import LARGEST, Ahead
 from crnode.replicate.aside import Aside
 from crnode.replicate.place import Place
-from crnode.replicate.write import NotInPlace, Outcome, Policy, TreeWriter, fingerprint
+from crnode.replicate.write import Finished, NotInPlace, Outcome, Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
 from crnode.store.reader import ROLLING, Fingerprint, Image, Live, Reader
@@ -108,6 +108,7 @@ class LiveTree:
         self._ahead: Ahead | None = None  # ... and what is written beside it
         self._again = False  # what is written now may have been begun before
         self._begun = False  # a move was begun and not ended: the next one goes on with it
+        self._can_be_new = True  # as far as is known of the file system
         self._redo = True  # the process before may have been in the middle of one
 
     # -- moving
@@ -349,6 +350,8 @@ class LiveTree:
         parts = self._parts(entry.kind, link, to) if link is not None else {}
         if link is not None and _alike(entry) not in parts:
             return  # written with another name
+        if entry.kind == FILE and old is None and link is None and self._write_new(writer, entry):
+            return
         here = self._make_room(writer, entry.path, entry, old)
         alone = here is not None and here.st_nlink == 1 and link is None
         if (
@@ -388,10 +391,29 @@ class LiveTree:
     ) -> list[tuple[bytes, Outcome]]:
         if entry.kind != FILE:
             return writer.symlink(entry, others)
+        return writer.file(entry, others, self._made_ahead(entry))
+
+    def _made_ahead(self, entry: Entry) -> Finished | None:
         finished = self._ahead.take(entry.path) if self._ahead is not None else None
         if finished is not None:
             self._report.bytes += entry.size
-        return writer.file(entry, others, finished)
+        return finished
+
+    def _write_new(self, writer: TreeWriter, entry: Entry) -> bool:
+        """Write a file of which there was nothing: in one step that replaces nothing, so that what somebody
+        puts there at this very moment is not lost either. False when it has to be looked at first."""
+        if not self._can_be_new or self._known(entry.path) is not None:
+            return False
+        try:
+            outcome = writer.new_file(entry, self._made_ahead(entry))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                self._can_be_new = False
+            elif error.errno not in (errno.EEXIST, *_NO_FOLDER):
+                raise
+            return False
+        self._done(entry.path, outcome, entry)
+        return True
 
     def _parts(self, kind: int, link: bytes, to: int) -> dict[_Alike, list[bytes]]:
         """What is to be written of a group yet, by what its names have to be: an image may call names one

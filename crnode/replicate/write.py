@@ -23,7 +23,7 @@ from crnode.capture.attributes import (
     group_number,
     user_number,
 )
-from crnode.platform.files import open_beneath
+from crnode.platform.files import open_beneath, rename_new
 from crnode.store.reader import Fingerprint
 from crproto import content
 from crproto.entries import DIRECTORY, Entry, Extra
@@ -180,10 +180,22 @@ class TreeWriter:
         self, entry: Entry, others: tuple[bytes, ...] = (), finished: Finished | None = None
     ) -> list[tuple[bytes, Outcome]]:
         """Write a file whole, and the `others` paths as hard links to it (rule 65); replaces what is there.
-        `finished` is what :meth:`make` made of it already."""
+        `finished` is what :meth:`make` made of it already, and the caller's no more."""
         temporary, note = finished if finished is not None else self.make(entry)
         try:
             return self._names(temporary, entry.path, others, note)
+        except BaseException:
+            self.discard(temporary)
+            raise
+
+    def new_file(self, entry: Entry, finished: Finished | None = None) -> Outcome:
+        """Write a file at a path where nothing is. Raises FileExistsError where something is by now, OSError
+        with EINVAL where the file system cannot tell."""
+        temporary, note = finished if finished is not None else self.make(entry)
+        try:
+            parent, name = self.parent(entry.path)
+            rename_new(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
+            return Outcome(fingerprint(os.lstat(name, dir_fd=parent)), note)
         except BaseException:
             self.discard(temporary)
             raise

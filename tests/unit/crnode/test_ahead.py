@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -14,10 +15,10 @@ from store_samples import SET, commit, directory, file, put_file, small_store
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import boot_id
-from crnode.replicate import ahead
+from crnode.replicate import ahead, write
 from crnode.replicate.live_tree import LACKING, LiveTree, Report
 from crnode.replicate.place import prepare
-from crnode.replicate.write import Policy
+from crnode.replicate.write import Policy, TreeWriter
 from crnode.store.catalog import Catalog
 from crnode.store.reader import Live
 from crnode.store.store import Damaged
@@ -130,6 +131,38 @@ def test_a_local_change_is_found_however_far_the_other_thread_is(tree: Tree) -> 
     tree.shows(2)
     kept = [p for p in tree.tree.place.aside.rglob("f100") if p.is_file()]
     assert [p.read_bytes() for p in kept] == [b"somebody's own"]
+
+
+@pytest.mark.parametrize("cannot", [False, True], ids=["", "where the file system cannot tell"])
+def test_a_file_that_somebody_makes_where_a_new_one_comes_is_kept(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, cannot: bool
+) -> None:
+    """Whether it is there before, or comes when the new one is written and not named yet."""
+    (tree.live / "d").mkdir(parents=True)
+    (tree.live / "d" / "f010").write_bytes(b"before")
+    if cannot:
+
+        def no(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EINVAL, "no")
+
+        monkeypatch.setattr(write, "rename_new", no)
+    else:
+        parent = TreeWriter.parent
+
+        def late(self: TreeWriter, path: bytes) -> tuple[int, bytes]:
+            found = parent(self, path)
+            mine = tree.live / "d" / "f020"
+            if path == b"d/f020" and not mine.exists():
+                mine.write_bytes(b"late")
+            return found
+
+        monkeypatch.setattr(TreeWriter, "parent", late)
+    report = tree.move(tree.files(1))
+    monkeypatch.undo()
+    kept = {p.name: p.read_bytes() for p in tree.tree.place.aside.rglob("f0*") if p.is_file()}
+    assert kept == ({"f010": b"before"} if cannot else {"f010": b"before", "f020": b"late"})
+    assert set(report.set_aside) == {b"d/" + name.encode() for name in kept}
+    tree.shows(1)
 
 
 @pytest.fixture
