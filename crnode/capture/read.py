@@ -332,12 +332,10 @@ class PathReader:
             named: tuple[bytes | None, int] = (None, 0)
             data: bytes | None = None
             trial: Fresh | None = None
-            if before.st_size == 0:
-                pass
-            elif before.st_size <= SMALL and not _sparse(before):
+            if 0 < before.st_size <= SMALL and not _sparse(before):
                 data = _small(fd, before.st_size, twice=young)
                 named = chunk_id(data), 0
-            else:
+            elif before.st_size:
                 trial = Fresh(held=fresh.held)
                 named = self._large(path, fd, before, old, trial, twice=young)
             if not _same(os.fstat(fd), before):
