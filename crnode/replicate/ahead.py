@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from crnode.errors import CrnodeError
 from crnode.replicate.write import Finished, TreeWriter
-from crnode.store.fetch import Damaged, Missing
 from crproto.entries import Entry
-from crproto.errors import RemoteProtocolError
 
 FEW = 32  # files for which no thread is started
 PORTION = 16  # files handed over at a time: a hop costs as much as half a file
@@ -55,7 +52,11 @@ class Ahead:
             self._thread = ThreadPoolExecutor(1, "ahead")
         for at in range(0, len(entries), PORTION):
             portion = _Portion(entries[at : at + PORTION])
-            portion.made = self._thread.submit(self._make, portion.entries)
+            try:
+                portion.made = self._thread.submit(self._make, portion.entries)
+            except RuntimeError:  # no thread can be started: the live thread makes all of it
+                self._given_up = True
+                break
             self._planned.append(portion)
             self._of.update((entry.path, portion) for entry in portion.entries)
         self._last = len(self._planned)
@@ -90,10 +91,12 @@ class Ahead:
 
     def close(self) -> None:
         """Drop what nobody took."""
-        self._drop()
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+        try:
+            self._drop()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
 
     def _drop(self) -> bool:
         dropped = False
@@ -114,6 +117,6 @@ class Ahead:
         for entry in entries:
             try:
                 made[entry.path] = self._writer.make(entry)
-            except (OSError, Missing, Damaged, RemoteProtocolError, CrnodeError):
+            except Exception:  # noqa: BLE001 - whatever it is, the live thread meets it itself
                 break  # the live thread meets it itself; what follows would meet it too, most likely
         return made

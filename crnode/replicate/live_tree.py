@@ -28,7 +28,7 @@ from crnode.platform.files import boot_id, make_private_dir
 from crnode.replicate.ahead import LARGEST, Ahead
 from crnode.replicate.aside import Aside
 from crnode.replicate.place import Place
-from crnode.replicate.write import Finished, NotInPlace, Outcome, Policy, TreeWriter, fingerprint
+from crnode.replicate.write import CannotTell, Finished, NotInPlace, Outcome, Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
 from crnode.store.reader import ROLLING, Fingerprint, Image, Live, Reader
@@ -98,6 +98,9 @@ class LiveTree:
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
         self._cleared: set[bytes] = set()
+        # Paths of this move that hold something of ours, and not what the image has: until they were written
+        # whole no change may build upon them, whatever the catalog's rows say.
+        self._stale: set[bytes] = set()
         self.stopping = False  # set from outside: a move ends at its next path and is redone later
         self._to = 0  # ordinal of the image that is being written
         # (kind, link) of the groups that this move or repair came upon -> what is to be written of them yet
@@ -132,7 +135,7 @@ class LiveTree:
             self._begun = self._redo = False
             return None
         self.place.check()
-        self._report = Report()
+        self._report, self._stale = Report(), set()
         self._again = self._begun or self._redo
         wanted = self.reader.image_at(live.target) if self._again else None
         if wanted is not None and give_up and wanted.ordinal != newest.ordinal:
@@ -223,7 +226,7 @@ class LiveTree:
         """Put `paths` right, which a scan found to differ from what was applied; what differs is kept
         aside."""
         live = self.reader.live()
-        self._report = Report()
+        self._report, self._stale = Report(), set()
         if live is None or live.state != "clean" or live.at == 0:
             return self._report
         self.place.check()
@@ -260,7 +263,7 @@ class LiveTree:
                     self._guarded(path, partial(self._write, writer, entry, None, live.at))
             self._finish_directories(writer, touched | self._folders, live.at)
         self._report.put_right -= self._report.unapplied.keys()
-        self._flush(None)
+        self._flush(None, put_right=True)
         return self._report
 
     @contextlib.contextmanager
@@ -274,10 +277,12 @@ class LiveTree:
             yield writer
         finally:
             self._writing = self._ahead = None
-            ahead.close()
-            writer.close()
-            os.close(temporary)
-            os.close(root)
+            try:
+                ahead.close()
+            finally:
+                writer.close()
+                os.close(temporary)
+                os.close(root)
 
     def _load(self, content: bytes) -> bytes:
         data = self.load(content)
@@ -368,7 +373,8 @@ class LiveTree:
                 return
             if _in_place(old) and _in_place(entry):
                 try:
-                    self._done(entry.path, writer.patch(entry, old), entry)
+                    left = partial(self._prints.__setitem__, entry.path)
+                    self._done(entry.path, writer.patch(entry, old, left), entry)
                     return
                 except NotInPlace:
                     pass  # written whole below; the old file is replaced, never mended by halves
@@ -406,10 +412,11 @@ class LiveTree:
             return False
         try:
             outcome = writer.new_file(entry, self._made_ahead(entry))
+        except CannotTell:
+            self._can_be_new = False
+            return False
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                self._can_be_new = False
-            elif error.errno not in (errno.EEXIST, *_NO_FOLDER):
+            if error.errno not in (errno.EEXIST, *_NO_FOLDER):
                 raise
             return False
         self._done(entry.path, outcome, entry)
@@ -446,6 +453,7 @@ class LiveTree:
 
     def _done(self, path: bytes, outcome: Outcome, entry: Entry) -> None:
         self._prints[path] = outcome.fingerprint
+        self._stale.discard(path)
         self._report.written += 1
         if outcome.note:
             self._report.unapplied[path] = outcome.note
@@ -632,20 +640,24 @@ class LiveTree:
                 raise full_error(self.place.destination, error) from error
             if error.errno in (errno.EIO, errno.EROFS):
                 raise
-            self._report.unapplied[path] = f"it cannot be written here: {os.strerror(error.errno or 0)}"
+            self._failed(path, f"it cannot be written here: {os.strerror(error.errno or 0)}")
         except RemoteProtocolError as error:
-            self._report.unapplied[path] = f"its content contradicts itself: {error}"
+            self._failed(path, f"its content contradicts itself: {error}")
         except (Missing, Damaged) as lacking:
             self._report.damaged.add(lacking.args[0])
-            self._report.unapplied[path] = LACKING
-        except CrnodeError:
-            raise
+            self._failed(path, LACKING)
 
-    def _flush(self, live: Live | None, deferred: Iterable[bytes] = ()) -> None:
-        """Record what was done so far; `live` ends the move."""
+    def _failed(self, path: bytes, reason: str) -> None:
+        self._report.unapplied[path] = reason
+        if self._known(path) is not None:
+            self._stale.add(path)
+
+    def _flush(self, live: Live | None, deferred: Iterable[bytes] = (), *, put_right: bool = False) -> None:
+        """Record what was done so far; `live` ends the move, `put_right` a repair."""
         prints, self._prints = self._prints, {}
         cleared, self._cleared = self._cleared, set()
         unapplied = dict(self._report.unapplied)
+        stale = set(self._stale)
 
         def write() -> None:
             for path, print_ in prints.items():
@@ -654,9 +666,13 @@ class LiveTree:
                 self.catalog.set_problem("unapplied", path, None)
             for path, reason in unapplied.items():
                 self.catalog.set_problem("unapplied", path, reason)
+            if put_right:
+                self.catalog.keep_touched(stale)
+                self.catalog.forget_touched(prints.keys() - stale)
             if live is not None:
                 self.catalog.set_deferred(deferred)
                 self.catalog.forget_touched()
+                self.catalog.keep_touched(stale)
                 now = self.catalog.live()
                 newest = self.catalog.newest()
                 moving = newest is not None and newest.ordinal != live.at

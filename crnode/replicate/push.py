@@ -211,12 +211,13 @@ class Push:
             self.state, self.reason = "behind", str(reason)
         finally:
             listener.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listener
+            await asyncio.wait([listener])
             self._fail_waiters(PeerClosed("lost", f"The connection to {self.target} ended."))
             self._peer = self._ahead = None
             self.sent_bytes += peer.bytes_out
             await peer.close()
+        if not listener.cancelled():
+            listener.result()  # raises what it ended with
 
     def _fail_waiters(self, error: PeerClosed) -> None:
         waiters: list[asyncio.Future[object]] = [*self._answers.values()]  # type: ignore[list-item]

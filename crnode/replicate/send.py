@@ -112,9 +112,7 @@ class Sender:
         finally:
             for pending in (task, *asked):
                 pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await asyncio.gather(*asked, return_exceptions=True)
+            await asyncio.gather(task, *asked, return_exceptions=True)
 
     async def _in_thread(self, work: Callable[[], Part | None]) -> Part | None:
         return await self._loop.run_in_executor(self._thread, work)

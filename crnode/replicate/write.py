@@ -32,6 +32,7 @@ from crproto.ids import HOLE
 NOBODY = 65534
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 MIX_BYTES = 1 << 16
+LOADED = 16 << 20  # bytes of a change in place that are read before the first is written
 _PRIVILEGED = (b"security.", b"trusted.")
 
 Load = Callable[[bytes], bytes]
@@ -67,6 +68,10 @@ class Finished(NamedTuple):
 
 class NotInPlace(Exception):
     """The change cannot be made in place (a hole appeared): write the file whole."""
+
+
+class CannotTell(Exception):
+    """The file system has no rename that replaces nothing."""
 
 
 class TreeWriter:
@@ -189,12 +194,17 @@ class TreeWriter:
             raise
 
     def new_file(self, entry: Entry, finished: Finished | None = None) -> Outcome:
-        """Write a file at a path where nothing is. Raises FileExistsError where something is by now, OSError
-        with EINVAL where the file system cannot tell."""
+        """Write a file at a path where nothing is. Raises FileExistsError where something is by now,
+        CannotTell where the file system cannot know that in the same step."""
         temporary, note = finished if finished is not None else self.make(entry)
         try:
             parent, name = self.parent(entry.path)
-            rename_new(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
+            try:
+                rename_new(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    raise CannotTell from error
+                raise
             return Outcome(fingerprint(os.lstat(name, dir_fd=parent)), note)
         except BaseException:
             self.discard(temporary)
@@ -259,26 +269,50 @@ class TreeWriter:
         if holes:
             os.ftruncate(fd, entry.size)
 
-    def patch(self, entry: Entry, old: Entry) -> Outcome:
+    def patch(self, entry: Entry, old: Entry, left: Callable[[Fingerprint], None]) -> Outcome:
         """Change a file in place from `old` to `entry`: only chunks that differ are written.
 
-        Only for a file that is known to hold `old`; while it runs the file is a mixture (rule 62).
+        Only for a file that is known to hold `old`, or a mixture of both; while it runs the file is a mixture
+        (rule 62). The first :data:`LOADED` bytes are read before any is written: a change up to that size
+        whose content is missing or damaged leaves the file as it was.
+
+        Args:
+            left: told what the file is when it is left as a mixture, before the reason is raised.
+
+        Raises:
+            NotInPlace: a hole appeared.
         """
+        assert entry.content is not None and old.content is not None
+        changes = differing((old.content, old.level), (entry.content, entry.level), self.load)
+        loaded: list[tuple[int, bytes]] = []
+        size = 0
+        for offset, length, chunk in changes:
+            loaded.append((offset, self._in_place(chunk)))
+            size += length
+            if size > LOADED:
+                break
         parent, name = self.parent(entry.path)
         fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            assert entry.content is not None and old.content is not None
-            for offset, _, chunk in differing(
-                (old.content, old.level), (entry.content, entry.level), self.load
-            ):
-                if chunk == HOLE:
-                    raise NotInPlace
-                _write_all(fd, self.load(chunk), offset)
-            os.ftruncate(fd, entry.size)
-            note = self._attributes(fd, entry)
+            try:
+                for offset, data in loaded:
+                    _write_all(fd, data, offset)
+                loaded.clear()
+                for offset, _, chunk in changes:
+                    _write_all(fd, self._in_place(chunk), offset)
+                os.ftruncate(fd, entry.size)
+                note = self._attributes(fd, entry)
+            except Exception:
+                left(fingerprint(os.fstat(fd)))
+                raise
             return Outcome(fingerprint(os.fstat(fd)), note)
         finally:
             os.close(fd)
+
+    def _in_place(self, chunk: bytes) -> bytes:
+        if chunk == HOLE:
+            raise NotInPlace
+        return self.load(chunk)
 
     def mixes(self, path: bytes, versions: Sequence[tuple[bytes, int]], load: Load) -> bool:
         """Whether each byte of the file is what one of the versions (content id, level) has at its place."""

@@ -372,8 +372,16 @@ class Catalog(Reader):
                 (at, wanted),
             )
 
-    def forget_touched(self) -> None:
-        self._db.execute("DELETE FROM touched")
+    def keep_touched(self, paths: Iterable[bytes]) -> None:
+        """These paths could not be written: what is there is not what the image shown has."""
+        self._db.executemany("INSERT OR IGNORE INTO touched VALUES (?)", ((path,) for path in paths))
+
+    def forget_touched(self, paths: Iterable[bytes] | None = None) -> None:
+        """These paths, or all of them, are what the image shown has."""
+        if paths is None:
+            self._db.execute("DELETE FROM touched")
+        else:
+            self._db.executemany("DELETE FROM touched WHERE path=?", ((path,) for path in paths))
 
     def forget_tree(self, boot: str) -> None:
         """Nothing is known of the live tree any more: it is written as if nothing had been applied."""

@@ -213,7 +213,8 @@ class Reader:
         return [r[0] for r in self._db.execute("SELECT path FROM deferred")]
 
     def touched(self, path: bytes) -> bool:
-        """Whether a move that was given up may have written `path`."""
+        """Whether `path` may hold something else than the image shown has: a move that was given up wrote
+        it, or the last one could not."""
         return self._one("SELECT 1 FROM touched WHERE path=?", (path,)) is not None
 
     def touched_gone(self, ordinal: int) -> list[bytes]:

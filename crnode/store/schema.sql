@@ -38,4 +38,4 @@ CREATE TABLE lost (path BLOB PRIMARY KEY, reason TEXT NOT NULL, at_ns INTEGER NO
 CREATE TABLE block (                                          -- seeded xxh3 of each 4 KiB of each chunk of a recipe segment; droppable
   segment BLOB PRIMARY KEY, hashes BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE deferred (path BLOB PRIMARY KEY) STRICT;             -- deletions of a rolling image, until the next one confirms them
-CREATE TABLE touched (path BLOB PRIMARY KEY) STRICT;              -- what a move that was given up may have written
+CREATE TABLE touched (path BLOB PRIMARY KEY) STRICT;              -- may not hold what the image shown has: written whole
