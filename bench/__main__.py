@@ -6,12 +6,13 @@ import argparse
 import importlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from bench import limits, report
-from bench.network import Network
+from bench.network import Failed, Network
 from bench.run import Bench, NotComplete, Result, Workload, shuffled
 from bench.tools import TOOLS
 
@@ -28,7 +29,10 @@ WORKLOADS = (
 
 def load(names: list[str]) -> list[Workload]:
     modules = [importlib.import_module(f"bench.{name}") for name in WORKLOADS]
-    return [m for m in modules if not names or m.NAME in names]  # type: ignore[misc]
+    unknown = set(names) - {m.NAME for m in modules}
+    if unknown:
+        raise SystemExit(f"bench: no such workload: {', '.join(sorted(unknown))}. There are W1 to W7.")
+    return [m for m in modules if not names or m.NAME in names]
 
 
 def main() -> int:
@@ -51,12 +55,13 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: network namespaces take root.", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended and removed, too
+    work = load(args.workloads)
     chosen = {name.strip() for name in args.tools.split(",") if name.strip()}
     args.out.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="crnode-bench-", dir=args.place))
     results: list[Result] = []
     failed = 0
-    work = load(args.workloads)
     network = Network()
     host = Bench(place, args.scale)
     try:
@@ -77,16 +82,13 @@ def main() -> int:
                 for host.run in range(1, args.runs + 1):
                     keep(limits.measure(host, workload.NAME))
                     for kind in shuffled(kinds, host.run):
-                        with host.running(kind, network, getattr(workload, "FOLDERS", 1)) as tool:
-                            try:
+                        try:
+                            with host.running(kind, network, getattr(workload, "FOLDERS", 1)) as tool:
                                 found = workload.measure(host, tool)
-                            except NotComplete as error:
-                                print(
-                                    f"bench: {workload.NAME} {kind.name}: {error}\n{tool.log()}",
-                                    file=sys.stderr,
-                                )
-                                failed += 1
-                                continue
+                        except (NotComplete, Failed) as error:
+                            print(f"bench: {workload.NAME} {kind.name}: {error}", file=sys.stderr)
+                            failed += 1
+                            continue
                         for result in found:
                             keep(result)
     finally:

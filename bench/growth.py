@@ -12,6 +12,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -25,17 +26,18 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.meter import Meter
-from bench.network import Network
-from bench.run import Bench, Result
+from bench.network import Failed, Network
+from bench.report import MANY
+from bench.run import Bench, NotComplete, Result, compare_all, percentile
 from bench.tools import Crnode
-from bench.tree import Watch, large_file
-from bench.w6_latency import spread
+from bench.tree import Watch, compare, large_file, latency
 
 FILES = (10_000, 100_000, 1_000_000)
 GIB = (1, 4, 16)
 TARGETS = (1, 3, 7)
 PAGE = 8 << 10
-CHANGES = 60
+CHANGES = 100  # of which the slowest hundredth is one
+COMPARED = 1000  # of a million files
 PATIENCE = 1800.0  # seconds for the first copies
 
 
@@ -51,12 +53,18 @@ class Bencher:
         with self.host.running(Crnode, self.network, folders, targets=targets) as tool:
             yield tool
 
-    def note(self, name: str, tool: Crnode, seconds: float, meter: Meter, **more: float) -> None:
+    def note(
+        self, name: str, tool: Crnode, seconds: float, meter: Meter, times: list[float] | None = None,
+        **more: float,
+    ) -> None:  # fmt: skip
         """Keep one result, with the private memory that each side has now."""
         cost = meter.stop()
         source, target = tool.memory()
-        found = Result(name, tool.name, self.host.run, seconds, cost.cpu, cost.memory, cost.there, cost.back,
-                       {**more, "source_mib": source / 2**20, "target_mib": target / 2**20})  # fmt: skip
+        more |= {"source_mib": source / 2**20, "target_mib": target / 2**20}
+        if times:
+            more |= {f"p{n}_ms": 1e3 * percentile(times, n / 100) for n in (50, 95, 99)}
+            more |= {"max_ms": 1e3 * max(times), "count": len(times)}
+        found = self.host.result(name, tool, seconds, cost, times or (), **more)
         self.results.append(found)
         with open(self.out, "a") as lines:
             lines.write(found.line() + "\n")
@@ -70,7 +78,11 @@ class Bencher:
             made = self.host.prepared(f"{count}", lambda place, n=count: tiny_files(place, n))  # type: ignore[misc]
             with self.agents() as tool:
                 source, target = tool.pairs[0]
-                tree = self.host.copy_of(made) if self.host.run < self.host.runs else made
+                tree = made
+                if self.host.run < self.host.runs:
+                    tree = self.host.copy_of(made)
+                else:
+                    self.host.moved(f"{count}")
                 paths = sorted(path for path in tree.rglob("f*") if path.is_file())
                 watch = Watch(tree, target / "tree", paths)
                 meter = tool.meter()
@@ -80,6 +92,7 @@ class Bencher:
                 inside = [source / "tree" / path.relative_to(tree) for path in paths]
                 del watch, paths
                 tool.sync()
+                compare(source, target, random.Random(1).sample(inside, min(COMPARED, len(inside))))
                 self._changes(f"a change among {count:,} files", tool, inside)
                 self._restart(f"start with {count:,} files", tool, inside)
 
@@ -88,13 +101,12 @@ class Bencher:
         chance = random.Random(7)
         meter = tool.meter()
         times = []
-        for path in chance.sample(paths, min(CHANGES, len(paths))):
-            path.write_bytes(os.urandom(4096))
-            closed = time.perf_counter()
-            times.append(Watch(source, target, [path]).wait(0.0002) - closed)
+        chosen = chance.sample(paths, min(CHANGES, len(paths)))
+        for path in chosen:
+            times.append(latency(source, [target], str(path.relative_to(source))))
             time.sleep(0.05)
-        found = spread(times)
-        self.note(name, tool, found["p50_ms"] / 1e3, meter, **found)
+        self.note(name, tool, statistics.median(times), meter, times)
+        compare(source, target, chosen)
 
     def _restart(self, name: str, tool: Crnode, paths: list[Path]) -> None:
         """From the start of the source's agent to a change that was made before it is visible."""
@@ -132,12 +144,10 @@ class Bencher:
                     closed = time.perf_counter()
                     times.append(Watch(source, target, [source / "x.db"]).wait() - closed)
                     time.sleep(0.3)
-                found = spread(times)
                 self.note(
-                    f"8 KiB changed in {size / 2**30:g} GiB", tool, found["p50_ms"] / 1e3, meter, **found
+                    f"8 KiB changed in {size / 2**30:g} GiB", tool, statistics.median(times), meter, times
                 )
-                shutil.rmtree(target)
-                shutil.rmtree(source)
+                compare_all(tool.pairs)
 
     def targets(self) -> None:
         for number in TARGETS:
@@ -146,15 +156,10 @@ class Bencher:
                 meter = tool.meter()
                 times = []
                 for change in range(CHANGES):
-                    path = source / f"one{change}"
-                    path.write_bytes(os.urandom(4096))
-                    closed = time.perf_counter()
-                    for place in tool.places(0):
-                        seen = Watch(source, place, [path]).wait(0.0002)
-                    times.append(seen - closed)
+                    times.append(latency(source, tool.places(0), f"one{change}"))
                     time.sleep(0.05)
-                found = spread(times)
-                self.note(f"one 4 KiB file to {number} targets", tool, found["p50_ms"] / 1e3, meter, **found)
+                self.note(f"one 4 KiB file to {number} targets", tool, statistics.median(times), meter, times)
+                compare_all((source, place) for place in tool.places(0))
 
     def busy(self) -> None:
         """Single files in one set while something large goes on in the other, and in the same one."""
@@ -168,6 +173,7 @@ class Bencher:
 
             def first() -> None:
                 made.rename(bulk[0] / "tree")
+                self.host.moved(f"{count}")
                 watch.wait(most=PATIENCE)
 
             self._beside(f"W6 while {count:,} files are copied", tool, first)
@@ -179,6 +185,9 @@ class Bencher:
                 (bulk[0] / "tree" / path.relative_to(made)).write_bytes(os.urandom(500))
             tool.sync(1)
             self._beside("W6 while both stores are collected", tool, lambda: tool.everywhere("gc"))
+            compare_all(tool.pairs[:1])
+            inside = [bulk[0] / "tree" / path.relative_to(made) for path in paths]
+            compare(*bulk, random.Random(1).sample(inside, min(COMPARED, len(inside))))
 
     def _beside(self, name: str, tool: Crnode, act: Callable[[], object], pair: int = 0) -> None:
         source, target = tool.pairs[pair]
@@ -194,19 +203,16 @@ class Bencher:
         meter = tool.meter()
         begun = time.perf_counter()
         thread.start()
-        times = []
+        times: list[float] = []
         while thread.is_alive():
-            path = source / f"{name.replace(' ', '-').replace(',', '')}-{len(times)}"
-            path.write_bytes(os.urandom(4096))
-            closed = time.perf_counter()
-            times.append(Watch(source, target, [path]).wait(0.0002) - closed)
+            one = f"{name.replace(' ', '-').replace(',', '')}-{len(times)}"
+            times.append(latency(source, [target], one))
             time.sleep(0.03)
         thread.join()
         if failed:
             raise failed[0]
-        found = spread(times)
         took = time.perf_counter() - begun
-        self.note(name, tool, found["p50_ms"] / 1e3, meter, **found, count=len(times), lasted_s=took)
+        self.note(name, tool, statistics.median(times), meter, times, lasted_s=took)
 
 
 def tiny_files(place: Path, count: int) -> None:
@@ -223,17 +229,20 @@ def tiny_files(place: Path, count: int) -> None:
 
 
 def table(results: list[Result]) -> Table:
-    out = Table(title="crnode as things grow: medians [least-most] over the runs")
+    out = Table(title="crnode as things grow: medians \\[least-most] over the runs")
     for column in ("what", "seconds", "p99 ms", "CPU s", "there MiB", "peak MiB", "source MiB", "target MiB"):
         out.add_column(column, justify="left" if column == "what" else "right")
     for name in dict.fromkeys(result.workload for result in results):
         mine = [result for result in results if result.workload == name]
         seconds = [result.seconds for result in mine]
-        peak = [result.more["p99_ms"] for result in mine if "p99_ms" in result.more]
+        times = [time for result in mine for time in result.times]
+        peak = f"{1e3 * percentile(times, 0.99):.1f}" if len(times) >= MANY else ""
+        if times and not peak:
+            peak = f"most {1e3 * max(times):.1f}"
         out.add_row(
             name,
             f"{statistics.median(seconds):.4f} [{min(seconds):.4f}-{max(seconds):.4f}]",
-            f"{statistics.median(peak):.1f}" if peak else "",
+            peak,
             f"{statistics.median(r.cpu for r in mine):.2f}",
             f"{statistics.median(r.there for r in mine) / 2**20:.2f}",
             f"{statistics.median(r.memory for r in mine) / 2**20:.0f}",
@@ -247,6 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="bench.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = ("files", "sizes", "targets", "busy")
     parser.add_argument("parts", nargs="*", metavar="PART", help="files, sizes, targets, busy (default: all)")
     parser.add_argument("--runs", type=int, default=1, help="runs of each (default: 1)")
     parser.add_argument("--scale", type=float, default=1.0, help="part of the sizes, for a quick look")
@@ -258,6 +268,10 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: network namespaces take root.", file=sys.stderr)
         return 1
+    if unknown := set(args.parts) - set(names):
+        print(f"bench: no such part: {', '.join(unknown)}. There are {', '.join(names)}.", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended and removed, too
     args.out.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="crnode-bench-", dir=args.place))
     network = Network()
@@ -267,9 +281,12 @@ def main() -> int:
     bencher.out.write_text("")
     try:
         for host.run in range(1, args.runs + 1):
-            for part in args.parts or ("files", "sizes", "targets", "busy"):
+            for part in args.parts or names:
                 {"files": bencher.files, "sizes": bencher.sizes, "targets": bencher.targets,
                  "busy": bencher.busy}[part]()  # fmt: skip
+    except (NotComplete, Failed) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     finally:
         network.close()
         shutil.rmtree(place, ignore_errors=True)

@@ -23,16 +23,11 @@ def measure(host: Bench, workload: str) -> Result:
     """Time the plainest thing that could do the work of `workload`: for W1, W2 and W7 copying local files and
     syncing them (or for W2 sending them over loopback, whichever is slower), for W3 to W6 writing and syncing
     what changed. Nothing in it finds out what changed, encrypts, verifies or keeps versions."""
-    _settle(host)
+    host.settle()
     plainest = {
         "W1": _small, "W2": _large, "W3": _pages, "W4": _insert, "W5": _append, "W6": _one, "W7": _fifth
     }  # fmt: skip
     return Result(workload, NAME, host.run, plainest[workload](host), 0.0, 0, 0, 0)
-
-
-def _settle(host: Bench) -> None:
-    """What others wrote is not to be waited for here."""
-    subprocess.run(["sync", "-f", str(host.place)], check=True)
 
 
 def _small(host: Bench) -> float:
@@ -54,7 +49,7 @@ def _pages(host: Bench) -> float:
     """The pages where they stand, in a file of that size."""
     tree = host.prepared("large", lambda place: large_file(place / "large", host.size(SIZE), 2))
     path = host.copy_of(tree) / "large"
-    _settle(host)
+    host.settle()
     chance = random.Random(host.run)
 
     def act() -> None:

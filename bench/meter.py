@@ -86,6 +86,7 @@ class Meter:
             self._peak = max(self._peak, private_bytes(self._pids()))
 
     def stop(self) -> Cost:
+        """What was spent so far; of the peak nothing more is learned from now on."""
         self._ended.set()
         self._thread.join()
         self._peak = max(self._peak, private_bytes(self._pids()))

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 SOURCE, TARGET = "10.77.0.1", "10.77.0.2"
 
 
+class Failed(Exception):
+    """A program did not do what it was told."""
+
+
 def _run(*words: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"bench: {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+        raise Failed(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
 
 
 @dataclass(frozen=True)

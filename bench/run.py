@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from bench.meter import Cost
-from bench.network import Network
-from bench.tools import Tool
+from bench.network import Failed, Network
+from bench.tools import Pair, Tool
 from bench.tree import NotComplete, Watch, compare
+
+LARGE = 1 << 20  # bytes of a file that does not wait for the end
+FLOOR = 0.05  # of a disk: what crnode leaves free
+ROOM = 8 << 30  # bytes that one measurement may take: source, target, stores, one copy more
 
 
 @dataclass
 class Result:
-    """One measurement. `seconds` from the last write to visible and complete at the target; `more` has
+    """One measurement. `seconds` from the last write to visible and complete at the target, and the cost
+    until then; `times` are the seconds of its single files, of which `seconds` is the median; `more` has
     further figures in the units that their names say."""
 
     workload: str
@@ -33,6 +40,7 @@ class Result:
     there: int
     back: int
     more: dict[str, float] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)
 
     def line(self) -> str:
         """One JSON object."""
@@ -60,8 +68,9 @@ class Bench:
     """The scratch place and the sizes of a run.
 
     Args:
-        place: on the disk that is to be measured; everything in it goes at the end, not between runs, because
-            ext4 without a journal is slow for minutes after many files were deleted.
+        place: on the disk that is to be measured; small files in it go at the end, not between runs, because
+            ext4 without a journal is slow for minutes after many files were deleted. Large ones go after each
+            tool.
         scale: 1.0 for the sizes that the workloads say; less for a quick look.
     """
 
@@ -93,6 +102,10 @@ class Bench:
             self._prepared[key] = place
         return self._prepared[key]
 
+    def moved(self, key: str) -> None:
+        """The files made for `key` are somewhere else now: they are made again for the next who asks."""
+        del self._prepared[key]
+
     def copy_of(self, prepared: Path) -> Path:
         """A copy to work on, beside the sources, so that a rename puts it into one."""
         place = self.fresh("copy") / "tree"
@@ -101,7 +114,8 @@ class Bench:
 
     @contextmanager
     def running(self, kind: type[Tool], network: Network, folders: int = 1, **options: Any) -> Any:
-        """The tool, started on that many empty pairs of folders."""
+        """The tool, started on that many empty pairs of folders. Raises Failed when the disk has no room."""
+        self._check_room()
         place = self.fresh(kind.name.replace(" ", "-"))
         pairs = [(place / f"source{n}", place / f"target{n}") for n in range(folders)]
         for pair in pairs:
@@ -113,6 +127,20 @@ class Bench:
             yield tool
         finally:
             tool.close()
+            _remove_large(place)
+
+    def settle(self) -> None:
+        """What was written before is on disk: nobody waits for others' pages while he is measured."""
+        subprocess.run(["sync", "-f", str(self.place)], check=True)
+
+    def _check_room(self) -> None:
+        disk = os.statvfs(self.place)
+        free = disk.f_bavail * disk.f_frsize - FLOOR * disk.f_blocks * disk.f_frsize
+        if free < ROOM * self.scale:
+            raise Failed(
+                f"{self.place} has {max(free, 0) / 2**30:.1f} GiB free beyond {FLOOR:.0%} of its disk;"
+                f" {ROOM * self.scale / 2**30:.1f} are needed. Another folder: --place FOLDER"
+            )
 
     def timed(
         self,
@@ -123,40 +151,67 @@ class Bench:
         check: Iterable[tuple[Path, Path, list[Path]]],
     ) -> Result:
         """Do `act`, let the tool carry it over, wait until `watch` is complete, then compare."""
+        self.settle()
         meter, spent = tool.meter(), tool.spent
         act()
         begun = time.perf_counter()
         waiting = watch()
-        if not tool.watches:
-            tool.carry()
-        ended = waiting.wait()
+        if tool.watches:
+            ended = waiting.wait()
+        else:
+            begun = time.perf_counter()  # it is told to go, and may be told when the clock is ready
+            with Carrying(tool) as carrying:
+                ended = waiting.wait(failed=carrying.failed)
         cost = tool.cost(meter, spent)
         for source, target, paths in check:
             compare(source, target, paths)
         return self.result(name, tool, ended - begun, cost)
 
-    def result(self, name: str, tool: Tool, seconds: float, cost: Cost, **more: float) -> Result:
-        return Result(name, tool.name, self.run, seconds, cost.cpu, cost.memory, cost.there, cost.back, more)
+    def result(
+        self, name: str, tool: Tool, seconds: float, cost: Cost, times: Iterable[float] = (), **more: float
+    ) -> Result:
+        cpu, memory, there, back = cost.cpu, cost.memory, cost.there, cost.back
+        return Result(name, tool.name, self.run, seconds, cpu, memory, there, back, more, [*times])
 
 
-class Looping:
-    """A tool that does not watch, run over and over beside the measurement."""
+class Carrying:
+    """A tool that does not watch, at work beside the measurement: once, or over and over until the end, for
+    each pair of folders by itself."""
 
-    def __init__(self, tool: Tool) -> None:
-        self._tool = tool
+    def __init__(self, tool: Tool, *, over_and_over: bool = False) -> None:
+        self._errors: list[BaseException] = []
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        if not tool.watches:
-            self._thread.start()
+        self._again = over_and_over
+        self._threads = [
+            threading.Thread(target=self._carry, args=(tool, pair), daemon=True)
+            for pair in range(len(tool.pairs))
+            if not tool.watches
+        ]
 
-    def _loop(self) -> None:
-        while not self._ended.is_set():
-            self._tool.carry()
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
 
-    def close(self) -> None:
+    def failed(self) -> None:
+        """Raises what it ended with, if it did not end well."""
+        if self._errors:
+            raise self._errors[0]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
+        if kind is None:
+            self.failed()
+
+    def _carry(self, tool: Tool, pair: int) -> None:
+        try:
+            tool.carry(pair)
+            while self._again and not self._ended.is_set():
+                tool.carry(pair)
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            self._errors.append(error)
 
 
 def shuffled(tools: list[type[Tool]], run: int) -> list[type[Tool]]:
@@ -166,4 +221,24 @@ def shuffled(tools: list[type[Tool]], run: int) -> list[type[Tool]]:
     return out
 
 
-__all__ = ["Bench", "Looping", "NotComplete", "Result", "Workload", "shuffled"]
+def _remove_large(place: Path) -> None:
+    for top, _, files in os.walk(place):
+        for name in files:
+            path = os.path.join(top, name)
+            if os.lstat(path).st_size >= LARGE:
+                os.unlink(path)
+
+
+def percentile(times: list[float], share: float) -> float:
+    """The time that this share of them does not exceed."""
+    return sorted(times)[min(int(len(times) * share), len(times) - 1)]
+
+
+def compare_all(pairs: Iterable[Pair]) -> None:
+    """Compare every file of these folders. Raises NotComplete."""
+    for source, target in pairs:
+        # Syncthing's mark in a folder is its own.
+        compare(source, target, (p for p in source.rglob("*") if p.is_file() and ".stfolder" not in p.parts))
+
+
+__all__ = ["Bench", "Carrying", "NotComplete", "Result", "Workload", "shuffled"]

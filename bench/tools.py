@@ -13,15 +13,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
 
 from bench.meter import Cost, Meter, private_bytes
-from bench.network import Host, Network
+from bench.network import Failed, Host, Network
 
 Pair = tuple[Path, Path]
 """A folder at the source, and where it goes at the target."""
@@ -42,7 +42,8 @@ class Tool:
         self.network, self.place = network, place
         self.pairs: list[Pair] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._client: int | None = None
+        self._clients: set[int] = set()
+        self._meters: list[Meter] = []
         self._spent = 0.0  # CPU seconds of clients that have ended
         place.mkdir(parents=True)
 
@@ -55,11 +56,14 @@ class Tool:
     def start(self) -> None:
         """Start whatever serves :attr:`pairs`."""
 
-    def carry(self) -> None:
-        """Bring the targets up to date now. Nothing to do for a tool that watches."""
+    def carry(self, pair: int) -> None:
+        """Bring the target of this pair up to date now; different ones may be carried at the same time.
+        Nothing to do for a tool that watches. Raises Failed."""
 
     def close(self) -> None:
         """End everything."""
+        for meter in self._meters:
+            meter.stop()
         for process in reversed(self._processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -79,24 +83,25 @@ class Tool:
         return process
 
     def client(self, words: Sequence[str]) -> None:
-        """Run a command to its end; its CPU time counts. SystemExit says how it failed."""
+        """Run a command to its end; its CPU time counts. Failed says how it ended otherwise."""
         with open(self.place / "log", "ab") as log:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._client = process.pid
+        self._clients.add(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        self._client = None
+        self._clients.discard(process.pid)
         self._spent += usage.ru_utime + usage.ru_stime
         if process.returncode:
-            raise SystemExit(f"bench: {self.name} ended with {process.returncode}:\n{self.log()}")
+            raise Failed(f"{words[0]} ended with {process.returncode}")
 
     def pids(self) -> list[int]:
         """Its processes now; what is below them counts too."""
-        out = [process.pid for process in self._processes if process.poll() is None]
-        return [*out, self._client] if self._client is not None else out
+        return [*(process.pid for process in self._processes if process.poll() is None), *self._clients]
 
     def meter(self) -> Meter:
-        return Meter(self.pids, self.network.wire)
+        """Measures from now on."""
+        self._meters.append(Meter(self.pids, self.network.wire))
+        return self._meters[-1]
 
     def cost(self, meter: Meter, spent: float) -> Cost:
         """The cost since `meter` was made; `spent` is :attr:`spent` of that moment."""
@@ -113,20 +118,25 @@ class Tool:
         return place.read_text(errors="replace")[-2000:] if place.exists() else ""
 
     def wait_until(self, what: str, ready: object, seconds: float = START_SECONDS) -> None:
-        """Poll `ready()`; SystemExit when it does not become true."""
+        """Poll `ready()`; Failed when it does not become true."""
         deadline = time.monotonic() + seconds
         while not ready():  # type: ignore[operator]
             if time.monotonic() > deadline:
-                raise SystemExit(f"bench: {self.name}: {what} did not happen:\n{self.log()}")
+                raise Failed(f"{what} did not happen")
             time.sleep(0.02)
+
+
+EXACT = "--modify-window=-1"
+"""rsync compares times to the second unless told otherwise (rsync(1)), and a file that it met while it was
+being written would then stay as it met it."""
 
 
 class RsyncDaemon(Tool):
     """rsync -a to an rsync daemon."""
 
     name = "rsync"
-    packages = ("rsync",)
-    options: ClassVar[tuple[str, ...]] = ("-a",)
+    packages: ClassVar[tuple[str, ...]] = ("rsync",)
+    options: ClassVar[tuple[str, ...]] = ("-a", EXACT)
 
     def start(self) -> None:
         modules = "".join(f"[m{n}]\npath = {target}\n" for n, (_, target) in enumerate(self.pairs))
@@ -150,17 +160,16 @@ class RsyncDaemon(Tool):
             "its daemon", lambda: subprocess.run(probe, capture_output=True, check=False).returncode == 0
         )
 
-    def carry(self) -> None:
-        for n, (source, _) in enumerate(self.pairs):
-            to = f"rsync://{self.network.target.address}:8730/m{n}/"
-            self.client([*self.network.source.enter, "rsync", *self.options, f"{source}/", to])
+    def carry(self, pair: int) -> None:
+        to = f"rsync://{self.network.target.address}:8730/m{pair}/"
+        self.client([*self.network.source.enter, "rsync", *self.options, f"{self.pairs[pair][0]}/", to])
 
 
 class RsyncFsync(RsyncDaemon):
     """The same, durable."""
 
     name = "rsync --fsync"
-    options = ("-a", "--fsync")
+    options = ("-a", EXACT, "--fsync")
     durable = True
 
 
@@ -168,7 +177,7 @@ class RsyncInplace(RsyncDaemon):
     """The same, in place: rsync's best for pages and appends."""
 
     name = "rsync --inplace"
-    options = ("-a", "--inplace", "--no-whole-file")
+    options = ("-a", EXACT, "--inplace", "--no-whole-file")
 
 
 class RsyncSsh(Tool):
@@ -203,10 +212,10 @@ class RsyncSsh(Tool):
             "sshd", lambda: subprocess.run(words, capture_output=True, check=False).returncode == 0
         )
 
-    def carry(self) -> None:
-        for source, target in self.pairs:
-            to = f"root@{self.network.target.address}:{target}/"
-            self.client([*self.network.source.enter, "rsync", "-a", "-e", self._ssh, f"{source}/", to])
+    def carry(self, pair: int) -> None:
+        source, target = self.pairs[pair]
+        to = f"root@{self.network.target.address}:{target}/"
+        self.client([*self.network.source.enter, "rsync", "-a", EXACT, "-e", self._ssh, f"{source}/", to])
 
 
 class Lsyncd(RsyncDaemon):
@@ -221,14 +230,14 @@ class Lsyncd(RsyncDaemon):
         super().start()
         syncs = "".join(
             f'sync{{default.rsync, source="{source}", target="rsync://{self.network.target.address}:8730/m{n}/",'
-            " delay=0, rsync={archive=true}}\n"
+            f' delay=0, rsync={{archive=true, _extra={{"{EXACT}"}}}}}}\n'
             for n, (source, _) in enumerate(self.pairs)
         )
         conf = self.place / "lsyncd.lua"
         conf.write_text(f'settings{{nodaemon=true, logfile="{self.place}/lsyncd.log"}}\n{syncs}')
         self.serve([*self.network.source.enter, "lsyncd", str(conf)])
 
-    def carry(self) -> None:
+    def carry(self, pair: int) -> None:
         """It watches."""
 
 
@@ -298,7 +307,8 @@ class Syncthing(Tool):
 
 
 class Crnode(Tool):
-    """crnode as its README sets it up: durable, encrypted, verified, with versions."""
+    """crnode as its README sets it up, but for owners and set-id bits, which the others keep too
+    (`--privileged`): durable, encrypted, verified, with versions."""
 
     name = "crnode"
     durable = encrypted = versions = watches = True
@@ -333,12 +343,9 @@ class Crnode(Tool):
         self._call("shop1", "sync", f"s{pair}", "--timeout", "1800")
 
     def everywhere(self, word: str) -> None:
-        """One command on each node at once."""
-        threads = [threading.Thread(target=self._call, args=(name, word)) for name in self._names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        """One command on each node at once. Raises Failed."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: self._call(name, word), self._names))
 
     def start_source(self) -> None:
         self._agent("shop1", "master")
@@ -379,7 +386,7 @@ class Crnode(Tool):
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise SystemExit(f"bench: crnode {words[0]} ended with {done.returncode}: {done.stderr}")
+            raise Failed(f"crnode {words[0]} ended with {done.returncode}: {done.stderr}")
         return done.stdout
 
 

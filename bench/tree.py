@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 GIVE_UP_SECONDS = 180.0
@@ -45,27 +45,57 @@ class Watch:
     that a poll costs one stat."""
 
     def __init__(self, source: Path, target: Path, paths: Iterable[Path]) -> None:
-        self._wanted = []
-        for path in paths:
-            info = path.stat()
-            self._wanted.append((target / path.relative_to(source), info.st_size, info.st_mtime_ns))
+        self._wanted = [(target / path.relative_to(source), path.stat()) for path in paths]
 
-    def wait(self, pause: float = 0.0005, most: float = GIVE_UP_SECONDS) -> float:
-        """Returns the time (perf_counter) at which the last one was complete. Raises NotComplete."""
+    def wait(
+        self,
+        pause: float = 0.0005,
+        most: float = GIVE_UP_SECONDS,
+        failed: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Returns the time (perf_counter) at which the last one was complete. Raises NotComplete, and what
+        `failed` raises, which is asked while it waits."""
         deadline = time.monotonic() + most
-        for path, size, mtime_ns in self._wanted:
-            while True:
-                try:
-                    info = os.stat(path)
-                    # To the microsecond: not every tool keeps nanoseconds.
-                    if info.st_size == size and info.st_mtime_ns // 1000 == mtime_ns // 1000:
-                        break
-                except FileNotFoundError:
-                    pass
+        for path, wanted in self._wanted:
+            while not is_complete(path, wanted):
+                failed()
                 if time.monotonic() > deadline:
                     raise NotComplete(f"{path} did not come within {most:.0f} s")
                 time.sleep(pause)
         return time.perf_counter()
+
+    def is_over(self) -> bool:
+        """Whether all of them are complete now."""
+        return all(is_complete(path, wanted) for path, wanted in self._wanted)
+
+
+def is_complete(path: Path, wanted: os.stat_result) -> bool:
+    """Whether a file is there with this size and time, to the microsecond: not all tools keep nanoseconds."""
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return info.st_size == wanted.st_size and info.st_mtime_ns // 1000 == wanted.st_mtime_ns // 1000
+
+
+def latency(
+    source: Path, targets: Sequence[Path], name: str, failed: Callable[[], None] = lambda: None
+) -> float:
+    """Write a file of 4 KiB; seconds from its close to visible and complete at the last of the targets,
+    polled five thousand times a second. Raises as Watch.wait does."""
+    data = os.urandom(4096)
+    with open(source / name, "wb", buffering=0) as file:
+        file.write(data)
+        wanted = os.fstat(file.fileno())
+    closed = time.perf_counter()
+    deadline = closed + GIVE_UP_SECONDS
+    for target in targets:
+        while not is_complete(target / name, wanted):
+            failed()
+            if time.perf_counter() > deadline:
+                raise NotComplete(f"{target / name} did not come within {GIVE_UP_SECONDS:.0f} s")
+            time.sleep(0.0002)
+    return time.perf_counter() - closed
 
 
 def compare(source: Path, target: Path, paths: Iterable[Path]) -> None:

@@ -4,82 +4,63 @@ beside it, and at 200 files a second for ten seconds, where the lag after the la
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from pathlib import Path
 
 from bench.large import SIZE
-from bench.run import Bench, Looping, Result
+from bench.run import Bench, Carrying, Result, compare_all
 from bench.tools import Tool
-from bench.tree import Watch, large_file
+from bench.tree import NotComplete, Watch, large_file, latency
 
 NAME, TITLE = "W6", "one 4 KiB file, close to visible"
 TOOLS = ("crnode", "rsync", "lsyncd", "syncthing")
 FOLDERS = 2  # bulk and single files are different sets, as an owner would have them
-SINGLE, BESIDE, RATE, SECONDS = 60, 40, 200, 10
+SINGLE, BESIDE, RATE, SECONDS = 60, 1000, 200, 10
 
 
 def measure(host: Bench, tool: Tool) -> list[Result]:
-    looping = Looping(tool)
-    try:
-        return [_alone(host, tool), _beside(host, tool), _rate(host, tool)]
-    finally:
-        looping.close()
+    with Carrying(tool, over_and_over=True) as carrying:
+        found = [_alone(host, tool, carrying), _beside(host, tool, carrying), _rate(host, tool, carrying)]
+    compare_all(tool.pairs)
+    return found
 
 
-def _one(source: Path, target: Path, name: str) -> float:
-    path = source / name
-    path.write_bytes(os.urandom(4096))
-    closed = time.perf_counter()
-    return Watch(source, target, [path]).wait(0.0002) - closed
-
-
-def spread(times: list[float]) -> dict[str, float]:
-    """Seconds -> percentiles in milliseconds."""
-    times = sorted(times)
-    return {
-        "p50_ms": 1e3 * times[len(times) // 2],
-        "p95_ms": 1e3 * times[int(len(times) * 0.95)],
-        "p99_ms": 1e3 * times[int(len(times) * 0.99)],
-        "max_ms": 1e3 * times[-1],
-    }
-
-
-def _alone(host: Bench, tool: Tool) -> Result:
+def _alone(host: Bench, tool: Tool, carrying: Carrying) -> Result:
     source, target = tool.pairs[0]
+    host.settle()
     meter, spent = tool.meter(), tool.spent
     times = []
     for number in range(host.count(SINGLE)):
-        times.append(_one(source, target, f"alone{number}"))
+        times.append(latency(source, [target], f"alone{number}", carrying.failed))
         time.sleep(0.05)
-    found = spread(times)
-    return host.result(NAME, tool, found["p50_ms"] / 1e3, tool.cost(meter, spent), **found)
+    return host.result(NAME, tool, statistics.median(times), tool.cost(meter, spent), times)
 
 
-def _beside(host: Bench, tool: Tool) -> Result:
-    """Single files while the other folder's bulk is on its way."""
+def _beside(host: Bench, tool: Tool, carrying: Carrying) -> Result:
+    """Single files while the other folder's bulk is on its way: from its coming to its being complete."""
     source, target = tool.pairs[0]
     bulk, there = tool.pairs[1]
-    made = (
-        host.copy_of(host.prepared("large", lambda place: large_file(place / "large", host.size(SIZE), 2)))
-        / "large"
-    )
+    prepared = host.prepared("large", lambda place: large_file(place / "large", host.size(SIZE), 2))
+    made = host.copy_of(prepared) / "large"
     watch = Watch(made.parent, there, [made])
+    host.settle()
     meter, spent = tool.meter(), tool.spent
+    begun = time.perf_counter()
     made.rename(bulk / "large")
-    times = []
-    done = there / "large"
-    while len(times) < BESIDE:
-        times.append(_one(source, target, f"beside{len(times)}"))
-        if done.exists() and done.stat().st_size == host.size(SIZE) and len(times) >= 5:
-            break
+    times: list[float] = []
+    while not watch.is_over() and len(times) < BESIDE:
+        times.append(latency(source, [target], f"beside{len(times)}", carrying.failed))
         time.sleep(0.02)
-    watch.wait()
-    found = spread(times)
-    return host.result(f"{NAME} bulk", tool, found["p50_ms"] / 1e3, tool.cost(meter, spent), **found)
+    took = watch.wait(failed=carrying.failed) - begun
+    if not times:
+        raise NotComplete(f"{there} had the bulk before a single file was written beside it")
+    cost = tool.cost(meter, spent)
+    return host.result(f"{NAME} bulk", tool, statistics.median(times), cost, times, bulk_s=took)
 
 
-def _rate(host: Bench, tool: Tool) -> Result:
+def _rate(host: Bench, tool: Tool, carrying: Carrying) -> Result:
     source, target = tool.pairs[0]
+    host.settle()
     meter, spent = tool.meter(), tool.spent
     begun = time.perf_counter()
     paths = []
@@ -88,5 +69,5 @@ def _rate(host: Bench, tool: Tool) -> Result:
         paths[-1].write_bytes(os.urandom(4096))
         time.sleep(max(begun + (number + 1) / RATE - time.perf_counter(), 0))
     last = time.perf_counter()
-    lag = Watch(source, target, reversed(paths)).wait() - last
+    lag = Watch(source, target, reversed(paths)).wait(failed=carrying.failed) - last
     return host.result(f"{NAME} rate", tool, lag, tool.cost(meter, spent))

@@ -3,9 +3,9 @@
 Usually the cursor says what the target holds, and a point goes out in one flight: header, objects, entries,
 commit. Large differences are offered first, so that what is there already (a resumed first copy, a renamed
 file, another set with the same bytes) does not travel again. While a large image is being captured, what
-capture has read goes ahead of it, so that nothing is read twice and both machines work at the same time. When
-the target's newest image is unknown here the two sides compare and exchange only what differs (compare.py). A
-target that was away skips the images in between.
+capture has read and still holds goes ahead of it: both machines work at the same time, and little is read
+twice. When the target's newest image is unknown here the two sides compare and exchange only what differs
+(compare.py). A target that was away skips the images in between.
 """
 
 from __future__ import annotations
