@@ -19,12 +19,13 @@ from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
 from crnode.agent.sets import RunningSource
 from crnode.cluster.document import Mode, ReplicationSet, Role
-from crnode.cluster.membership import SetSpec, add_set, remove_node, remove_set
+from crnode.cluster.keep import DEFAULT
+from crnode.cluster.membership import SetSpec, add_set, keep_versions, parse_rungs, remove_node, remove_set
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
 from crnode.store.catalog import Catalog
 from crnode.store.reader import FUZZY, ROLLING, Image
-from crnode.versions.retention import candidates, retain
+from crnode.versions.retention import Ladder, candidates, ladder_of, plan, retain
 from crproto.entries import Entry
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Calls:
             "set.show": self._set_show,
             "set.add": self._set_add,
             "set.remove": self._set_remove,
+            "set.keep": self._set_keep,
             "set.rebase": self._set_rebase,
             "invite": self._invite,
             "sync": self._sync,
@@ -147,10 +149,10 @@ class Calls:
     # -- sets
 
     async def _set_list(self, args: Args, progress: Progress) -> Args:
-        return {"sets": [s.model_dump(mode="json") for s in self.agent.document.sets]}
+        return {"sets": [_shown(spec) for spec in self.agent.document.sets]}
 
     async def _set_show(self, args: Args, progress: Progress) -> Args:
-        return {"set": self._set(str(args["name"])).model_dump(mode="json")}
+        return {"set": _shown(self._set(str(args["name"])))}
 
     async def _set_add(self, args: Args, progress: Progress) -> Args:
         self._master_only("Adding a set")
@@ -171,6 +173,18 @@ class Calls:
         await self.agent.change(remove_set(self.agent.document, name, time.time_ns(), bool(args.get("now"))))
         self.agent.journal.add("cluster", f"Set {name} was removed.", name)
         return {"removed": name}
+
+    async def _set_keep(self, args: Args, progress: Progress) -> Args:
+        self._master_only("Saying what is kept")
+        name, rungs = str(args["name"]), [str(text) for text in args.get("keep") or []]
+        node = str(args["node"]) if args.get("node") else None
+        await self.agent.change(keep_versions(self.agent.document, name, rungs, node))
+        spec = self._set(name)
+        said = {target: _rungs(spec, target) for target in spec.targets}
+        where = f" at {node}" if node else ""
+        what = ", ".join(rungs) or "as usual"
+        self.agent.journal.add("cluster", f"Set {name} keeps its versions{where} {what} from now on.", name)
+        return {"set": name, "keep": said}
 
     async def _set_rebase(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["name"]))
@@ -403,6 +417,8 @@ class Calls:
         spec = self._set(str(args["set"]))
         path = str(args.get("path") or "").strip("/") or None
         question = {"set": spec.name, "path": path}
+        question |= {key: args[key] for key in ("plan", "keep") if args.get(key)}
+        _wanted_ladder(args)  # what makes no sense is told by this node
         answers: list[Args] = []
         silent: dict[str, str] = {}
 
@@ -431,9 +447,13 @@ class Calls:
         if catalog is None or spec.uuid not in self.agent.sets.targets:
             return {"versions": []}
 
+        ladder = _wanted_ladder(args) or self.agent.sets.targets[spec.uuid].commit.ladder
+
         def look() -> list[Args]:
             images = catalog.images()
-            why = retain(candidates(images))
+            if args.get("plan"):
+                return _planned(images, ladder, self.agent.node.name)
+            why = retain(candidates(images), ladder)
             if path is None:
                 return [_version(i, why.get(i.ordinal, "being pruned"), self.agent.node.name) for i in images]
             rows = []
@@ -622,6 +642,37 @@ def _version(image: Image, why: str, node: str) -> Args:
         "why": image.why or why,
         "node": node,
     }
+
+
+def _rungs(spec: ReplicationSet, node: str | None = None) -> list[str]:
+    """The rungs in force at a target, or at those that have none of their own."""
+    rungs = spec.keep if node is None else spec.kept_at(node)
+    return [rung.text for rung in rungs or DEFAULT]
+
+
+def _shown(spec: ReplicationSet) -> Args:
+    """A set for people and scripts: as the document has it, but rungs as they are written."""
+    out = spec.model_dump(mode="json")
+    out["keep"] = _rungs(spec)
+    for node, target in out["targets"].items():
+        target["keep"] = _rungs(spec, node)
+    return out
+
+
+def _wanted_ladder(args: Args) -> Ladder | None:
+    """The ladder that a plan is asked for by; None: the one in force. Raises CrnodeError(USAGE)."""
+    rungs = parse_rungs("The plan was not made.", [str(text) for text in args.get("keep") or []])
+    return ladder_of(rungs) if rungs else None
+
+
+def _planned(images: list[Image], ladder: Ladder, node: str) -> list[Args]:
+    """All images, each with what thinning by `ladder` does with it now."""
+    numbers = {image.ordinal: image.sequence for image in images}
+    rows = []
+    for image, decision in zip(images, plan(candidates(images), ladder), strict=True):
+        instead = f" (version {numbers[decision.instead]})" if decision.instead else ""
+        rows.append({**_version(image, decision.why + instead, node), "keep": decision.keep})
+    return rows
 
 
 __all__ = ["Calls", "Role"]

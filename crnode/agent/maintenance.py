@@ -311,7 +311,7 @@ class Maintenance:
         for uuid, running in list(agent.sets.targets.items()):
             catalog = running.commit.catalog
             images = await agent.writer.submit(catalog.images)
-            kept = list(retain(candidates(images)))
+            kept = list(retain(candidates(images), running.commit.ladder))
             image = manifest.due(images, kept, self._written.get(uuid), time.monotonic())
             if image is None:
                 continue

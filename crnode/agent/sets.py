@@ -41,6 +41,7 @@ from crnode.store.catalog import (
 from crnode.store.packs import StoreFailed
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
+from crnode.versions.retention import ladder_of
 
 log = logging.getLogger(__name__)
 Journal = Callable[..., None]
@@ -479,8 +480,10 @@ class Sets:
 
     async def _target(self, spec: ReplicationSet) -> None:
         running = self.targets.get(spec.uuid)
+        ladder = ladder_of(spec.kept_at(self.node.name))
         if running is not None and _same_target(running.spec, spec, self.node.name):
             running.spec = running.target.spec = spec
+            running.commit.ladder = ladder
             return
         if running is not None:
             await self._stop_target(spec.uuid, removed=False)
@@ -492,6 +495,7 @@ class Sets:
             catalog,
             self.store,
             archive=target.mode is Mode.ARCHIVE,
+            ladder=ladder,
             now_ns=self.now_ns,
             retain_roots=lambda: set(roots),
         )
@@ -644,11 +648,14 @@ def _inside(path: Path, other: Path) -> bool:
 
 
 def _same_source(old: ReplicationSet, new: ReplicationSet) -> bool:
-    """Whether capture can go on as it is; targets may differ."""
-    return old.model_copy(update={"targets": {}}) == new.model_copy(update={"targets": {}})
+    """Whether capture can go on as it is; targets, and what they keep, may differ."""
+    aside: dict[str, object] = {"targets": {}, "keep": None}
+    return old.model_copy(update=aside) == new.model_copy(update=aside)
 
 
 def _same_target(old: ReplicationSet, new: ReplicationSet, node: str) -> bool:
     return (
-        old.targets[node] == new.targets[node] and old.privileged == new.privileged and old.name == new.name
+        old.targets[node].model_copy(update={"keep": new.targets[node].keep}) == new.targets[node]
+        and old.privileged == new.privileged
+        and old.name == new.name
     )

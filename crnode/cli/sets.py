@@ -74,6 +74,13 @@ def add(
             help="A destination may hold files: they are first moved aside, to .crnode-NAME/aside beside it.",
         ),
     ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNG",
+            help="Which versions stay, as in crnode set keep: newest:16, 15m:40, daily:14:30d; repeatable.",
+        ),
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -91,6 +98,8 @@ def add(
         "privileged": privileged,
         "adopt": adopt,
     }
+    if keep:
+        args["keep"] = keep
     if archive_to:
         args["archive_to"] = archive_to
     with progress(f"Adding {name}", as_json) as report:
@@ -138,12 +147,9 @@ def show_(
     show(table(name, ("field", "value"), rows))
     targets = item.get("targets", [])
     each = list(targets.values()) if isinstance(targets, dict) else list(targets)
-    columns = ("node", "destination", "mode", "paused")
-    show(
-        table(
-            "Targets", columns, [tuple(target.get(key) for key in columns) for target in each], "No targets."
-        )
-    )
+    columns = ("node", "destination", "mode", "paused", "keep")
+    targets_rows = [tuple(_spoken(target.get(key)) for key in columns) for target in each]
+    show(table("Targets", columns, targets_rows, "No targets."))
 
 
 @app.command("remove", epilog="Example: crnode set remove web")
@@ -171,6 +177,50 @@ def remove(
     else:
         fate = "its versions are being deleted" if now else "its versions stay for 30 days"
         show(f"The set '{name}' was removed; {fate}.")
+
+
+@app.command("keep", epilog="Example: crnode set keep web newest:16 15m:24 daily:14 weekly:10")
+def keep_(
+    name: Annotated[str, typer.Argument(help="The set.")],
+    rung: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUNG...",
+            help="PERIOD:COUNT or PERIOD:COUNT:AGE: newest:16, hourly:24, 15m:40, daily:14:30d; 64 in all.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NODE", help="Only at that target (default: all that have none of their own)."),
+    ] = None,
+    usual: Annotated[
+        bool,
+        typer.Option(
+            "--usual",
+            help="The usual rungs: newest:16 hourly:24 daily:14 weekly:10; with --target: the set's.",
+        ),
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Say which versions of a set stay. Run it on the master; crnode versions SET --plan shows what would go.
+
+    A rung keeps the last version of each period (an hour, 15m, a day), as many as COUNT, none older than AGE.
+    Named and pinned versions, the newest, and the newest that was proved good always stay.
+    """
+    if bool(rung) == usual:
+        raise CrnodeError(
+            f"What is kept of '{name}' was not changed.",
+            "No rungs were given." if not rung else "--usual takes no rungs.",
+            "Give rungs, like: newest:16 15m:24 daily:14, or --usual.",
+            ExitCode.USAGE,
+        )
+    answer = ask(data, "set.keep", {"name": name, "keep": rung or [], "node": target})
+    if as_json:
+        print_json(answer)
+        return
+    rows = [(node, " ".join(rungs)) for node, rungs in answer["keep"].items()]
+    show(table(f"Kept of {name}", ("target", "rungs"), rows, "It has no targets."))
 
 
 @app.command("rebase", epilog="Example: crnode set rebase web")

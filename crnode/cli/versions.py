@@ -109,13 +109,32 @@ def versions(
             help="Only versions in which this path changed: a file, or a folder itself (not what lies below)."
         ),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say which of them the next thinning keeps or drops, and why.")
+    ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNG", help="With --plan: as if these were in force (see crnode set keep); repeatable."
+        ),
+    ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """List the versions of a set, or of one file in it."""
-    answer = _versions(data, name, path, as_json)
+    if (path is not None and plan) or (keep and not plan):
+        raise CrnodeError(
+            "A plan is one of whole versions." if plan else "--keep only says what a plan is made of.",
+            "",
+            "Leave PATH out." if plan else "Add --plan; to put it in force: crnode set keep",
+            ExitCode.USAGE,
+        )
+    answer = _versions(data, name, path, as_json, {"plan": True, "keep": keep or []} if plan else {})
     if as_json:
         print_json(answer)
+        return
+    if plan:
+        _show_plan_of_versions(name, answer["versions"])
         return
     rows = [
         (
@@ -136,8 +155,28 @@ def versions(
     show(table(f"Versions of {name}", columns, rows, empty))
 
 
-def _versions(data: Any, name: str, path: str | None, as_json: bool) -> dict[str, Any]:
-    args: dict[str, Any] = {"set": name}
+def _show_plan_of_versions(name: str, versions: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            item["number"],
+            moment(item.get("time_ns")),
+            "stays" if item["keep"] else "goes",
+            item.get("why"),
+            item.get("node"),
+        )
+        for item in versions
+    ]
+    columns = ("version", "time", "", "because", "node")
+    title = f"What thinning does with the versions of {name}"
+    show(table(title, columns, rows, "There are no versions yet."))
+    going = sum(not item["keep"] for item in versions)
+    show(f"{len(versions) - going} stay, {going} go.")
+
+
+def _versions(
+    data: Any, name: str, path: str | None, as_json: bool, more: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    args: dict[str, Any] = {"set": name, **(more or {})}
     if path is not None:
         args["path"] = path
     with progress("Asking the nodes", as_json) as report:

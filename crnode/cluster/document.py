@@ -19,6 +19,7 @@ from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from crnode.cluster.keep import MAX_RUNGS, Rung, check_rungs
 from crnode.errors import CrnodeError, ExitCode
 from crproto.ids import check_name
 
@@ -175,6 +176,7 @@ Pattern = Annotated[str, AfterValidator(_pattern)]
 Hex16 = Annotated[str, Field(pattern=_HEX16)]
 Hex32 = Annotated[str, Field(pattern=_HEX32)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Rungs = Annotated[tuple[Rung, ...], Field(min_length=1, max_length=MAX_RUNGS), AfterValidator(check_rungs)]
 
 
 class Role(StrEnum):
@@ -230,6 +232,7 @@ class Target(_Value):
     paused: bool = False
     throttle_bytes_s: Annotated[int, Field(ge=1024)] | None = None  # None: as fast as the line allows
     adopt: bool = False  # the destination may hold files already; they are moved aside first (rule 64)
+    keep: Rungs | None = None  # which versions stay there; None: as the set says
 
 
 class ReplicationSet(_Value):
@@ -247,6 +250,7 @@ class ReplicationSet(_Value):
     ] = ()  # cut at fixed 16 KiB borders
     targets: dict[str, Target] = Field(default_factory=dict)
     privileged: bool = False  # may carry setuid bits and files of other owners to its targets
+    keep: Rungs | None = None  # which versions stay at its targets; None: the usual ladder
     settle_ms: Annotated[int, Field(ge=1, le=60_000)] = 20  # quiet that ends a burst of writes
     max_wait_ms: Annotated[int, Field(ge=1, le=3_600_000)] = (
         1000  # a path written without pause is taken this often
@@ -256,6 +260,11 @@ class ReplicationSet(_Value):
     )  # bytes; larger files are reported, not taken
     term: Annotated[int, Field(ge=1, lt=2**63)] = 1  # rises whenever the source changes
     created_at_ns: Count
+
+    def kept_at(self, node: str) -> tuple[Rung, ...] | None:
+        """The rungs in force for the versions at that target; None: the usual ladder."""
+        target = self.targets.get(node)
+        return target.keep if target is not None and target.keep is not None else self.keep
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

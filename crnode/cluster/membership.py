@@ -30,6 +30,7 @@ from crnode.cluster.document import (
     refusal,
     sentence,
 )
+from crnode.cluster.keep import MAX_RUNGS, Rung, check_rungs, parse_rung
 from crnode.errors import CrnodeError, ExitCode
 
 _UNCHANGED = "Nothing was changed."
@@ -52,6 +53,7 @@ class SetSpec(BaseModel):
     page_files: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
     adopt: bool = False
     privileged: bool = False
+    keep: Annotated[list[str], Field(max_length=MAX_RUNGS)] = []  # rungs, each 'PERIOD:COUNT' or with an age
 
     @classmethod
     def parse(cls, args: dict[str, Any]) -> SetSpec:
@@ -228,11 +230,45 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
             page_files=tuple(spec.page_files),
             targets=targets,
             privileged=spec.privileged,
+            keep=parse_rungs(what, spec.keep),
             created_at_ns=now,
         )
     except ValidationError as error:
         raise refusal(what, error) from error
     return _edited(document, what, sets=(*document.sets, item))
+
+
+def parse_rungs(what: str, texts: Sequence[str]) -> tuple[Rung, ...] | None:
+    """Rungs as people write them; None for none. CrnodeError(USAGE), opened by `what`, for no ladder."""
+    try:
+        return check_rungs(tuple(parse_rung(text) for text in texts)) or None
+    except ValidationError as error:
+        raise CrnodeError(what, sentence(error), _UNCHANGED, ExitCode.USAGE) from error
+    except ValueError as error:
+        raise CrnodeError(what, str(error), _UNCHANGED, ExitCode.USAGE) from error
+
+
+def keep_versions(
+    document: ClusterDocument, name: str, texts: Sequence[str], target: str | None
+) -> ClusterDocument:
+    """Say which versions of `name` stay, at all of its targets or at one; no rungs: the usual ladder again,
+    or at one target what the set says."""
+    what = f"What is kept of '{name}' was not changed."
+    item = document.need_set(name)
+    rungs = parse_rungs(what, texts)
+    if target is None:
+        changed = item.model_copy(update={"keep": rungs})
+    elif target in item.targets:
+        there = item.targets[target].model_copy(update={"keep": rungs})
+        changed = item.model_copy(update={"targets": {**item.targets, target: there}})
+    else:
+        raise CrnodeError(
+            what,
+            f"It does not go to '{target}', but to: {', '.join(item.targets) or 'no node'}.",
+            "Name one of its targets, or none for all of them.",
+            ExitCode.USAGE,
+        )
+    return _edited(document, what, sets=tuple(changed if s.uuid == item.uuid else s for s in document.sets))
 
 
 def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = False) -> ClusterDocument:

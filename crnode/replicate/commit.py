@@ -22,7 +22,7 @@ from crnode.store.manifest import log_again
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import NO_IMAGE, STAGING, Image, Live, Totals
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
-from crnode.versions.retention import candidates, retain
+from crnode.versions.retention import USUAL, Ladder, candidates, retain
 from crproto import content, delta
 from crproto.entries import DIRECTORY, Entry
 from crproto.errors import RemoteProtocolError
@@ -73,6 +73,7 @@ class TargetCommit:
 
     Args:
         archive: the target keeps everything it ever received (rule 49).
+        ladder: which versions stay; may be changed at any time.
         now_ns: wall clock in ns.
         retain_roots: ordinals that must stay besides versions (running restores).
     """
@@ -83,12 +84,14 @@ class TargetCommit:
         store: ObjectStore,
         *,
         archive: bool,
+        ladder: Ladder = USUAL,
         now_ns: Callable[[], int],
         retain_roots: Callable[[], set[int]],
     ) -> None:
         self.catalog = catalog
         self.store = store
         self.archive = archive
+        self.ladder = ladder
         self.now_ns = now_ns
         self.retain_roots = retain_roots
         self.syncing: int | None = None  # ordinal that the live tree is being made durable at
@@ -448,7 +451,7 @@ class TargetCommit:
 
     def _thin(self, newest: Image, limit: int) -> int:
         images = self.catalog.images()
-        kept = retain(candidates(images))
+        kept = retain(candidates(images), self.ladder)
         roots = set(kept) | self.retain_roots() | {newest.ordinal}
         live = self.catalog.live()
         if live is not None:

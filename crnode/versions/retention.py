@@ -1,14 +1,15 @@
-"""Which images of a set stay versions. Pure: images in, the kept ones with the reason of each out.
+"""Which images of a set stay versions. Pure: images in, what stays and what goes, each with its reason, out.
 
 The default ladder keeps at most 64 besides pins: the 16 newest points that were followed by quiet or are the
 last of their minute, then one an hour for 24 hours, one a day for 14 days, one a week for 10 weeks. Places
 that these leave empty (a young set has no weeks yet) go to the last point of each minute, the latest first: a
-log that is appended each second fills the 16 newest within as many seconds.
+log that is appended each second fills the 16 newest within as many seconds. A ladder that an owner wrote is
+taken as it is written, and fills nothing.
 
 Minutes, hours, days and weeks are cut at fixed borders (of UTC): were they counted back from the newest
 image, they would slide with it, and what was thinned a minute ago would never grow old enough for the next
-rung. Only periods that hold an image count, the latest first. Times are those of the images, never of a
-clock, so that a clock that jumps prunes nothing (rule 84).
+rung. Only periods that hold an image count, the latest first. Times and ages are those of the images, never
+of a clock, so that a clock that jumps prunes nothing (rule 84).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from crnode.cluster.keep import DEFAULT, MOST, Rung
 from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image
 
 SECOND = 10**9
@@ -24,7 +26,6 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 WEEK = 7 * DAY
-MOST = 64
 
 
 class Candidate(NamedTuple):
@@ -47,24 +48,65 @@ def candidates(images: Iterable[Image]) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class Ladder:
-    """How many versions of each rung; the defaults add up to 64."""
+    """How many versions of each rung, and how many in all.
 
-    newest: int = 16
-    hourly: int = 24
-    daily: int = 14
-    weekly: int = 10
-    most: int = MOST  # what the rungs leave of it is filled with one a minute
+    Attributes:
+        fill: what the rungs leave of `most` goes to the last point of each minute.
+        apart_ns, quiet_ns: the newest points are so far from each other, or were followed by so much quiet.
+    """
+
+    rungs: tuple[Rung, ...] = DEFAULT
+    fill: bool = True
+    most: int = MOST
     apart_ns: int = MINUTE
     quiet_ns: int = SECOND
 
 
-def retain(images: Sequence[Candidate], ladder: Ladder = Ladder()) -> dict[int, str]:
+USUAL = Ladder()
+
+
+def ladder_of(rungs: tuple[Rung, ...] | None) -> Ladder:
+    """The ladder that an owner wrote, or the usual one."""
+    return USUAL if rungs is None else Ladder(rungs, fill=False)
+
+
+class Decision(NamedTuple):
+    """What retention does with one image, and why; `instead` is the ordinal of the image that is kept for
+    the same period, 0 if there is none."""
+
+    ordinal: int
+    keep: bool
+    why: str
+    instead: int = 0
+
+
+def plan(images: Sequence[Candidate], ladder: Ladder = USUAL) -> list[Decision]:
+    """What thinning does with `images` now, in their order: see :func:`retain`."""
+    kept = retain(images, ladder)
+    staying = [image for image in images if image.ordinal in kept]
+    rungs = sorted((rung for rung in ladder.rungs if rung.period_s), key=lambda rung: rung.period_s)
+    out = []
+    for image in images:
+        if image.ordinal in kept:
+            out.append(Decision(image.ordinal, True, kept[image.ordinal]))
+            continue
+        why, instead = "older than the rules reach", 0
+        for rung in rungs:
+            size = rung.period_s * SECOND
+            other = [o for o in staying if o.at_ns // size == image.at_ns // size]
+            if other:
+                why, instead = f"{rung.word}: another one of the same period stays", other[-1].ordinal
+                break
+        out.append(Decision(image.ordinal, False, why, instead))
+    return out
+
+
+def retain(images: Sequence[Candidate], ladder: Ladder = USUAL) -> dict[int, str]:
     """ordinal -> why it is kept, for `images` in ascending order of their line.
 
     The newest image, pinned ones, the newest that was proved good and the first bad one after it are always
-    in it; without them there are at most 64. What it keeps, it
-    keeps again as long as nothing new comes: quiet is judged between neighbours, so it thins until nothing
-    goes.
+    in it; without them there are at most 64. What it keeps, it keeps again as long as nothing new
+    comes: quiet is judged between neighbours, so it thins until nothing goes.
     """
     left = list(images)
     while True:
@@ -78,18 +120,21 @@ def _once(images: Sequence[Candidate], ladder: Ladder) -> dict[int, str]:
     if not images:
         return {}
     kept: dict[int, str] = {images[-1].ordinal: "newest"}
-    _newest_points(images, ladder, kept)
-    for size, count, word in (
-        (HOUR, ladder.hourly, "hourly"),
-        (DAY, ladder.daily, "daily"),
-        (WEEK, ladder.weekly, "weekly"),
-    ):
-        for image in _one_each(images, size, count):
-            kept.setdefault(image.ordinal, word)
-    for image in _one_each(images, MINUTE, ladder.most):
-        if len(kept) >= ladder.most:
-            break
-        kept.setdefault(image.ordinal, "minutely")
+    now_ns = images[-1].at_ns
+    for rung in sorted(ladder.rungs, key=lambda rung: rung.period_s):
+        within = images
+        if rung.age_s:
+            within = [image for image in images if now_ns - image.at_ns <= rung.age_s * SECOND]
+        if not rung.period_s:
+            _newest_points(within, rung.count, ladder, kept)
+            continue
+        for image in _one_each(within, rung.period_s * SECOND, rung.count):
+            kept.setdefault(image.ordinal, rung.word)
+    if ladder.fill:
+        for image in _one_each(images, MINUTE, ladder.most):
+            if len(kept) >= ladder.most:
+                break
+            kept.setdefault(image.ordinal, "minutely")
     chosen = [i.ordinal for i in reversed(images) if i.ordinal in kept]
     kept = {ordinal: kept[ordinal] for ordinal in chosen[:MOST]}
     kept |= {image.ordinal: why for image, why in _proven(images) if image.ordinal not in kept}
@@ -108,12 +153,12 @@ def _proven(images: Sequence[Candidate]) -> Iterable[tuple[Candidate, str]]:
             yield bad, "first bad"
 
 
-def _newest_points(images: Sequence[Candidate], ladder: Ladder, kept: dict[int, str]) -> None:
+def _newest_points(images: Sequence[Candidate], most: int, ladder: Ladder, kept: dict[int, str]) -> None:
     """Walk back from the newest: a point counts when quiet followed it, or when it is the last of its
     minute."""
     count = len(kept)
     for image, following in zip(images[-2::-1], images[:0:-1], strict=True):
-        if count >= ladder.newest:
+        if count >= most:
             return
         quiet = following.at_ns - image.at_ns >= ladder.quiet_ns
         if quiet or image.at_ns // ladder.apart_ns != following.at_ns // ladder.apart_ns:

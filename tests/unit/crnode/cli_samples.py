@@ -50,6 +50,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "set.add": {},
     "set.remove": {},
     "set.rebase": {"accepted": "web"},
+    "set.keep": {"set": "web", "keep": {"box2": ["newest:2", "daily:3"]}},
     "node.remove": {},
     "invite": {"token": "crnode1-ABC", "expires_at": 1_700_000_000, "command": "crnode join crnode1-ABC"},
     "versions": {
@@ -214,6 +215,12 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
             "adopt": False,
         },
         "goes to box3",
+    ),
+    (
+        ["set", "keep", "web", "newest:2", "daily:3", "--target", "box2"],
+        "set.keep",
+        {"name": "web", "keep": ["newest:2", "daily:3"], "node": "box2"},
+        "newest:2 daily:3",
     ),
     (["set", "rebase", "web"], "set.rebase", {"name": "web"}, "counts as it is now"),
     (["set", "remove", "web"], "set.remove", {"name": "web", "now": False}, "30 days"),

@@ -32,6 +32,7 @@ COMMANDS = [
     ["set", "show"],
     ["set", "remove"],
     ["set", "rebase"],
+    ["set", "keep"],
     ["node"],
     ["node", "list"],
     ["node", "remove"],

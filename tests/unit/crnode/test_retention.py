@@ -7,8 +7,22 @@ import random
 
 import pytest
 
+from crnode.cluster.keep import MOST, Rung, parse_rung
 from crnode.store.reader import BAD, GOOD
-from crnode.versions.retention import DAY, HOUR, MINUTE, MOST, SECOND, WEEK, Candidate, Ladder, retain
+from crnode.versions.retention import (
+    DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    WEEK,
+    Candidate,
+    Ladder,
+    ladder_of,
+    plan,
+    retain,
+)
+
+NEWEST = (Rung(period_s=0, count=16),)
 
 
 def _line(*at: int, pinned: tuple[int, ...] = (), rolling: tuple[int, ...] = ()) -> list[Candidate]:
@@ -22,13 +36,13 @@ def test_nothing_keeps_nothing_and_one_is_the_newest() -> None:
 
 def test_points_in_a_burst_go_and_those_before_quiet_stay() -> None:
     burst = [n * SECOND // 10 for n in range(50)]
-    kept = retain(_line(*burst, burst[-1] + 10 * SECOND), Ladder(hourly=0, daily=0, weekly=0))
+    kept = retain(_line(*burst, burst[-1] + 10 * SECOND), Ladder(NEWEST))
     assert kept == {51: "newest", 50: "recent"}
 
 
 def test_a_file_written_without_pause_still_leaves_a_point_a_minute() -> None:
     images = _line(*(n * SECOND // 2 for n in range(2400)))
-    kept = retain(images, Ladder(hourly=0, daily=0, weekly=0, most=16))
+    kept = retain(images, Ladder(NEWEST, most=16))
     times = sorted(images[o - 1].at_ns for o in kept)
     assert len(kept) == 16
     assert all(two - one >= MINUTE for one, two in itertools.pairwise(times))
@@ -63,7 +77,7 @@ def test_the_ladder_over_a_year() -> None:
 
 
 def test_a_whole_image_is_preferred_and_a_rolling_one_better_than_none() -> None:
-    ladder = Ladder(newest=1, hourly=2, daily=0, weekly=0, most=2, quiet_ns=HOUR)
+    ladder = Ladder((parse_rung("newest:1"), parse_rung("hourly:2")), most=2, quiet_ns=HOUR)
     images = _line(10 * MINUTE, 30 * MINUTE, 50 * MINUTE, 125 * MINUTE, rolling=(3,))
     assert retain(images, ladder) == {4: "newest", 2: "hourly"}
     only = _line(0, 100 * MINUTE, rolling=(1,))
@@ -165,3 +179,51 @@ def test_a_good_version_is_the_65th_at_most() -> None:
         held = [i for i in held if i.ordinal in kept]
         assert len(held) <= MOST + 2
     assert {1, 2} <= {i.ordinal for i in held}
+
+
+def _owner(*rungs: str) -> Ladder:
+    return ladder_of(tuple(parse_rung(text) for text in rungs))
+
+
+def test_an_owners_rungs_are_taken_as_they_are_written() -> None:
+    images = _line(*range(0, 3 * DAY, MINUTE))
+    kept = retain(images, _owner("15m:20", "newest:2"))
+    assert list(kept.values()).count("15m") == 19  # the newest is in the latest quarter
+    assert len(kept) == 21 and "minutely" not in kept.values()
+    quarters = sorted({images[o - 1].at_ns // (15 * MINUTE) for o in kept})
+    assert quarters == list(range(quarters[-1] - 19, quarters[-1] + 1))
+    assert retain(images, _owner("newest:2")).keys() == {len(images), len(images) - 1}
+
+
+def test_a_rung_with_an_age_keeps_nothing_older_and_asks_no_clock() -> None:
+    images = _line(*range(0, 40 * DAY, 6 * HOUR))
+    kept = retain(images, _owner("daily:30:10d"))
+    newest = images[-1].at_ns
+    assert max(newest - images[o - 1].at_ns for o in kept) <= 10 * DAY
+    assert len({images[o - 1].at_ns // DAY for o in kept}) >= 10
+    assert retain([i for i in images if i.ordinal in kept], _owner("daily:30:10d")).keys() == kept.keys()
+
+
+def test_rungs_of_an_owner_never_drop_the_newest_pins_or_what_was_proved_good() -> None:
+    images = [Candidate(n, n * DAY, n == 2, True, {5: GOOD, 7: BAD}.get(n, 0)) for n in range(1, 100)]
+    kept = retain(images, _owner("hourly:1"))
+    assert kept == {99: "newest", 2: "pinned", 5: "newest good", 7: "first bad"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_is_what_thinning_does_and_says_why_of_each(seed: int) -> None:
+    chance = random.Random(seed)
+    at, images = 0, []
+    for n in range(1, 300):
+        at += chance.choice([SECOND // 10, SECOND, MINUTE, HOUR, DAY])
+        images.append(Candidate(n, at, chance.random() < 0.02, chance.random() < 0.9))
+    owners = [_owner("15m:4", "daily:9"), _owner("weekly:3:60d"), _owner("newest:64")]
+    ladder = chance.choice([Ladder(), *owners])
+    decisions = plan(images, ladder)
+    assert [d.ordinal for d in decisions] == [i.ordinal for i in images]
+    kept = retain(images, ladder)
+    assert {d.ordinal: d.why for d in decisions if d.keep} == kept
+    for decision in decisions:
+        assert decision.why
+        if decision.instead:
+            assert not decision.keep and decision.instead in kept
