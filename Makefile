@@ -19,7 +19,7 @@ DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip p
 # The peers of the bench.
 PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip
 
-.PHONY: help demo test check bench bench-growth bench-micro fuzz clean debian
+.PHONY: help demo test check history bench bench-growth bench-micro fuzz clean debian
 
 help: ## Say what there is (this).
 	@echo 'crnode: continuous replication and versions for a handful of machines. Targets:'
