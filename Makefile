@@ -12,6 +12,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 W ?=
 RUNS ?= 5
+POINTS ?= 200
 
 # What the tests call beside Python, as Debian package:command.
 DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip procps:ps
@@ -42,6 +43,9 @@ check: $(VENV)/installed ## Run every gate: ruff, mypy --strict, import layers, 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
+
+history: $(VENV)/installed ## Keep a tree in motion for 200 points and restore every version of it (ten minutes). Longer: make history POINTS=1000
+	CRNODE_POINTS=$(POINTS) $(BIN)/python -m pytest -q tests/integration/test_history.py $(ARGS)
 
 bench: $(VENV)/installed ## Measure beside rsync, lsyncd and Syncthing (root; about an hour). One workload: make bench W=W6
 	@missing=; for item in $(PEERS); do command -v "$${item#*:}" > /dev/null || [ -x "/usr/sbin/$${item#*:}" ] || missing="$$missing $${item%:*}"; done; \
