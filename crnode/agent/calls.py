@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent import doctor, status
+from crnode.agent.brake import Brakes
 from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
@@ -54,6 +55,7 @@ class Calls:
         self.maintenance = Maintenance(agent)
         self.looking = Looking(agent, self.restore, self._forward)
         self.proof = Proof(agent, self.restore, self._forward)
+        self.brakes = Brakes(agent, self._forward, self._restore)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
@@ -78,6 +80,7 @@ class Calls:
             "drill.end": self._drill_end,
             "events": self._events,
             "doctor": self._doctor,
+            "brake": self.brakes.run,
             "scrub": self.maintenance.scrub,
             "gc": self.maintenance.collect,
             **self.looking.control_handlers(),
@@ -94,6 +97,7 @@ class Calls:
             "grant": self._peer_grant,
             "restore": self._peer_restore,
             "verify": self._peer_verify,
+            "brake": self.brakes.peer,
             **self.looking.peer_methods(),
         }
 

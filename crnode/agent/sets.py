@@ -649,7 +649,7 @@ def _inside(path: Path, other: Path) -> bool:
 
 def _same_source(old: ReplicationSet, new: ReplicationSet) -> bool:
     """Whether capture can go on as it is; targets, and what they keep, may differ."""
-    aside: dict[str, object] = {"targets": {}, "keep": None}
+    aside: dict[str, object] = {"targets": {}, "keep": None, "brake_percent": 0}
     return old.model_copy(update=aside) == new.model_copy(update=aside)
 
 

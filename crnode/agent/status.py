@@ -152,7 +152,7 @@ async def _target(agent: Agent, running: RunningTarget) -> Out:
     if target.status.damaged:
         state, reason = "damaged", target.status.lacking
     elif target.status.live:
-        state = "live tree waits"
+        state = "held" if target.status.held else "live tree waits"
     return {
         "state": state,
         "reason": reason,
@@ -213,13 +213,15 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
         state = "paused" if target.paused else push.get("state") or there.get("state") or "offline"
         reason = push.get("reason") or ""
         if there.get("state") in ("damaged", "checking") or (
-            state == "in sync" and there.get("state") == "live tree waits"
+            state == "in sync" and there.get("state") in ("live tree waits", "held")
         ):
             state, reason = there["state"], there["reason"]
         lag = push.get("lag_s")
         if state == "in sync" and source.get("state") not in FOLLOWING:
             state, lag = shown_state(source["state"]), None
             reason = source.get("detail", "")
+        if there.get("state") == "held":
+            warnings.append(f"Set {spec.name} on {name}: {there['reason']}")
         if there.get("lacking"):
             warnings.append(f"Set {spec.name} on {name}: {there['lacking']}")
         if lag is not None and lag > safe:

@@ -251,6 +251,7 @@ class ReplicationSet(_Value):
     targets: dict[str, Target] = Field(default_factory=dict)
     privileged: bool = False  # may carry setuid bits and files of other owners to its targets
     keep: Rungs | None = None  # which versions stay at its targets; None: the usual ladder
+    brake_percent: Annotated[int, Field(ge=0, le=100)] = 50  # of its files, changed within an hour; 0: none
     settle_ms: Annotated[int, Field(ge=1, le=60_000)] = 20  # quiet that ends a burst of writes
     max_wait_ms: Annotated[int, Field(ge=1, le=3_600_000)] = (
         1000  # a path written without pause is taken this often

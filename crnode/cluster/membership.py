@@ -271,6 +271,18 @@ def keep_versions(
     return _edited(document, what, sets=tuple(changed if s.uuid == item.uuid else s for s in document.sets))
 
 
+def set_brake(document: ClusterDocument, name: str, percent: int) -> ClusterDocument:
+    """From which share of its files on, in percent, a change within an hour is held back; 0: never."""
+    what = f"The brake of '{name}' was not changed."
+    item = document.need_set(name)
+    changed = item.model_copy(update={"brake_percent": percent})
+    try:
+        changed = ReplicationSet.model_validate(dict(changed))
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    return _edited(document, what, sets=tuple(changed if s.uuid == item.uuid else s for s in document.sets))
+
+
 def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = False) -> ClusterDocument:
     """Stop replicating `name`. Its versions stay 30 days on the targets (rule 47), or go at once with
     `forget`.

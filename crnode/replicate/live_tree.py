@@ -72,6 +72,8 @@ class LiveTree:
         record: how to run a catalog transaction.
         load: object id -> bytes; raises Missing or Damaged.
         archive: deletions do not follow.
+        check: asked before a move with the ordinal of the image that is shown, the one that it goes to, and
+            whether it may have begun; raises CrnodeError when the tree has to stay.
         aside_name: names the folder for files set aside by this move (a time, for people).
     """
 
@@ -85,6 +87,7 @@ class LiveTree:
         policy: Policy,
         *,
         archive: bool,
+        check: Callable[[int, Image, bool], None] = lambda at, image, begun: None,
         aside_name: Callable[[], str] = lambda: time.strftime("%Y-%m-%d %H.%M.%S"),
     ) -> None:
         self.place = place
@@ -94,6 +97,7 @@ class LiveTree:
         self.load = load
         self.policy = policy
         self.archive = archive
+        self._check = check
         self._aside = Aside(place.aside, aside_name)
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
@@ -146,6 +150,12 @@ class LiveTree:
             # needed.
             noted = live.target == newest.ordinal and live.state == "moving"
             wanted = newest if noted else self._aim()
+        try:
+            self._check(live.at, wanted, self._again and wanted.ordinal == live.target)
+        except CrnodeError:
+            self.record(self._stay)  # what is held was never begun
+            self._begun = self._redo = False
+            raise
         self._begun = True
         newest = wanted
         with self._writer() as writer:
@@ -211,6 +221,11 @@ class LiveTree:
 
         self.record(write)
         return chosen[0]
+
+    def _stay(self) -> None:
+        live = self.catalog.live()
+        assert live is not None
+        self.catalog.set_live(live._replace(target=live.at, state="clean"))
 
     def to_sync(self) -> tuple[int, int] | None:
         """(descriptor on the destination's file system, ordinal) of what the tree shows and is not durable

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
 from crnode.platform.files import boot_id, syncfs
 from crnode.replicate import compare
+from crnode.replicate.brake import Brake, Held, HeldBack, accept, held
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
 from crnode.replicate.place import Place, Prepared
@@ -87,6 +89,7 @@ class TargetStatus:
     state: str = "waiting"
     reason: str = ""
     live: str = ""
+    held: bool = False  # by the brake
     unapplied: int = 0
     set_aside: int = 0
     lacking: str = ""  # what the versions here lack, and no other node has
@@ -151,6 +154,14 @@ class TargetSet:
         self._in_flight = InFlight()
         self._apply_again = False  # content that paths of the live tree lacked may be here now
         self._no_room = False  # the move that was begun did not fit
+        self._brake = Brake(
+            spec.name,
+            catalog,
+            self._record,
+            store.get,
+            partial(journal, "brake"),
+            lambda: self.spec.brake_percent,
+        )
         self._accepted = False  # a person says that what is found at the destination may be set aside
 
     # -- sessions with the source
@@ -383,6 +394,7 @@ class TargetSet:
                         await self._wake.wait()
                 self._wake.clear()
                 try:
+                    await self._judge()
                     await self._look_at_place()
                     await self._move()
                     if self._apply_again:
@@ -405,14 +417,16 @@ class TargetSet:
             self._reads.shutdown(wait=False, cancel_futures=True)
             # Nothing may write at this place any more when whoever comes next begins there.
             await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
+            self._brake.close()
 
     async def _cannot(self, error: CrnodeError | OSError) -> None:
         """The live tree has to wait: images are still received, and it goes on when the cause is gone."""
         text = _sentence(error)
-        if self.status.live != text:
+        if self.status.live != text and not isinstance(error, HeldBack):
             self._journal("live", f"Set {self.spec.name}: {text}")
         self.status.live = text
         self._no_room = isinstance(error, CrnodeError) and error.exit_code == ExitCode.FULL
+        self.status.held = isinstance(error, HeldBack)
         self._tree = None
         await self._announce()
         await asyncio.sleep(RETRY_SECONDS)
@@ -453,6 +467,7 @@ class TargetSet:
                     self.store.get,
                     self._policy,
                     archive=self.target.mode is Mode.ARCHIVE,
+                    check=self._brake.check,
                 )
 
             self._tree = await self._in_live(make)
@@ -481,6 +496,37 @@ class TargetSet:
             self._journal("drift", text)
         return place
 
+    async def _judge(self) -> None:
+        """Look at what came also while the destination cannot be used: a person is told at once."""
+
+        def look() -> None:
+            if self._reader is None:
+                self._reader = self.catalog.reader()
+            live, newest = self._reader.live(), self._reader.newest()
+            if live is not None and newest is not None and live.at != newest.ordinal:
+                self._brake.look(live.at, newest)
+
+        await self._in_live(look)
+
+    async def accept_changes(self) -> Held | None:
+        """A person says that what the brake holds is meant. Returns what that was; None for nothing."""
+
+        def work() -> Held | None:
+            with self.catalog.transaction():
+                return accept(self.catalog)
+
+        found = await self.writer.submit(work)
+        self._wake.set()
+        return found
+
+    def look_again(self) -> None:
+        """Something may have changed that the live tree waits for."""
+        self._wake.set()
+
+    async def held_back(self) -> Held | None:
+        """What the brake holds now."""
+        return await self.writer.submit(held, self.catalog)
+
     async def _look_at_place(self) -> None:
         """Make the tree anew when somebody removed or replaced the destination."""
         if self._tree is not None:
@@ -503,7 +549,7 @@ class TargetSet:
         self._tree = None
         self._wake.set()
 
-    def _record(self, work: Callable[[], None]) -> None:
+    def _record(self, work: Callable[[], object]) -> None:
         """A catalog transaction asked for by the live thread."""
 
         def transaction() -> None:
@@ -518,13 +564,13 @@ class TargetSet:
         report = await self._in_live(lambda: tree.move(give_up=give_up))
         self._no_room = False
         if report is None:
-            self.status.live = ""
+            self.status.live, self.status.held = "", False
             await self._announce()
             return
         if report.damaged:
             await self._heal_then_retry(report)
         self._tell(report)
-        self.status.live = ""
+        self.status.live, self.status.held = "", False
         self._sync_due = self._sync_due or self._loop.time() + SYNC_SECONDS
         await self._announce()
 

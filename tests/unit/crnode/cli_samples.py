@@ -50,6 +50,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "set.add": {},
     "set.remove": {},
     "set.rebase": {"accepted": "web"},
+    "brake": {"set": "web", "percent": 50, "targets": [{"node": "box2", "held": None}]},
     "set.keep": {"set": "web", "keep": {"box2": ["newest:2", "daily:3"]}},
     "node.remove": {},
     "invite": {"token": "crnode1-ABC", "expires_at": 1_700_000_000, "command": "crnode join crnode1-ABC"},
@@ -222,6 +223,8 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
         {"name": "web", "keep": ["newest:2", "daily:3"], "node": "box2"},
         "newest:2 daily:3",
     ),
+    (["brake", "web"], "brake", {"set": "web"}, "from 50 % of its files on"),
+    (["brake", "web", "--percent", "0"], "brake", {"set": "web", "do": "percent", "percent": 0}, "follows"),
     (["set", "rebase", "web"], "set.rebase", {"name": "web"}, "counts as it is now"),
     (["set", "remove", "web"], "set.remove", {"name": "web", "now": False}, "30 days"),
     (

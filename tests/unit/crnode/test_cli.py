@@ -33,6 +33,7 @@ COMMANDS = [
     ["set", "remove"],
     ["set", "rebase"],
     ["set", "keep"],
+    ["brake"],
     ["node"],
     ["node", "list"],
     ["node", "remove"],

@@ -1,0 +1,80 @@
+"""brake: what to do when too much of a set changed at once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from crnode.cli.common import Data, Json, ask
+from crnode.cli.output import moment, print_json, print_warning, progress, show, table
+from crnode.errors import CrnodeError, ExitCode
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command(epilog="Example: crnode brake web --roll-back")(brake)
+
+
+def brake(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    accept: Annotated[
+        bool, typer.Option("--accept", help="The change is meant: the copies follow it.")
+    ] = False,
+    roll_back: Annotated[
+        bool,
+        typer.Option(
+            "--roll-back",
+            help="The change is not meant: the source gets back what it had before; what it has now is kept.",
+        ),
+    ] = False,
+    percent: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=100, help="From which share of the files on it holds, within an hour; 0: never."
+        ),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> int:
+    """Show whether a mass change is held back, and say what becomes of it.
+
+    When more files of a set than usual are deleted or rewritten within an hour, versions go on being kept,
+    and the copies that people and services see wait. Exit code 5 while one is held.
+    """
+    wishes = [wish for wish in (accept, roll_back, percent is not None) if wish]
+    if len(wishes) > 1:
+        raise CrnodeError(
+            "--accept, --roll-back and --percent are three things.", "", "Choose one of them.", ExitCode.USAGE
+        )
+    args: dict[str, Any] = {"set": name}
+    if percent is not None:
+        args |= {"do": "percent", "percent": percent}
+    elif wishes:
+        args["do"] = "accept" if accept else "roll-back"
+    with progress(f"Asking about {name}", as_json) as report:
+        answer = ask(data, "brake", args, report, timeout_s=None if roll_back else 60)
+    held = [row for row in answer["targets"] if row.get("held")]
+    if as_json:
+        print_json(answer)
+        return int(ExitCode.BEHIND if held else ExitCode.OK)
+    if roll_back:
+        show(f"The source of {name} is again as in version {answer['version']}.")
+    share = answer["percent"]
+    rows = [(row["node"], *_spoken(row)) for row in answer["targets"]]
+    title = f"Brake of {name}: {f'from {share} % of its files on' if share else 'off'}"
+    show(table(title, ("target", "state", "since", "version before", "why"), rows, "It has no targets."))
+    for row in answer["targets"]:
+        if row.get("error"):
+            print_warning(f"{row['node']}: {row['error']}")
+    if held:
+        show(f"If it is meant: crnode brake {name} --accept. If not: crnode brake {name} --roll-back")
+    return int(ExitCode.BEHIND if held else ExitCode.OK)
+
+
+def _spoken(row: dict[str, Any]) -> tuple[object, ...]:
+    if row.get("error"):
+        return ("unknown", None, None, None)
+    if found := row.get("held"):
+        return ("held", moment(found["noticed_ns"]), found["before"], found["why"])
+    return ("accepted" if row.get("accepted") else "follows", None, None, None)

@@ -1,0 +1,242 @@
+"""What the brake counts, against a dumb model, and what it makes of it."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from store_samples import SET, commit, directory, file, put_file, small_store
+
+from crnode.platform.files import boot_id
+from crnode.replicate.brake import META, Brake, HeldBack, accept, held
+from crnode.store.catalog import Catalog
+from crnode.store.reader import Image, Live, connect
+from crnode.store.store import ObjectStore
+from crnode.versions.brake import Counts, judge
+from crnode.versions.changes import WINDOW_NS, Counter, baseline
+from crproto.entries import Entry
+
+COUNT = 100
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return small_store(tmp_path / "store")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Catalog:
+    return Catalog(tmp_path / "sets" / "one.db", SET)
+
+
+def _entry(store: ObjectStore, path: bytes, data: bytes) -> Entry:
+    return file(path, put_file(store, data) if data else None, len(data))
+
+
+def _text(number: int) -> bytes:
+    return b"".join(b"%d: line %d\n" % (number, line) for line in range(150))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_counts_are_those_of_a_dumb_model(store: ObjectStore, catalog: Catalog, seed: int) -> None:
+    chance = random.Random(seed)
+    number = 0
+
+    def data() -> bytes:
+        nonlocal number
+        number += 1
+        return b"" if chance.random() < 0.1 else b"%d" % number * chance.choice((1, 400))
+
+    states: list[dict[bytes, bytes]] = [{b"d%d/f%d" % (n % 3, n): data() for n in range(60)}]
+    folders = [directory(b""), *(directory(b"d%d" % n) for n in range(4))]
+    ordinals = [commit(catalog, [*folders, *(_entry(store, p, d) for p, d in states[0].items())]).ordinal]
+    for _ in range(6):
+        now = dict(states[-1])
+        for path in chance.sample(sorted(now), 12):
+            what = chance.choice(("delete", "rewrite", "rename", "rename over"))
+            old = now.pop(path)
+            if what == "rewrite":
+                now[path] = data()
+            elif what == "rename":
+                now[b"d3/r%d-%d" % (len(ordinals), number)] = old
+                number += 1
+            elif what == "rename over":
+                now[chance.choice(sorted(now))] = old
+        gone = [path for path in states[-1] if path not in now]
+        changed = [_entry(store, p, d) for p, d in now.items() if states[-1].get(p) != d]
+        ordinals.append(commit(catalog, changed, gone).ordinal)
+        states.append(now)
+    with Counter(connect(catalog.path)) as counter:
+        for base in range(len(states)):
+            for to in range(base + 1, len(states)):
+                found = counter.counts(ordinals[base], ordinals[to])
+                was, now = states[base], states[to]
+                rewritten = sum(path in now and now[path] != data for path, data in was.items())
+                gone = [data for path, data in was.items() if path not in now]
+                came = [data for path, data in now.items() if was.get(path) != data]
+                deleted = 0
+                for item in gone:
+                    if item and item in came:
+                        came.remove(item)
+                    else:
+                        deleted += 1
+                assert found == Counts(len(was), deleted, rewritten)
+                most = counter.changed(ordinals[base], ordinals[to], 10_000)
+                assert most >= rewritten + len(gone)
+                assert counter.changed(ordinals[base], ordinals[to], 3) == min(most, 3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lost"),
+    [
+        (_text, lambda n: os.urandom(2000), True),
+        (_text, lambda n: _text(n + 1000), False),
+        (lambda n: os.urandom(2000), lambda n: os.urandom(2000), False),
+        (lambda n: b"%d" % n * 20, lambda n: os.urandom(100), False),
+        (lambda n: _text(n) * 100, lambda n: os.urandom(160_000), True),
+    ],
+    ids=["text to noise", "text to text", "noise to noise", "too short to say", "large ones"],
+)
+def test_a_loss_of_structure_is_seen_by_what_it_was_before(
+    store: ObjectStore,
+    catalog: Catalog,
+    before: Callable[[int], bytes],
+    after: Callable[[int], bytes],
+    lost: bool,
+) -> None:
+    one = commit(catalog, [directory(b""), *(_entry(store, b"f%d" % n, before(n)) for n in range(30))])
+    two = commit(catalog, [_entry(store, b"f%d" % n, after(n)) for n in range(25)])
+    with Counter(connect(catalog.path)) as counter:
+        found = counter.counts(one.ordinal, two.ordinal, store.get)
+    assert (found.files, found.rewritten) == (30, 25)
+    assert found.scrambled == (1.0 if lost else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("found", "usual", "percent", "trips"),
+    [
+        (Counts(100, 50, 0), [], 50, True),
+        (Counts(100, 49, 0), [], 50, False),
+        (Counts(100, 20, 30), [], 50, True),
+        (Counts(100, 50, 0), [], 51, False),
+        (Counts(100, 100, 0), [], 0, False),
+        (Counts(19, 19, 0), [], 50, False),
+        (Counts(20, 20, 0), [], 50, True),
+        (Counts(100, 0, 25, 0.7), [], 50, True),
+        (Counts(100, 0, 24, 0.7), [], 50, False),
+        (Counts(100, 0, 25, 0.5), [], 50, False),
+        (Counts(100, 0, 80), [Counts(100, 0, 70)], 50, False),
+        (Counts(100, 0, 80), [Counts(100, 0, 60), Counts(5, 5, 0)], 50, True),
+        (Counts(0, 0, 0), [], 50, False),
+    ],
+)
+def test_what_trips_it(found: Counts, usual: list[Counts], percent: int, trips: bool) -> None:
+    assert bool(judge(found, usual, percent)) == trips
+
+
+def _image(ordinal: int, at_ns: int) -> Image:
+    return Image(ordinal, b"%d" % ordinal, b"", b"", 0, ordinal, at_ns, at_ns, b"", 1, 1, 0, 1, 0, None, None,
+                 0, None, None)  # fmt: skip
+
+
+def test_the_baseline_is_an_hour_old_or_the_first_there_is_and_never_before_an_acceptance() -> None:
+    images = [_image(n, n * WINDOW_NS // 4) for n in range(1, 20)]
+    newest = images[-1]
+    assert baseline(images, newest, 0) == images[-5]
+    assert baseline(images[-3:], newest, 0) == images[-3]
+    assert baseline(images, newest, 17) == images[16]
+    assert baseline(images, newest, 19) is None
+    assert baseline([newest], newest, 0) is None
+
+
+class Guarded:
+    """A brake on a real catalog; `told` is what people were told."""
+
+    def __init__(self, store: ObjectStore, catalog: Catalog) -> None:
+        self.store, self.catalog, self.told = store, catalog, []  # type: ignore[var-annotated]
+        self.percent = 50
+        files = [_entry(store, b"f%d" % number, _text(number)) for number in range(COUNT)]
+        self.at = commit(catalog, [directory(b""), *files])
+        with catalog.transaction():
+            catalog.set_live(Live(self.at.ordinal, self.at.ordinal, self.at.ordinal, "clean", boot_id()))
+        self.brake = self.new()
+
+    def new(self) -> Brake:
+        load, tell = self.store.get, self.told.append
+        return Brake("docs", self.catalog, self._record, load, tell, lambda: self.percent)
+
+    def _record(self, work: Callable[[], object]) -> None:
+        with self.catalog.transaction():
+            work()
+
+    def came(self, *changed: Entry, removed: tuple[bytes, ...] = ()) -> bool:
+        """An image comes, and the live tree goes there if it may; whether it did."""
+        image = commit(self.catalog, list(changed), list(removed))
+        try:
+            self.brake.check(self.at.ordinal, image, False)
+        except HeldBack:
+            return False
+        self.at = image
+        return True
+
+
+@pytest.fixture
+def guarded(store: ObjectStore, catalog: Catalog) -> Guarded:
+    return Guarded(store, catalog)
+
+
+def test_files_that_are_encrypted_one_by_one_are_noticed_after_a_quarter(guarded: Guarded) -> None:
+    through = 0
+    for number in range(COUNT):
+        if not guarded.came(_entry(guarded.store, b"f%d" % number, os.urandom(3000))):
+            break
+        through += 1
+    assert 24 <= through <= 24 + COUNT * 0.02 + 10
+    assert len(guarded.told) == 1 and "as if it had been encrypted" in guarded.told[0]
+    assert not guarded.came(_entry(guarded.store, b"more", b"x"))
+    assert len(guarded.told) == 1  # said once
+    found = held(guarded.catalog)
+    assert found is not None and found.sequence == guarded.at.sequence + 1
+    guarded.brake.close()
+    guarded.brake = guarded.new()
+    assert not guarded.came(_entry(guarded.store, b"yet more", b"x"))  # another process knows it, too
+
+
+def test_what_was_accepted_is_what_comes_next_is_compared_with(guarded: Guarded) -> None:
+    gone = tuple(b"f%d" % n for n in range(60))
+    assert not guarded.came(removed=gone)
+    with guarded.catalog.transaction():
+        assert accept(guarded.catalog) is not None
+    newest = guarded.catalog.newest()
+    assert newest is not None
+    guarded.brake.check(guarded.at.ordinal, newest, False)
+    guarded.at = newest
+    assert guarded.came(_entry(guarded.store, b"new", b"x"))
+    assert not guarded.came(removed=tuple(b"f%d" % n for n in range(60, 90)))  # 30 of the 40 that are left
+
+
+def test_a_tree_that_is_as_it_was_lets_go_and_the_move_skips_what_was_between(guarded: Guarded) -> None:
+    originals = [_entry(guarded.store, b"f%d" % n, _text(n)) for n in range(60)]
+    assert not guarded.came(removed=tuple(entry.path for entry in originals))
+    newest = guarded.catalog.newest()
+    live = guarded.catalog.live()
+    assert newest is not None and live is not None
+    with guarded.catalog.transaction():  # as the commit of the image notes it
+        guarded.catalog.set_live(live._replace(target=newest.ordinal, state="moving"))
+    assert guarded.came(*originals)
+    assert guarded.catalog.meta(META) is None and "as it was" in guarded.told[-1]
+    live = guarded.catalog.live()
+    assert live is not None and (live.state, live.target) == ("clean", live.at)
+
+
+def test_an_unfinished_move_to_what_came_before_is_finished_first(guarded: Guarded) -> None:
+    before = commit(guarded.catalog, [_entry(guarded.store, b"f1", b"small change")])
+    image = commit(guarded.catalog, [], [b"f%d" % n for n in range(60)])
+    with pytest.raises(HeldBack):
+        guarded.brake.check(guarded.at.ordinal, image, False)
+    guarded.brake.check(guarded.at.ordinal, before, True)
+    with pytest.raises(HeldBack):
+        guarded.brake.check(before.ordinal, image, True)
