@@ -223,7 +223,7 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
         {"name": "web", "keep": ["newest:2", "daily:3"], "node": "box2"},
         "newest:2 daily:3",
     ),
-    (["brake", "web"], "brake", {"set": "web"}, "from 50 % of its files on"),
+    (["brake", "web"], "brake", {"set": "web"}, "follows"),
     (["brake", "web", "--percent", "0"], "brake", {"set": "web", "do": "percent", "percent": 0}, "follows"),
     (["set", "rebase", "web"], "set.rebase", {"name": "web"}, "counts as it is now"),
     (["set", "remove", "web"], "set.remove", {"name": "web", "now": False}, "30 days"),
