@@ -18,7 +18,8 @@ POINTS ?= 200
 DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip procps:ps
 
 # The peers of the bench.
-PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip
+PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip \
+	restic:restic borgbackup:borg casync:casync
 
 .PHONY: help demo test check history bench bench-growth bench-micro fuzz clean debian
 
@@ -47,7 +48,7 @@ check: $(VENV)/installed ## Run every gate: ruff, mypy --strict, import layers, 
 history: $(VENV)/installed ## Keep a tree in motion for 200 points and restore every version of it (ten minutes). Longer: make history POINTS=1000
 	CRNODE_POINTS=$(POINTS) $(BIN)/python -m pytest -q tests/integration/test_history.py $(ARGS)
 
-bench: $(VENV)/installed ## Measure beside rsync, lsyncd and Syncthing (root; about an hour). One workload: make bench W=W6
+bench: $(VENV)/installed ## Measure beside rsync, lsyncd, Syncthing, restic, borg and casync (root; more than an hour). One workload: make bench W=W6
 	@missing=; for item in $(PEERS); do command -v "$${item#*:}" > /dev/null || [ -x "/usr/sbin/$${item#*:}" ] || missing="$$missing $${item%:*}"; done; \
 	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 	$(BIN)/python -m bench $(W) --runs $(RUNS) $(ARGS)

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench import limits, report
 from bench.network import Failed, Network
 from bench.run import Bench, NotComplete, Result, Workload, shuffled
+from bench.snapshots import SNAPSHOTS
 from bench.tools import TOOLS
 
 WORKLOADS = (
@@ -24,6 +25,7 @@ WORKLOADS = (
     "w5_append",
     "w6_latency",
     "w7_rewritten",
+    "w8_versions",
 )
 
 
@@ -31,15 +33,15 @@ def load(names: list[str]) -> list[Workload]:
     modules = [importlib.import_module(f"bench.{name}") for name in WORKLOADS]
     unknown = set(names) - {m.NAME for m in modules}
     if unknown:
-        raise SystemExit(f"bench: no such workload: {', '.join(sorted(unknown))}. There are W1 to W7.")
+        raise SystemExit(f"bench: no such workload: {', '.join(sorted(unknown))}. There are W1 to W8.")
     return [m for m in modules if not names or m.NAME in names]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="bench", description="crnode beside rsync, lsyncd and Syncthing, in one run."
+        prog="bench", description="crnode beside rsync, lsyncd, Syncthing, restic and borg, in one run."
     )
-    parser.add_argument("workloads", nargs="*", metavar="W", help="W1 … W7 (default: all)")
+    parser.add_argument("workloads", nargs="*", metavar="W", help="W1 … W8 (default: all)")
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each (default: 5)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="part of the sizes, for a quick look (default: 1)"
@@ -76,10 +78,10 @@ def main() -> int:
             for workload in work:
                 kinds = [
                     t
-                    for t in TOOLS
+                    for t in (*TOOLS, *SNAPSHOTS)
                     if t.name in workload.TOOLS and (not chosen or t.name in chosen | {"crnode"})
                 ]
-                for host.run in range(1, args.runs + 1):
+                for host.run in range(1, min(args.runs, getattr(workload, "MOST_RUNS", args.runs)) + 1):
                     keep(limits.measure(host, workload.NAME))
                     for kind in shuffled(kinds, host.run):
                         try:

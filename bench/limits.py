@@ -21,11 +21,12 @@ NAME = "limit"  # as the tool of such a result
 
 def measure(host: Bench, workload: str) -> Result:
     """Time the plainest thing that could do the work of `workload`: for W1, W2 and W7 copying local files and
-    syncing them (or for W2 sending them over loopback, whichever is slower), for W3 to W6 writing and syncing
-    what changed. Nothing in it finds out what changed, encrypts, verifies or keeps versions."""
+    syncing them (or for W2 sending them over loopback, whichever is slower), for W3 to W6 and W8 writing and
+    syncing what changed. Nothing in it finds out what changed, encrypts, verifies or keeps versions."""
     host.settle()
     plainest = {
-        "W1": _small, "W2": _large, "W3": _pages, "W4": _insert, "W5": _append, "W6": _one, "W7": _fifth
+        "W1": _small, "W2": _large, "W3": _pages, "W4": _insert, "W5": _append, "W6": _one, "W7": _fifth,
+        "W8": _version,
     }  # fmt: skip
     return Result(workload, NAME, host.run, plainest[workload](host), 0.0, 0, 0, 0)
 
@@ -68,6 +69,10 @@ def _insert(host: Bench) -> float:
 
 def _append(host: Bench) -> float:
     return _timed(lambda: _write(host.fresh("limit") / "append", 1 << 20))
+
+
+def _version(host: Bench) -> float:
+    return _timed(lambda: _write(host.fresh("limit") / "version", 320 * PAGE))
 
 
 def _one(host: Bench) -> float:

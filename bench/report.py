@@ -82,6 +82,8 @@ def table(results: Sequence[Result], titles: dict[str, str]) -> Table:
             limit = [r.seconds for r in results if (r.workload, r.tool) == (_whose(workload), NAME)]
             away = distance(results, workload)
             seconds = _range([r.seconds for r in mine])
+            if stores := [r.more["store_mib"] for r in mine if "store_mib" in r.more]:
+                seconds += f", store {statistics.median(stores):,.0f} MiB"
             seconds += tail([time for r in mine for time in r.times])
             out.add_row(
                 f"{workload} {titles.get(workload.split()[0], '')}" if tool == OURS else "",

@@ -29,6 +29,12 @@ Pair = tuple[Path, Path]
 START_SECONDS = 60.0
 
 
+def store_bytes(place: Path) -> int:
+    """What a folder takes on disk, in bytes."""
+    words = ["du", "-s", "--block-size=1", str(place)]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
 class Tool:
     """Base of all: processes, their end, and their cost."""
 
@@ -82,10 +88,12 @@ class Tool:
         self._processes.append(process)
         return process
 
-    def client(self, words: Sequence[str]) -> None:
+    def client(self, words: Sequence[str], cwd: Path | None = None, **more: str) -> None:
         """Run a command to its end; its CPU time counts. Failed says how it ended otherwise."""
         with open(self.place / "log", "ab") as log:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd, env={**os.environ, **more}
+            )
         self._clients.add(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -316,6 +324,7 @@ class Crnode(Tool):
     def __init__(self, network: Network, place: Path, targets: int = 1) -> None:
         super().__init__(network, place)
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._kept: dict[int, int] = {}
         self._names = ["shop1", *(f"box{n + 2}" for n in range(targets))]
 
     def start(self) -> None:
@@ -341,6 +350,26 @@ class Crnode(Tool):
     def sync(self, pair: int = 0) -> None:
         """Until all targets have the set; a look at every file of the source is part of it."""
         self._call("shop1", "sync", f"s{pair}", "--timeout", "1800")
+
+    def keep_all(self) -> None:
+        """As many versions as there may be, whatever their distance."""
+        self._call("shop1", "set", "keep", "s0", "newest:64")
+
+    def snapshot(self, number: int) -> None:
+        """It has been taken already; which version it is."""
+        rows = json.loads(self._call("box2", "versions", "s0", "--json"))["versions"]
+        self._kept[number] = max(int(row["number"]) for row in rows)
+
+    def restore(self, number: int, to: Path) -> None:
+        """Bring a version back where it is kept."""
+        words = ["restore", "s0", "--version", str(self._kept[number]), "--to", str(to)]
+        data = ["--data", str(self.place / "box2")]
+        self.client([*self.network.target.enter, sys.executable, "-m", "crnode", *words, *data])
+
+    def store_bytes(self) -> int:
+        """What all versions take at the target, catalogs included."""
+        ballast = store_bytes(self.place / "box2" / "store" / "ballast")  # room for a full disk, no version
+        return sum(store_bytes(self.place / "box2" / part) for part in ("store", "sets")) - ballast
 
     def everywhere(self, word: str) -> None:
         """One command on each node at once. Raises Failed."""

@@ -21,7 +21,15 @@ from crnode.agent.restore import Restore
 from crnode.agent.sets import RunningSource
 from crnode.cluster.document import Mode, ReplicationSet, Role
 from crnode.cluster.keep import DEFAULT
-from crnode.cluster.membership import SetSpec, add_set, keep_versions, parse_rungs, remove_node, remove_set
+from crnode.cluster.membership import (
+    SetSpec,
+    add_set,
+    keep_versions,
+    parse_rungs,
+    remove_node,
+    remove_set,
+    set_thresholds,
+)
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
 from crnode.store.catalog import Catalog
@@ -81,6 +89,7 @@ class Calls:
             "events": self._events,
             "doctor": self._doctor,
             "brake": self.brakes.run,
+            "thresholds": self._thresholds,
             "scrub": self.maintenance.scrub,
             "gc": self.maintenance.collect,
             **self.looking.control_handlers(),
@@ -149,6 +158,15 @@ class Calls:
         out = self.agent.desk.invite(str(args["name"]), str(args["role"]), int(args.get("ttl_s") or 86400))
         self.agent.journal.add("cluster", f"{args['name']} was invited as {args['role']}.")
         return out
+
+    async def _thresholds(self, args: Args, progress: Progress) -> Args:
+        self._master_only("Setting thresholds")
+        warn, error = (float(args[key]) if args.get(key) is not None else None for key in ("warn", "error"))
+        await self.agent.change(set_thresholds(self.agent.document, warn, error))
+        now = self.agent.document.thresholds
+        said = f"{now.safe_lag_s:g} s behind is a warning, {now.error_lag_s:g} s an error"
+        self.agent.journal.add("cluster", f"A target that is {said}.")
+        return {"warn_s": now.safe_lag_s, "error_s": now.error_lag_s}
 
     # -- sets
 

@@ -198,6 +198,7 @@ async def cluster(agent: Agent) -> Out:
         "nodes": listed,
         "sets": sets,
         "warnings": warnings,
+        "thresholds": {"warn_s": document.thresholds.safe_lag_s, "error_s": document.thresholds.error_lag_s},
         "promise": "An acknowledged change is durable at its target. Copying is asynchronous:"
         " what a takeover could lose is the lag shown here.",
     }
@@ -206,7 +207,7 @@ async def cluster(agent: Agent) -> Out:
 def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) -> Out:
     source = views.get(spec.source, {}).get("sources", {}).get(spec.uuid, {})
     targets: list[Out] = []
-    safe = agent.document.thresholds.safe_lag_s
+    thresholds = agent.document.thresholds
     for name, target in spec.targets.items():
         push = source.get("targets", {}).get(name, {})
         there = views.get(name, {}).get("targets", {}).get(spec.uuid, {})
@@ -224,8 +225,11 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
             warnings.append(f"Set {spec.name} on {name}: {there['reason']}")
         if there.get("lacking"):
             warnings.append(f"Set {spec.name} on {name}: {there['lacking']}")
-        if lag is not None and lag > safe:
-            warnings.append(f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {safe:g} s).")
+        level = thresholds.level(lag)
+        if lag is not None and level != "ok":
+            limit = thresholds.safe_lag_s if level == "warning" else thresholds.error_lag_s
+            said = f"Set {spec.name}: {name} is {lag:.0f} s behind (more than {limit:g} s)."
+            warnings.append(said if level == "warning" else f"{said} What changed since then is not there.")
         targets.append(
             {
                 "node": name,
@@ -234,6 +238,7 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
                 "state": state,
                 "lag_s": lag,
                 "rpo": push.get("rpo"),
+                "level": level,
                 "behind_entries": push.get("behind_points"),
                 "behind_bytes": None,
                 "sequence": there.get("sequence", push.get("sequence")),
@@ -255,8 +260,8 @@ def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) ->
         warnings.append(f"Set {spec.name} has no target: nothing of it is copied anywhere.")
     if source.get("state") not in FOLLOWING:
         detail = source.get("detail", "")
-        said = (f"Set {spec.name}: {source['state']}.", detail, advice(spec.name, source["state"], detail))
-        warnings.append(" ".join(part for part in said if part))
+        parts = (f"Set {spec.name}: {source['state']}.", detail, advice(spec.name, source["state"], detail))
+        warnings.append(" ".join(part for part in parts if part))
     return {
         "name": spec.name,
         "uuid": spec.uuid,

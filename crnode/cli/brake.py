@@ -62,8 +62,11 @@ def brake(
         show(f"The source of {name} is again as in version {answer['version']}.")
     share = answer["percent"]
     rows = [(row["node"], *_spoken(row)) for row in answer["targets"]]
-    title = f"Brake of {name}: {f'from {share} % of its files on' if share else 'off'}"
-    show(table(title, ("target", "state", "since", "version before", "why"), rows, "It has no targets."))
+    show(table(name, ("target", "state", "since", "version before", "why"), rows, "It has no targets."))
+    if not share:
+        show("The brake is off.")
+    elif percent is not None or not (held or wishes):
+        show(f"It holds when {share} % of the files change within an hour and that is not usual.")
     for row in answer["targets"]:
         if row.get("error"):
             print_warning(f"{row['node']}: {row['error']}")

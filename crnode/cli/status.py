@@ -28,6 +28,7 @@ from crnode.errors import CrnodeError, ExitCode
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(epilog="Example: crnode status --watch")(status)
+    app.command(epilog="Example: crnode rpo --warn 5 --error 60")(rpo)
     app.command(epilog="Example: crnode events --follow")(events)
 
 
@@ -79,6 +80,59 @@ def _live(data: Any, interval: float) -> None:
                     raise
                 live.update(Text(str(error), style="bold red"))  # an agent that restarts comes back by itself
             time.sleep(interval)
+
+
+def rpo(
+    name: Annotated[str | None, typer.Argument(metavar="SET", help="Only this set.")] = None,
+    warn: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="So much is a warning from now on; at the master."),
+    ] = None,
+    error: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="So much is an error from now on; at the master."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> int:
+    """Show what would be lost now: how old the oldest change is that a target has not acknowledged.
+
+    Beside it the same over the last day. Exit code 5 when a target is an error, or nobody knows.
+    """
+    if warn is not None or error is not None:
+        ask(data, "thresholds", {"warn": warn, "error": error})
+    with progress("Asking the nodes", as_json) as report:
+        answer = ask(data, "status", on_progress=report)
+    rows = [
+        {
+            "set": item["name"],
+            "node": target.get("node"),
+            "state": target.get("state"),
+            "lag_s": target.get("lag_s"),
+            **(target.get("rpo") or {"p50_s": None, "p95_s": None, "max_s": None, "over_s": None}),
+            "level": target.get("level") if target.get("lag_s") is not None else "unknown",
+        }
+        for item in answer.get("sets", [])
+        for target in item.get("targets", [])
+        if name in (None, item["name"])
+    ]
+    if name is not None and not any(item["name"] == name for item in answer.get("sets", [])):
+        raise CrnodeError(f"There is no set '{name}'.", "", "See: crnode set list", ExitCode.USAGE)
+    code = ExitCode.BEHIND if any(row["level"] in ("error", "unknown") for row in rows) else ExitCode.OK
+    if as_json:
+        print_json({"thresholds": answer.get("thresholds"), "targets": rows})
+        return int(code)
+    seconds = ("lag_s", "p50_s", "p95_s", "max_s")
+    shown = [
+        (row["set"], row["node"], *(duration(row[key]) for key in seconds), row["level"], row["state"])
+        for row in rows
+    ]
+    columns = ("set", "target", "now", "half of the day", "95 %", "worst", "level", "state")
+    show(table("What would be lost", columns, shown, "There are no sets yet: crnode set add …"))
+    limits = answer.get("thresholds") or {}
+    if limits:
+        show(f"A warning from {limits['warn_s']:g} s on, an error from {limits['error_s']:g} s on.")
+    return int(code)
 
 
 def _parts(answer: dict[str, Any]) -> list[Any]:

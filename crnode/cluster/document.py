@@ -308,11 +308,25 @@ class Tombstone(_Value):
 
 
 class Thresholds(_Value):
-    """From when on a figure is a warning."""
+    """From when on a figure is a warning, and from when on an error."""
 
-    safe_lag_s: Annotated[float, Field(gt=0, le=86_400, strict=False)] = (
-        5.0  # a target may be this far behind
-    )
+    safe_lag_s: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 5.0  # a target may be so far behind
+    error_lag_s: Annotated[float, Field(gt=0, le=86_400, strict=False)] = 300.0  # more is no protection
+
+    def level(self, lag_s: float | None) -> Literal["ok", "warning", "error"]:
+        """What a target is that is so far behind; None: not known, which says nothing."""
+        if lag_s is None or lag_s <= self.safe_lag_s:
+            return "ok"
+        return "warning" if lag_s <= self.error_lag_s else "error"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.error_lag_s < self.safe_lag_s:
+            raise ValueError(
+                f"An error from {self.error_lag_s:g} s on would come before the warning from "
+                f"{self.safe_lag_s:g} s on; let the warning come first."
+            )
+        return self
 
 
 class ClusterDocument(_Value):

@@ -26,6 +26,7 @@ from crnode.cluster.document import (
     ReplicationSet,
     Role,
     Target,
+    Thresholds,
     Tombstone,
     refusal,
     sentence,
@@ -269,6 +270,20 @@ def keep_versions(
             ExitCode.USAGE,
         )
     return _edited(document, what, sets=tuple(changed if s.uuid == item.uuid else s for s in document.sets))
+
+
+def set_thresholds(document: ClusterDocument, warn: float | None, error: float | None) -> ClusterDocument:
+    """From how many seconds behind on a target is a warning, and from how many an error; None: as it is."""
+    what = "The thresholds were not changed."
+    now = document.thresholds
+    try:
+        changed = Thresholds(
+            safe_lag_s=now.safe_lag_s if warn is None else warn,
+            error_lag_s=now.error_lag_s if error is None else error,
+        )
+    except ValidationError as problem:
+        raise CrnodeError(what, sentence(problem), _UNCHANGED, ExitCode.USAGE) from problem
+    return _edited(document, what, thresholds=changed)
 
 
 def set_brake(document: ClusterDocument, name: str, percent: int) -> ClusterDocument:

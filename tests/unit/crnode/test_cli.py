@@ -34,6 +34,7 @@ COMMANDS = [
     ["set", "rebase"],
     ["set", "keep"],
     ["brake"],
+    ["rpo"],
     ["node"],
     ["node", "list"],
     ["node", "remove"],
