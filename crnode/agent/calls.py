@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from crnode.agent import doctor, status
 from crnode.agent.brake import Brakes
 from crnode.agent.in_place import InPlace
@@ -18,8 +20,9 @@ from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
+from crnode.agent.schedule import Schedule
 from crnode.agent.sets import RunningSource
-from crnode.cluster.document import Mode, ReplicationSet, Role
+from crnode.cluster.document import Mode, ReplicationSet, Role, sentence
 from crnode.cluster.keep import DEFAULT
 from crnode.cluster.membership import (
     SetSpec,
@@ -30,6 +33,7 @@ from crnode.cluster.membership import (
     remove_set,
     set_thresholds,
 )
+from crnode.cluster.node_file import ProofPlan
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
 from crnode.store.catalog import Catalog
@@ -63,6 +67,7 @@ class Calls:
         self.maintenance = Maintenance(agent)
         self.looking = Looking(agent, self.restore, self._forward)
         self.proof = Proof(agent, self.restore, self._forward)
+        self.schedule = Schedule(agent, self.proof)
         self.brakes = Brakes(agent, self._forward, self._restore)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
@@ -86,6 +91,7 @@ class Calls:
             "verify": self._verify,
             "drill": self._drill,
             "drill.end": self._drill_end,
+            "drill.plan": self._drill_plan,
             "events": self._events,
             "doctor": self._doctor,
             "brake": self.brakes.run,
@@ -544,6 +550,31 @@ class Calls:
 
     async def _drill_end(self, args: Args, progress: Progress) -> Args:
         return await self.proof.end(self._set(str(args["set"])), args)
+
+    async def _drill_plan(self, args: Args, progress: Progress) -> Args:
+        """How this node proves a set's versions from now on; without "every_s" only how it does."""
+        spec = self._set(str(args["set"]))
+        if self.agent.node.name not in spec.targets:
+            raise CrnodeError(
+                f"{self.agent.node.name} keeps no versions of {spec.name}.",
+                f"They are kept by: {', '.join(spec.targets)}.",
+                "Run it there: each node proves what it keeps.",
+                ExitCode.REFUSED,
+            )
+        if args.get("usual"):
+            self.schedule.change(spec.name, None)
+        elif "every_s" in args:
+            try:
+                plan = ProofPlan(command=str(args.get("run") or ""), every_s=int(args["every_s"]))
+            except ValidationError as error:
+                raise CrnodeError("The plan was not made.", sentence(error), "", ExitCode.USAGE) from error
+            self.schedule.change(spec.name, plan)
+            said = f"each {plan.every_s} s" if plan.every_s else "never"
+            self.agent.journal.add("proof", f"Versions of {spec.name} are proved {said} here.", spec.name)
+        plan = self.schedule.plan(spec.name)
+        if args.get("now"):
+            return {"set": spec.name, "run": plan.command, **await self.schedule.now(spec)}
+        return {"set": spec.name, "run": plan.command, "every_s": plan.every_s, "timeout_s": plan.timeout_s}
 
     async def _peer_grant(self, sender: str, args: Args) -> Args:
         if sender != self.agent.document.master.name:

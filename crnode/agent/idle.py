@@ -1,5 +1,5 @@
-"""What a node looks through when it is idle, one thing at a time: its sources' files, its catalogs, its
-packs.
+"""What a node looks through when it is idle, one thing at a time: its sources' files, the newest versions,
+its catalogs, its packs.
 
 Nothing here answers anybody, so everything gives way: it begins only in a minute in which nothing was
 captured or received, works in children of low priority at a set pace, and a person's command never waits for
@@ -54,7 +54,10 @@ class Idle:
         for running in list(self.agent.sets.sources.values()):
             if await self._deep(running.source, idle):
                 return f"deep {running.spec.name}"
-        return await self._stored(time.time_ns(), idle)
+        now = time.time_ns()
+        if done := await self.agent.calls.schedule.step(now, idle=idle, pace=PACE):
+            return done
+        return await self._stored(now, idle)
 
     async def _stored(self, now: int, idle: bool) -> str:
         """One catalog, or some packs, if due."""

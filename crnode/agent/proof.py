@@ -6,6 +6,7 @@ to one image and says what was done, never more.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 import time
@@ -21,7 +22,7 @@ from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
 from crnode.replicate.receive import stamp
 from crnode.store.manifest import log_again
-from crnode.store.reader import BAD, GOOD
+from crnode.store.reader import BAD, GOOD, Image
 from crnode.store.store import Damaged, Missing, ObjectStore
 from crproto import content
 from crproto.entries import FILE, Entry
@@ -59,7 +60,8 @@ class Proof:
 
     async def verify(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
         """Read a version back where it is kept: {"version", "verdict", "evidence", "files", "bytes",
-        "healed", "damaged": [path], "seconds", "node"}. "node" in `args`: which holder."""
+        "healed", "damaged": [path], "seconds", "node"}. In `args`: "node", which holder; "pace", at most so
+        many bytes a second."""
         chosen = await self.restore.choose(spec, args.get("version"))
         node = str(args.get("node") or chosen.holder)
         if node != self.agent.node.name:
@@ -70,7 +72,7 @@ class Proof:
         async with self.restore.held(spec, chosen):
             reading = _Reading(self.agent.store)
             await self.restore.pages(spec, chosen, b"", reading.note)
-            await self._read(reading, progress)
+            await self._read(reading, progress, int(args.get("pace") or 0))
             healed: dict[bytes, str] = {}
             if reading.lacking:
                 ids = set(list(reading.lacking)[:HEALED_MOST])
@@ -134,11 +136,14 @@ class Proof:
             ExitCode.REFUSED,
         )
 
-    async def _read(self, reading: _Reading, progress: Progress) -> None:
+    async def _read(self, reading: _Reading, progress: Progress, pace: int = 0) -> None:
         total = len(reading.entries)
         while (at := reading.at) < total:
             progress({"text": f"{at} of {total} files", "done": at, "total": total})
-            await in_thread(partial(reading.step, READ_BYTES))
+            before = reading.bytes
+            await in_thread(partial(reading.step, READ_BYTES if not pace else min(READ_BYTES, pace)))
+            if pace:
+                await asyncio.sleep((reading.bytes - before) / pace)
 
     @staticmethod
     def _judged(reading: _Reading, healed: int) -> tuple[int, str]:
@@ -150,11 +155,19 @@ class Proof:
         return GOOD, f"all {reading.files} files were read back from the store{more}, {when}"
 
     async def _note(self, spec: ReplicationSet, chosen: Chosen, verdict: int, evidence: str) -> None:
-        """Keep the verdict with the version, also for a catalog that is made again."""
+        await self._keep(spec, chosen.image, verdict, evidence)
+
+    async def note(self, spec: ReplicationSet, image: Image, verdict: int, evidence: str) -> None:
+        """Keep a verdict with a version that this node has."""
+        if image.id is not None:
+            await self._keep(spec, image.id, verdict, evidence)
+
+    async def _keep(self, spec: ReplicationSet, name: bytes, verdict: int, evidence: str) -> None:
+        """With the version, also for a catalog that is made again."""
         catalog, store = self.agent.sets.catalogs[spec.uuid], self.agent.store
 
         def note() -> None:
-            image = catalog.image(chosen.image)
+            image = catalog.image(name)
             if image is not None:
                 with catalog.transaction():
                     catalog.set_verdict(image.ordinal, verdict, evidence)

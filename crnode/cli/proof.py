@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from crnode.cli.common import Data, Json, ask
 from crnode.cli.output import duration, moment, number, print_json, progress, show, size
 from crnode.cli.versions import chosen_version, split_place
+from crnode.cluster.keep import seconds
 from crnode.errors import CrnodeError, ExitCode
 
 Version = Annotated[
@@ -26,7 +28,10 @@ NOT_FOUND = 127  # a shell's exit code
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(epilog="Example: crnode verify web --version 12")(verify)
-    app.command(epilog="Example: crnode drill web --run './check-site.sh'")(drill)
+    app.command(
+        epilog="Example: crnode drill web --run './check-site.sh'\n\n"
+        "Example: crnode drill web --run './check-site.sh' --every 1d"
+    )(drill)
 
 
 def verify(
@@ -66,6 +71,17 @@ def drill(
     to: Annotated[
         str | None, typer.Option(metavar="DIR", help="Restore there, and leave it (default: removed again).")
     ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Not now, but so often, by itself, on this node when it is idle: 6h, 1d, 4w; never; usual"
+            " (read back each day).",
+        ),
+    ] = None,
+    planned: Annotated[
+        bool, typer.Option("--planned", help="Do now what this node does by itself for the set.")
+    ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> int:
@@ -73,6 +89,15 @@ def drill(
     report. Nothing else is touched. Exit code 6 when it is no good.
     """
     name, path = split_place(place)
+    if every is not None or planned:
+        if any(option is not None for option in (path, version, at, to)) or (planned and (run or every)):
+            raise CrnodeError(
+                "What a node does by itself concerns the newest version of a whole set.",
+                "",
+                "Leave the path, --version, --at and --to out; and --run with --planned.",
+                ExitCode.USAGE,
+            )
+        return _now(data, name, as_json) if planned else _plan(data, name, str(every), run, as_json)
     wanted = chosen_version(data, name, version, at, as_json)
     args = {"set": name, "path": path, "version": wanted, "to": to}
     with progress(f"Restoring {place} for a drill", as_json) as report:
@@ -97,6 +122,36 @@ def drill(
     else:
         _show(place, answer)
     return int(ExitCode.OK if good else ExitCode.DAMAGE)
+
+
+def _plan(data: Path | None, name: str, every: str, run: str | None, as_json: bool) -> int:
+    args: dict[str, Any] = {"set": name, "usual": True}
+    if every != "usual":
+        try:
+            args = {"set": name, "run": run or "", "every_s": 0 if every == "never" else seconds(every)}
+        except ValueError as error:
+            raise CrnodeError("The plan was not made.", str(error), "", ExitCode.USAGE) from error
+    answer = ask(data, "drill.plan", args)
+    if as_json:
+        print_json(answer)
+    elif not answer["every_s"]:
+        show(f"Nothing is proved of {name} on this node by itself.")
+    else:
+        how = f"restored, and judged by '{answer['run']}'" if answer["run"] else "read back"
+        often = duration(answer["every_s"])
+        show(f"On this node the newest version of {name} is {how} every {often}, when it is idle.")
+    return int(ExitCode.OK)
+
+
+def _now(data: Path | None, name: str, as_json: bool) -> int:
+    with progress(f"Proving {name}", as_json) as report:
+        answer = ask(data, "drill.plan", {"set": name, "now": True}, report, None)
+    if as_json:
+        print_json(answer)
+    else:
+        evidence = f": {answer['evidence']}" if answer["evidence"] else ""
+        show(f"Version {answer['version']} of {name} is {answer['verdict']}{evidence}.")
+    return int(ExitCode.OK if answer["verdict"] == "good" else ExitCode.DAMAGE)
 
 
 def _checked(command: str, folder: str) -> dict[str, Any]:

@@ -54,6 +54,16 @@ def _address(text: str) -> str:
     return text
 
 
+class ProofPlan(BaseModel):
+    """How this node proves the versions of a set: by what, how often, and how long it may take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    command: Annotated[str, Field(max_length=4096)] = ""  # run in what was restored; '': it is only read back
+    every_s: Annotated[int, Field(ge=0, le=366 * 86_400)] = 86_400  # 0: never
+    timeout_s: Annotated[int, Field(ge=1, le=7 * 86_400)] = 3600
+
+
 class NodeFile(BaseModel):
     """The node's own identity and settings. Never sent anywhere."""
 
@@ -70,6 +80,7 @@ class NodeFile(BaseModel):
     destinations: tuple[str, ...] = ()  # where live trees may lie; empty: anywhere but in the system's places
     hash_seed: Annotated[int, Field(ge=0, lt=2**64)]  # secret seed of the block hashes
     quota: Annotated[int, Field(ge=MINIMUM_QUOTA)] | None = None  # bytes of packs and catalogs (rule 40)
+    proofs: dict[Name, ProofPlan] = Field(default_factory=dict)  # by set; others are read back each day
     format_level: Annotated[int, Field(ge=1)] = FORMAT_LEVEL
 
     def write(self, data: Path) -> None:

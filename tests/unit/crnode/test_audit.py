@@ -16,6 +16,7 @@ from store_samples import SET, blank, commit, digest_of, file, flip, random_chun
 from crnode.agent.audit import BAD, PERIOD_NS, Audit
 from crnode.agent.idle import Idle
 from crnode.agent.maintenance import Maintenance
+from crnode.agent.schedule import Schedule
 from crnode.store import audit as module
 from crnode.store.audit import audit, states
 from crnode.store.catalog import Catalog
@@ -107,7 +108,7 @@ def agent_of(
         node=SimpleNamespace(name="shop1"), healer=SimpleNamespace(fetch=fetch),
         sets=SimpleNamespace(catalogs={UUID: catalog}, sources={}, targets={}),
     )  # fmt: skip
-    agent.calls = SimpleNamespace(maintenance=Maintenance(agent))
+    agent.calls = SimpleNamespace(maintenance=Maintenance(agent), schedule=Schedule(agent, None))  # type: ignore[arg-type]
     return agent
 
 

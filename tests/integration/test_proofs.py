@@ -1,0 +1,99 @@
+"""What a node proves by itself: the newest version, by reading it back or by a command of its owner."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Cluster, Node, crnode
+
+from crnode.errors import ExitCode
+
+
+def drill(node: Node, *words: str) -> tuple[int, dict[str, Any]]:
+    done = crnode("drill", "docs", *words, "--json", "--data", str(node.data), check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout) if done.stdout else {"said": done.stderr}
+
+
+def verdicts(node: Node) -> list[tuple[int, str]]:
+    rows = node.call("versions", {"set": "docs"})["versions"]
+    return [(row["number"], row["verdict"]) for row in rows if row["node"] == node.name]
+
+
+@pytest.fixture
+def box2(cluster: Cluster, tmp_path: Path) -> Node:
+    cluster.init()
+    box2 = cluster.join("box2")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "books").write_text("balanced\n")
+    cluster.add_set("docs", "shop1", tmp_path / "source", ["box2"])
+    cluster.sync("docs")
+    time.sleep(1.1)
+    return box2
+
+
+def test_a_check_of_the_owner_judges_versions_and_outlives_the_agent(
+    cluster: Cluster, tmp_path: Path, box2: Node
+) -> None:
+    code, answer = drill(box2, "--planned")
+    assert code == ExitCode.OK and "read back from the store" in answer["evidence"]
+    code, answer = drill(box2, "--run", "grep -q balanced books && echo fine", "--every", "6h")
+    assert (code, answer["every_s"]) == (ExitCode.OK, 6 * 3600)
+    box2.kill()
+    box2.start()
+    code, answer = drill(box2, "--planned")
+    assert code == ExitCode.OK and "found it well" in answer["evidence"]
+    first = answer["version"]
+
+    (tmp_path / "source" / "books").write_text("cooked\n")
+    cluster.sync("docs")
+    time.sleep(1.1)
+    code, answer = drill(box2, "--planned")
+    assert code == ExitCode.DAMAGE and answer["verdict"] == "bad" and "ended with 1" in answer["evidence"]
+    assert dict(verdicts(box2))[first] == "good"
+    assert any("is no good" in text for text in box2.events())
+    assert not any((box2.data / "drills").iterdir())  # nothing of a rehearsal stays
+
+    # A check that fails on what it found well before is itself broken.
+    drill(box2, "--run", "echo no such books; exit 3", "--every", "1d")
+    (tmp_path / "source" / "more").write_text("more")
+    cluster.sync("docs")
+    time.sleep(1.1)
+    code, answer = drill(box2, "--planned")
+    assert code == ExitCode.DAMAGE and answer["verdict"] == "untested"
+    assert any("has to be mended. no such books" in text for text in box2.events())
+    assert dict(verdicts(box2))[first] == "good"
+
+
+def test_a_check_that_hangs_is_ended_with_all_that_it_started(box2: Node, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    command = f"(sleep 4; touch {mark}) & sleep 60"
+    path = box2.data / "node.json"
+    box2.stop()
+    node = json.loads(path.read_text())
+    node["proofs"] = {"docs": {"command": command, "timeout_s": 1}}
+    path.write_text(json.dumps(node))
+    box2.start()
+    code, answer = drill(box2, "--planned")
+    assert code == ExitCode.DAMAGE and "ended after 1 s" in answer["evidence"]
+    time.sleep(4)
+    assert not mark.exists()
+
+
+def test_plans_that_make_no_sense_are_told(cluster: Cluster, box2: Node) -> None:
+    code, answer = drill(box2, "--every", "never")
+    assert code == ExitCode.OK and answer["every_s"] == 0
+    assert drill(box2, "--every", "usual")[1]["every_s"] == 86_400
+    for words in (("--every", "soon"), ("--every", "1d", "--to", "/x"), ("--planned", "--run", "true")):
+        code, answer = drill(box2, *words)
+        assert code == ExitCode.USAGE, words
+    code, answer = drill(cluster.master, "--every", "1d")
+    assert code == ExitCode.REFUSED and "box2" in answer["said"]
+    drill(box2, "--run", "./not-there", "--every", "1d")
+    code, answer = drill(box2, "--planned")
+    assert "restored" in answer["evidence"] and "found it well" not in answer["evidence"]
+    assert any("is not there" in text for text in box2.events())
