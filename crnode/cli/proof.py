@@ -12,8 +12,8 @@ import typer
 
 from crnode.cli.common import Data, Json, ask
 from crnode.cli.output import duration, moment, number, print_json, progress, show, size
+from crnode.cli.setup import parse_span
 from crnode.cli.versions import chosen_version, split_place
-from crnode.cluster.keep import seconds
 from crnode.errors import CrnodeError, ExitCode
 
 Version = Annotated[
@@ -74,8 +74,8 @@ def drill(
     every: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME",
-            help="Not now, but so often, by itself, on this node when it is idle: 6h, 1d, 4w; never; usual"
+            metavar="SPAN",
+            help="Not now, but so often, by itself, on this node when it is idle: 90m, 6h, 7d; never; usual"
             " (read back each day).",
         ),
     ] = None,
@@ -127,10 +127,7 @@ def drill(
 def _plan(data: Path | None, name: str, every: str, run: str | None, as_json: bool) -> int:
     args: dict[str, Any] = {"set": name, "usual": True}
     if every != "usual":
-        try:
-            args = {"set": name, "run": run or "", "every_s": 0 if every == "never" else seconds(every)}
-        except ValueError as error:
-            raise CrnodeError("The plan was not made.", str(error), "", ExitCode.USAGE) from error
+        args = {"set": name, "run": run or "", "every_s": 0 if every == "never" else parse_span(every)}
     answer = ask(data, "drill.plan", args)
     if as_json:
         print_json(answer)

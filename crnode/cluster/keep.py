@@ -89,14 +89,6 @@ def check_rungs(rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
     return rungs
 
 
-def seconds(text: str) -> int:
-    """A length of time as people write it, 15m, 6h, 30d or 12w, in seconds. ValueError with a sentence."""
-    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text.strip().lower())
-    if found is None or not int(found[1]):
-        raise ValueError(f"'{text}' is no length of time; write 15m, 6h, 30d or 12w.")
-    return int(found[1]) * _UNITS[found[2]]
-
-
 def _seconds(text: str, rung: str) -> int:
     found = re.fullmatch(r"([0-9]{1,6})([mhdw])", text)
     if found is None or not int(found[1]):
