@@ -2,9 +2,9 @@
 
 ::
 
-    ProtocolError
-    +-- LocalProtocolError     we misused this package: a defect in our own code, never the peer's doing
-    +-- RemoteProtocolError    the peer (or stored data) sent what the protocol forbids: close, never trust it
+    ProtocolError +-- LocalProtocolError we misused this package: a defect in our own code, never the peer's
+    doing +-- RemoteProtocolError the peer (or stored data) sent what the protocol forbids: close, never trust
+    it
 
 For bad bytes nothing but :class:`RemoteProtocolError` may ever leave this package.
 """

@@ -394,8 +394,7 @@ class Sets:
         )
         if not self.store.recovery.unclean_boot:
             # After a power cut the disk may not hold what was captured: then nothing is pushed before a full
-            # scan
-            # has said what is there (rule 60).
+            # scan has said what is there (rule 60).
             source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(
             spec, source, commit, self._task(source.run(), "source", spec), running_pushes

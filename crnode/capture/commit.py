@@ -100,8 +100,7 @@ class SourceCommit:
 
     def stage(self, batch: Batch, spool: bool) -> int:
         """Commit a batch of a large image under a staging ordinal: invisible until :meth:`finish`, and kept
-        over a
-        crash, so that a first copy goes on where it was. Returns that ordinal."""
+        over a crash, so that a first copy goes on where it was. Returns that ordinal."""
         self.store.check_room(batch.fresh.held if spool else 0)
         self._put(batch, spool)
         with self.catalog.transaction():
@@ -343,8 +342,7 @@ class SourceCommit:
 
     def adopt(self, target: str, image: bytes) -> Image | None:
         """A target says that it holds `image`: the cursor moves there if we know it. In one turn of the
-        writer,
-        because between a look-up and a cursor the image could be pruned."""
+        writer, because between a look-up and a cursor the image could be pruned."""
         held = self.catalog.image(image)
         if held is not None:
             with self.catalog.transaction():
@@ -387,8 +385,7 @@ class SourceCommit:
         """A source retains the newest image, every cursor, and what is on its way (rule 37).
 
         The image before the newest stays too: a push that has just chosen it had no time to say so. It is on
-        its
-        way before the next commit can be asked for, because one task asks for both.
+        its way before the next commit can be asked for, because one task asks for both.
         """
         # Measured on whichever clock is behind: one that jumps ahead must not make all targets look silent.
         horizon = min(newest.at_ns, self.now_ns()) - FORGET_AFTER_NS

@@ -1,8 +1,7 @@
 """One capture: dirty paths in, batches of changes out. Runs in the set's capture thread.
 
 The job compares with image `view` and yields batches of bounded size, so that memory does not grow with the
-number
-of files. A path is looked at once a job unless it is handed in again (it changed meanwhile).
+number of files. A path is looked at once a job unless it is handed in again (it changed meanwhile).
 """
 
 from __future__ import annotations
@@ -387,8 +386,7 @@ class Job:
 
 def watch_directory(reader: PathReader, watcher: Watcher | None, path: bytes) -> None:
     """Put a watch on the directory at image path `path`; a directory that is gone again is nobody's loss,
-    because
-    its parent's event is on its way. Raises WatchLimit."""
+    because its parent's event is on its way. Raises WatchLimit."""
     if watcher is None:
         return
     root_fd, below = reader.roots.resolve(path)

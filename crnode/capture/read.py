@@ -1,11 +1,9 @@
 """Reading one path of the source into an entry and the objects it needs. Runs in the capture thread.
 
 Nothing is followed: the parent directory is opened beneath its root (openat2), the last component with
-O_NOFOLLOW,
-and what was opened must be what lstat saw (rule 56). Content counts only when it is a state the file really
-had:
-the fingerprint is equal before and after, and a file touched less than 50 ms ago is read twice, or, if it is
-large, a little later (rule 52).
+O_NOFOLLOW, and what was opened must be what lstat saw (rule 56). Content counts only when it is a state the
+file really had: the fingerprint is equal before and after, and a file touched less than 50 ms ago is read
+twice, or, if it is large, a little later (rule 52).
 """
 
 from __future__ import annotations
@@ -62,9 +60,8 @@ class Fresh:
     new_bytes: int = 0  # bytes of all chunks that are not in the version before
 
     def hold(self, name: bytes, data: bytes | memoryview, budget: int, spill: Spill | None) -> None:
-        """Keep a new chunk in memory while the budget lasts; with `spill` what is held is written out
-        instead of
-        letting anything go (a spooling set, rule 55)."""
+        """Keep a new chunk in memory while the budget lasts; with `spill` what is held is written out instead
+        of letting anything go (a spooling set, rule 55)."""
         size = len(data)
         self.new_bytes += size
         if name in self.chunks:
@@ -426,8 +423,7 @@ class PathReader:
 
     def _old_chunks(self, old: Entry | None, fresh: Fresh) -> tuple[list[OldChunk], int | None]:
         """(chunks of the version before with their block hashes, its cutter); ([], None) when they are not
-        known:
-        the file is then cut as if it were new."""
+        known: the file is then cut as if it were new."""
         if old is None or old.level == 0 or old.content is None:
             return [], None
 

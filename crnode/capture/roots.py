@@ -1,10 +1,9 @@
 """The source's paths of a set, and how image paths map onto them.
 
 A set with one path has its contents at the top of the image. A set with several has each below a label: the
-path's
-last component, made unique. A root is held open by descriptor and remembered by identity (file system id and
-inode),
-so that an unmounted or replaced source is noticed before an empty image is made of it (rule 59).
+path's last component, made unique. A root is held open by descriptor and remembered by identity (file system
+id and inode), so that an unmounted or replaced source is noticed before an empty image is made of it (rule
+59).
 """
 
 from __future__ import annotations
@@ -161,8 +160,7 @@ class Selection:
     """Which paths of the tree belong to the set: gitignore meaning, as `pathspec` reads it.
 
     Without `include` everything belongs; `exclude` wins; directories belong unless excluded, so that what is
-    inside
-    can be reached. Raises ValueError for a pattern that cannot be read.
+    inside can be reached. Raises ValueError for a pattern that cannot be read.
     """
 
     def __init__(self, include: list[str], exclude: list[str], pages: list[str] | None = None) -> None:

@@ -141,8 +141,7 @@ def catalog_of(request: str) -> Path:
 
 def main(request: str) -> int:
     """Scan a whole set and write its dirty paths to standard output, each with its length in four bytes
-    before it;
-    a length of 2^32-1 says that the scan came to its end."""
+    before it; a length of 2^32-1 says that the scan came to its end."""
     os.nice(10)
     body = json.loads(request)
     selection = Selection(body["include"], body["exclude"])

@@ -1,8 +1,8 @@
 """When a changed path is ready to be captured. Pure: time comes in as an argument, in ns.
 
-A path is ready when it was closed after writing, or quiet for a while (20 ms); a path that is written
-without pause
-is taken at least once in a longer while (1 s). Deletions, renames and changed attributes are ready at once.
+A path is ready when it was closed after writing, or quiet for a while (20 ms); a path that is written without
+pause is taken at least once in a longer while (1 s). Deletions, renames and changed attributes are ready at
+once.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
 """Watching trees through inotify(7).
 
 Our own reader of the kernel's events, because overflow, ignored watches and the order of events decide what
-is
-captured, and the libraries that hide them lose changes. Directories are kept as a tree of nodes, so that a
-renamed
-directory moves with everything below it in O(1).
+is captured, and the libraries that hide them lose changes. Directories are kept as a tree of nodes, so that a
+renamed directory moves with everything below it in O(1).
 
 What inotify cannot do is answered here too: a directory that appears is reported as a tree to scan, since
-files are
-made in it before its watch exists; an overflow or a lost watch makes its owner scan; when the system's limit
-of
-watches is reached, :class:`WatchLimit` says which sysctl to raise and the owner falls back to scanning.
+files are made in it before its watch exists; an overflow or a lost watch makes its owner scan; when the
+system's limit of watches is reached, :class:`WatchLimit` says which sysctl to raise and the owner falls back
+to scanning.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Committing received images: the durable half of a target. Everything here runs in the writer thread.
 
-The order is the commit protocol's (r2 to r6): objects are verified and appended; entries gather in memory,
-or as
-staged rows once they are many; one turn of the writer then checks that every object the image newly names is
-there,
-that paths make a tree, and that the digest is the header's; packs are synced; one catalog transaction makes
-the image
-count. Only after that an acknowledgement leaves.
+The order is the commit protocol's (r2 to r6): objects are verified and appended; entries gather in memory, or
+as staged rows once they are many; one turn of the writer then checks that every object the image newly names
+is there, that paths make a tree, and that the digest is the header's; packs are synced; one catalog
+transaction makes the image count. Only after that an acknowledgement leaves.
 """
 
 from __future__ import annotations
@@ -319,8 +316,7 @@ class TargetCommit:
 
     def commit(self, incoming: Incoming) -> list[bytes]:
         """Verify and commit; returns the ids that are missing (then nothing was committed), or [] when the
-        image
-        is durable. Raises Refusal, RemoteProtocolError, CrnodeError (FULL), StoreFailed."""
+        image is durable. Raises Refusal, RemoteProtocolError, CrnodeError (FULL), StoreFailed."""
         header = incoming.header
         newest = self.catalog.newest()
         if newest is not None and newest.id == header.id:

@@ -1,8 +1,7 @@
 """Catching up when cursors differ: two nodes compare what they hold by ranges of paths and find what differs.
 
 One question with a border every so many entries, one answer with a digest for each range, then lists of the
-ranges
-that differ: two round trips for a few differences in a million entries.
+ranges that differ: two round trips for a few differences in a million entries.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
 """The live tree of a set at a target: native files of the newest image, ready for services.
 
 The catalog says which image the tree shows (`at`), which it is moving to (`target`), and which is durable on
-disk
-(`synced`); rows of all three are kept. A move that was interrupted is simply done again: every path that
-differs is
-compared by fingerprint and rewritten where it is not what it should be (rule 61). Files that somebody
-changed are
-moved aside, reported and put right, never overwritten (rule 63). Runs in the set's live thread; decisions
-about what
-to keep are in the catalog's transactions, which run in the writer thread.
+disk (`synced`); rows of all three are kept. A move that was interrupted is simply done again: every path that
+differs is compared by fingerprint and rewritten where it is not what it should be (rule 61). Files that
+somebody changed are moved aside, reported and put right, never overwritten (rule 63). Runs in the set's live
+thread; decisions about what to keep are in the catalog's transactions, which run in the writer thread.
 """
 
 from __future__ import annotations
@@ -205,10 +201,8 @@ class LiveTree:
 
     def _aim(self) -> Image:
         """Choose the newest image and note that the move goes there, before anything is written: a restart
-        first
-        finishes this very move, so that nothing it wrote is left behind (a1). In one transaction, because an
-        image
-        that is chosen and not noted may be pruned."""
+        first finishes this very move, so that nothing it wrote is left behind (a1). In one transaction,
+        because an image that is chosen and not noted may be pruned."""
         chosen: list[Image] = []
 
         def write() -> None:
@@ -488,8 +482,7 @@ class LiveTree:
         """Whether what stat(2) says is the file that we left at `path`, untouched.
 
         Removing or replacing one name of a hard link moves the ctime of its other names, by our own doing:
-        where
-        that can be (and where the file is `leaving` anyway) everything but the ctime has to agree.
+        where that can be (and where the file is `leaving` anyway) everything but the ctime has to agree.
         """
         known = self._known(path)
         if known is None:

@@ -1,13 +1,12 @@
 """The destination of a set at a target: whose it is, and where crnode's own files for it lie.
 
 Temporaries, the owner's mark and set-aside files lie in a *workspace* on the destination's file system:
-beside the
-destination (`.crnode-NAME`), so that the live tree holds exactly what the source has; inside it (`.crnode`)
-where the
-destination is a mount point of its own, because renames cannot leave a file system. The mark names the set;
-without it nothing is written (rule 64), and it records the destination's inode, so that a replaced one is
-noticed. The catalog remembers on which file system a destination was prepared (:class:`Prepared`): where that
-is not mounted the mark is away with it, and the bare mount point must not be taken for a new destination.
+beside the destination (`.crnode-NAME`), so that the live tree holds exactly what the source has; inside it
+(`.crnode`) where the destination is a mount point of its own, because renames cannot leave a file system. The
+mark names the set; without it nothing is written (rule 64), and it records the destination's inode, so that a
+replaced one is noticed. The catalog remembers on which file system a destination was prepared
+(:class:`Prepared`): where that is not mounted the mark is away with it, and the bare mount point must not be
+taken for a new destination.
 """
 
 from __future__ import annotations
@@ -203,8 +202,7 @@ def _unused(directory: Path, name: str) -> str:
 
 def release(place: Place) -> None:
     """Forget a destination whose set was removed: its files stay where they are, our own go unless something
-    was
-    set aside."""
+    was set aside."""
     (place.workspace / MARK).unlink(missing_ok=True)
     shutil.rmtree(place.temporary, ignore_errors=True)
     for directory in (place.aside, place.workspace):

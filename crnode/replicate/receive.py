@@ -1,8 +1,8 @@
 """The target side of one set: sessions with its source, the live tree, versions, healing.
 
 A session hands everything to the writer thread in the order it came and waits only for the verdict of a
-commit; the
-receiver's credit goes back when the writer has taken the bytes, so that a fast source never fills our memory.
+commit; the receiver's credit goes back when the writer has taken the bytes, so that a fast source never fills
+our memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Writing entries as native files: content, owner, mode, ACL, xattrs, times, in that order (rule 66).
 
-Used for live trees and for restores. Nothing outside the root is ever touched: parents are opened beneath
-it, and a
-new file is written as a temporary on the same file system and renamed into its place.
+Used for live trees and for restores. Nothing outside the root is ever touched: parents are opened beneath it,
+and a new file is written as a temporary on the same file system and renamed into its place.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@ them.
 
 A child reads one JSON request, a line, from its input (an argument may not be longer than 128 KiB). It
 answers in frames on its output: lengths of the two parts, a JSON header, and bytes; the agent replies in JSON
-lines. A child whose agent is gone
-ends by itself, at its next frame or line."""
+lines. A child whose agent is gone ends by itself, at its next frame or line."""
 
 from __future__ import annotations
 

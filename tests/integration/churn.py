@@ -1,8 +1,7 @@
 """A seeded program that keeps a tree in motion: creates, appends, rewrites, patches, renames, links, deletes.
 
 Run by itself: `python churn.py DIRECTORY SEED SECONDS`. Files called `keep-*` are only ever deleted, so that
-an
-archive can be checked for them.
+an archive can be checked for them.
 """
 
 from __future__ import annotations
