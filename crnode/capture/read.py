@@ -45,7 +45,7 @@ class Patch(NamedTuple):
 
 
 Spill = Callable[[dict[bytes, bytes]], None]
-"""Writes chunks (id -> bytes) to the source's own store, and returns when they are there."""
+"""Takes chunks (id -> bytes) out of memory: to the source's own store, or to the targets."""
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Fresh:
     new_bytes: int = 0  # bytes of all chunks that are not in the version before
 
     def hold(self, name: bytes, data: bytes | memoryview, budget: int, spill: Spill | None) -> None:
-        """Keep a new chunk in memory while the budget lasts; with `spill` what is held is written out instead
-        of letting anything go (a spooling set, rule 55)."""
+        """Keep a new chunk in memory while the budget lasts; with `spill` what is held goes there then (a
+        spooling set, rule 55, or what goes ahead)."""
         size = len(data)
         self.new_bytes += size
         if name in self.chunks:

@@ -587,7 +587,7 @@ class SourceSet:
         paths, reader = self._paths, self._reader
         assert paths is not None
         assert reader is not None
-        paths.spill = self._spill if self.spool else None
+        paths.spill = self._spill if self.spool else self._hand_over
         job = Job(paths, reader, self._view, self._selection, self._watcher, self.guard)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
         flags, losses = CLEAN, self._losses
@@ -624,6 +624,12 @@ class SourceSet:
     def _spill(self, chunks: dict[bytes, bytes]) -> None:
         """In the capture thread of a spooling set: waiting here is what slows the reader down to the disk."""
         self.writer.submit_from_thread(self.commit.spool, dict(chunks)).result()
+
+    def _hand_over(self, chunks: dict[bytes, bytes]) -> None:
+        """In the capture thread, in the midst of a large file: what was read goes ahead while the rest is
+        still read. What no link takes now is read again by the image's own push."""
+        fresh = Fresh(chunks, held=sum(map(len, chunks.values())))
+        self._loop.call_soon_threadsafe(self.on_staged, fresh)
 
     async def _read(self, job: Job, todo: list[tuple[bytes, bool]]) -> None:
         """Drive the job; batches that are full become staged rows."""

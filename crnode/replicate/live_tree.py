@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class LiveTree:
         self._aside = Aside(place.aside, aside_name)
         self._prints: dict[bytes, Fingerprint | None] = {}
         self._report = Report()
+        self._counting = threading.Lock()
         self._cleared: set[bytes] = set()
         # Paths of this move that hold something of ours, and not what the image has: until they were written
         # whole no change may build upon them, whatever the catalog's rows say.
@@ -295,7 +297,8 @@ class LiveTree:
 
     def _load(self, content: bytes) -> bytes:
         data = self.load(content)
-        self._report.bytes += len(data)
+        with self._counting:  # a second thread reads, too
+            self._report.bytes += len(data)
         return data
 
     # -- deletions

@@ -6,11 +6,14 @@ and a new file is written as a temporary on the same file system and renamed int
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -32,6 +35,8 @@ NOBODY = 65534
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 MIX_BYTES = 1 << 16
 LOADED = 16 << 20  # bytes of a change in place that are read before the first is written
+ALONE = 4 << 20  # bytes of a file for which no second thread is started
+BATCH, BATCH_MOST, DEPTH = 1 << 20, 64, 4  # bytes and chunks handed over at a time, and how many times ahead
 _PRIVILEGED = (b"security.", b"trusted.")
 
 Load = Callable[[bytes], bytes]
@@ -260,11 +265,13 @@ class TreeWriter:
             _write_all(fd, self.load(entry.content), 0)
             return
         holes = False
-        for offset, length, name in content.walk(entry.content, entry.level, self.load, size=entry.size):
-            if name == HOLE:
-                holes = holes or length > 0
-                continue
-            _write_all(fd, self.load(name), offset)
+        pieces = content.walk(entry.content, entry.level, self.load, size=entry.size)
+        with contextlib.closing(loaded(pieces, self.load)) as chunks:
+            for offset, data in chunks:
+                if data is None:
+                    holes = True
+                else:
+                    _write_all(fd, data, offset)
         if holes:
             os.ftruncate(fd, entry.size)
 
@@ -282,23 +289,29 @@ class TreeWriter:
             NotInPlace: a hole appeared.
         """
         assert entry.content is not None and old.content is not None
-        changes = differing((old.content, old.level), (entry.content, entry.level), self.load)
-        loaded: list[tuple[int, bytes]] = []
+        pieces = differing((old.content, old.level), (entry.content, entry.level), self.load)
+        with contextlib.closing(loaded(pieces, self.load)) as chunks:
+            return self._patch(entry, _no_holes(chunks), left)
+
+    def _patch(
+        self, entry: Entry, changes: Iterator[tuple[int, bytes]], left: Callable[[Fingerprint], None]
+    ) -> Outcome:
+        first: list[tuple[int, bytes]] = []
         size = 0
-        for offset, length, chunk in changes:
-            loaded.append((offset, self._in_place(chunk)))
-            size += length
+        for offset, data in changes:
+            first.append((offset, data))
+            size += len(data)
             if size > LOADED:
                 break
         parent, name = self.parent(entry.path)
         fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             try:
-                for offset, data in loaded:
+                for offset, data in first:
                     _write_all(fd, data, offset)
-                loaded.clear()
-                for offset, _, chunk in changes:
-                    _write_all(fd, self._in_place(chunk), offset)
+                first.clear()
+                for offset, data in changes:
+                    _write_all(fd, data, offset)
                 os.ftruncate(fd, entry.size)
                 note = self._attributes(fd, entry)
             except Exception:
@@ -307,11 +320,6 @@ class TreeWriter:
             return Outcome(fingerprint(os.fstat(fd)), note)
         finally:
             os.close(fd)
-
-    def _in_place(self, chunk: bytes) -> bytes:
-        if chunk == HOLE:
-            raise NotInPlace
-        return self.load(chunk)
 
     def mixes(self, path: bytes, versions: Sequence[tuple[bytes, int]], load: Load) -> bool:
         """Whether each byte of the file is what one of the versions (content id, level) has at its place."""
@@ -460,6 +468,72 @@ def _try(action: Callable[[], None], notes: list[str], name: bytes) -> None:
 def fingerprint(info: os.stat_result) -> Fingerprint:
     """The fingerprint of what stat(2) said."""
     return Fingerprint(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def loaded(
+    pieces: Iterable[tuple[int, int, bytes]], load: Load
+) -> Generator[tuple[int, bytes | None], None, None]:
+    """(offset, bytes) of (offset, length, id) of chunks, in order; None instead of the bytes of a hole that
+    is not empty. Of more than :data:`ALONE` bytes those to come are read and verified by a second thread:
+    both that and writing them happen in the kernel or without Python's lock. Raises what `load` raises, in
+    order. Close it when it is not used up."""
+    source = iter(pieces)
+    size = 0
+    for offset, length, name in source:
+        if name != HOLE:
+            size += length
+            yield offset, load(name)
+        elif length:
+            yield offset, None
+        if size > ALONE:
+            break
+    else:
+        return
+    with ThreadPoolExecutor(1, "load") as thread:
+        waiting: deque[tuple[list[int], Future[list[bytes | None]]]] = deque()
+        try:
+            while (batch := _batch(source)) or waiting:
+                if batch:
+                    waiting.append(([at for at, _ in batch], _submit(thread, [n for _, n in batch], load)))
+                if len(waiting) > DEPTH or not batch:
+                    offsets, done = waiting.popleft()
+                    yield from zip(offsets, done.result(), strict=True)
+        finally:
+            for _, done in waiting:
+                done.cancel()
+
+
+def _batch(source: Iterator[tuple[int, int, bytes]]) -> list[tuple[int, bytes]]:
+    """The next (offset, id) of about a megabyte."""
+    out, size = [], 0
+    for offset, length, name in source:
+        if name == HOLE and not length:
+            continue
+        out.append((offset, name))
+        size += length if name != HOLE else 0
+        if size >= BATCH or len(out) >= BATCH_MOST:
+            break
+    return out
+
+
+def _submit(thread: ThreadPoolExecutor, names: list[bytes], load: Load) -> Future[list[bytes | None]]:
+    try:
+        return thread.submit(_load_all, names, load)
+    except RuntimeError:  # no further thread can be started: then this one reads
+        done: Future[list[bytes | None]] = Future()
+        done.set_result(_load_all(names, load))
+        return done
+
+
+def _load_all(names: list[bytes], load: Load) -> list[bytes | None]:
+    return [None if name == HOLE else load(name) for name in names]
+
+
+def _no_holes(chunks: Iterable[tuple[int, bytes | None]]) -> Iterator[tuple[int, bytes]]:
+    for offset, data in chunks:
+        if data is None:
+            raise NotInPlace
+        yield offset, data
 
 
 def differing(old: tuple[bytes, int], new: tuple[bytes, int], load: Load) -> Iterator[tuple[int, int, bytes]]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crnode.errors import CrnodeError, ExitCode
-from crnode.platform.files import fsync_dir
+from crnode.platform.files import fsync_dir, start_writeback
 
 MAGIC = b"CRp1"
 HEADER = struct.Struct(">4sBBHIII32s")
@@ -36,6 +36,7 @@ HEADER_LENGTH = HEADER.size + 4  # with the crc32 behind it
 PACK_SIZE = (
     256 << 20
 )  # bytes at which a pack is sealed: one object for an object store, one step of collection
+WRITEBACK = 8 << 20  # bytes after which the disk is told to begin: it works while more is received
 STORED_LIMIT = 16 << 20  # no record is larger; a header that says so is damage
 _IOV_MAX = 1024
 _BUFFER = 1 << 20
@@ -197,6 +198,7 @@ class Packs:
             Lane, tuple[int, int, int]
         ] = {}  # lane -> (pack, descriptor, end of the last whole record)
         self._unsynced: set[Lane] = set()
+        self._begun: dict[Lane, int] = {}  # up to where the disk was told to begin with what is not synced
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self._lock = threading.Lock()
         numbers = self.numbers()
@@ -259,6 +261,11 @@ class Packs:
             self.used += offset - end
             self._open[lane] = (pack, fd, offset)
             self._unsynced.add(lane)
+            begun = self._begun.get(lane, end)
+            if offset - begun >= WRITEBACK:
+                start_writeback(fd, begun, offset - begun)
+                begun = offset
+            self._begun[lane] = begun
             if offset >= self.pack_size:
                 self.seal(lane)
         return out
@@ -306,6 +313,7 @@ class Packs:
             _, fd, _ = self._open[lane]
             self._fdatasync(fd)
             self._unsynced.discard(lane)
+            self._begun.pop(lane, None)
 
     def _fdatasync(self, fd: int) -> None:
         try:
@@ -315,13 +323,14 @@ class Packs:
             raise StoreFailed(f"fdatasync of a pack failed: {error}") from error
 
     def seal(self, lane: Lane) -> None:
-        """Sync the lane's pack and let no more be appended to it."""
+        """Sync the lane's pack and let no more be appended to it. It stays in the kernel's cache: a live tree
+        reads it next."""
         state = self._open.pop(lane, None)
+        self._begun.pop(lane, None)
         if state is None:
             return
         self._fdatasync(state[1])
         self._unsynced.discard(lane)
-        os.posix_fadvise(state[1], 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(state[1])
 
     def seal_all(self) -> None:

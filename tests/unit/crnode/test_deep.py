@@ -23,6 +23,13 @@ from crnode.capture.deep import request_for
 __all__ = ["memory"]
 
 
+class NothingDue:
+    """Stands where versions are proved."""
+
+    async def step(self, now_ns: int, *, idle: bool, pace: int) -> str:
+        return ""
+
+
 def tree(root: Path) -> int:
     """Files of all kinds; returns the bytes in them."""
     (root / "d" / "below").mkdir(parents=True)
@@ -40,7 +47,7 @@ def test_a_sound_source_is_compared_whole_and_once_a_week(tmp_path: Path, memory
     async def work(here: Capturing) -> None:
         agent = SimpleNamespace(
             sets=SimpleNamespace(sources={"1": SimpleNamespace(source=here.source, spec=here.source.spec)}),
-            calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True)),
+            calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True), schedule=NothingDue()),
         )
         idle = Idle(agent)  # type: ignore[arg-type]
         assert await idle.step(idle=False) == "deep web"  # due since 1970: even a busy node does it
@@ -112,7 +119,7 @@ def test_checks_at_idle_go_on_when_a_set_is_stopped(
         running = SimpleNamespace(source=here.source, spec=here.source.spec)
         agent = SimpleNamespace(
             sets=SimpleNamespace(sources={"1": running}),
-            calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True)),
+            calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True), schedule=NothingDue()),
             store=here.store,
             journal=SimpleNamespace(add=lambda kind, text: told.append(text)),
         )

@@ -34,6 +34,7 @@ from crnode.store.packs import Lane, Record
 from crnode.store.reader import BAD, UNTESTED
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
+from crnode.versions.retention import USUAL
 
 __all__ = ["small_disk"]
 UUID = SET.hex()
@@ -74,7 +75,7 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
         id="ab" * 16, name="shop", version=DocumentId(1, 0, 1), nodes=nodes, sets=(spec,)
     )
     events: list[tuple[str, str]] = []
-    commit_ = SimpleNamespace(catalog=catalog)
+    commit_ = SimpleNamespace(catalog=catalog, ladder=USUAL)
     said: list[tuple[str, bool]] = []
     target = SimpleNamespace(
         lacks=lambda text, damaged: said.append((text, damaged)), in_flight=lambda: None
