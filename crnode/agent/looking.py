@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,10 +15,11 @@ import apsw
 from crnode.agent.in_place import KEPT
 from crnode.agent.restore import Chosen, Progress, Restore
 from crnode.agent.threads import in_thread
-from crnode.cluster.document import ReplicationSet
+from crnode.cluster.document import Mode, ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.manifest import log_again
-from crnode.versions.look import Looker, shown
+from crnode.store.reader import Image
+from crnode.versions.look import Deleted, Looker, shown
 from crproto.entries import DIRECTORY, SYMLINK, Entry, Extra
 
 if TYPE_CHECKING:
@@ -50,12 +52,19 @@ class Looking:
 
     def control_handlers(self) -> dict[str, Handler]:
         """For the control socket."""
-        return {"ls": self._ls, "diff": self._diff, "search": self._search, "pin": self._pin}
+        return {
+            "ls": self._ls,
+            "deleted": self._deleted,
+            "diff": self._diff,
+            "search": self._search,
+            "pin": self._pin,
+        }
 
     def peer_methods(self) -> dict[str, Callable[[str, Args], Awaitable[Args]]]:
         """For other nodes."""
         return {
             "ls": self._peer_ls,
+            "deleted": self._peer_deleted,
             "diff": self._peer_diff,
             "search": self._peer_search,
             "pin": self._peer_pin,
@@ -124,6 +133,40 @@ class Looking:
             )
         entries, cut = _fitting([_row(entry, path) for entry in rows])
         return {"entries": entries, "more": cut or len(rows) == PAGE}
+
+    async def _deleted(self, args: Args, progress: Progress) -> Args:
+        """What is no more in the newest version, and since when: {"entries", "count", "bytes", "node",
+        "mode"}. An archive keeps all of it, so one is asked first."""
+        spec = self.agent.document.need_set(str(args["set"]))
+        question = {"set": spec.name, "path": args.get("path") or ""}
+        names = sorted(spec.targets, key=lambda name: spec.targets[name].mode is not Mode.ARCHIVE)
+        if args.get("node"):
+            names = [self.agent.document.need_node(str(args["node"])).name]
+        failed: CrnodeError | None = None
+        for name in names:
+            try:
+                answer = await self._ask(name, "deleted", question)
+            except CrnodeError as error:
+                failed = failed or error
+                continue
+            return {**answer, "node": name, "mode": spec.targets[name].mode.value}
+        raise failed or CrnodeError(f"Nobody keeps versions of {spec.name}.", "It has no targets.")
+
+    async def _peer_deleted(self, sender: str, args: Args) -> Args:
+        spec = self._readable(sender, args)
+        below = _path(args.get("path"))
+
+        def work(looker: Looker) -> tuple[list[Args], int, int]:
+            with looker.snapshot():
+                images = looker.images()
+                if not images:
+                    return [], 0, 0
+                rows, count, total = looker.deleted(images[-1].ordinal, below, 2 * PAGE)
+            return [_gone(row, images) for row in rows], count, total
+
+        rows, count, total = await self._look(spec, work)
+        entries, _ = _fitting(rows)
+        return {"entries": entries, "count": count, "bytes": total}
 
     # -- diff
 
@@ -360,6 +403,22 @@ def _row(entry: Entry, folder: bytes) -> Args:
         "size": entry.size,
         "time_ns": entry.mtime_ns,
         "target": os.fsdecode(target) if target is not None else None,
+    }
+
+
+def _gone(row: Deleted, images: list[Image]) -> Args:
+    """A path that was deleted: after the time of one version that is kept and by that of the next; and the
+    last version that has it, if there is one."""
+    ordinals = [image.ordinal for image in images]
+    at = bisect_left(ordinals, row.died)
+    having = images[at - 1] if at and row.born <= ordinals[at - 1] else None
+    return {
+        "path": os.fsdecode(row.path),
+        "kind": KINDS.get(row.kind, "file"),
+        "size": row.size,
+        "gone_ns": images[at].at_ns if at < len(images) else None,
+        "after_ns": images[at - 1].at_ns if at else None,
+        "version": having.sequence if having is not None else None,
     }
 
 

@@ -36,10 +36,31 @@ def register(app: typer.Typer) -> None:
 
 
 def ls(
-    place: Place, version: Version = None, at: At = None, data: Data = None, as_json: Json = False
+    place: Place,
+    version: Version = None,
+    at: At = None,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="What was deleted instead, since when, and who has it last.")
+    ] = False,
+    node: Annotated[
+        str | None,
+        typer.Option(metavar="NODE", help="With --deleted: which target is asked (default: an archive)."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
 ) -> None:
     """List what a folder of a version holds."""
     name, path = split_place(place)
+    if (deleted and (version or at)) or (node and not deleted):
+        raise CrnodeError(
+            "--deleted says what the newest version has no more, at one node.",
+            "",
+            "Leave --version and --at out." if deleted else "--node goes with --deleted.",
+            ExitCode.USAGE,
+        )
+    if deleted:
+        _list_deleted(data, name, path, node, as_json)
+        return
     wanted = chosen_version(data, name, version, at, as_json)
     with progress(f"Listing {place}", as_json):
         answer = _listing(data, name, path, wanted)
@@ -60,6 +81,32 @@ def ls(
     ]
     columns = ("kind", "mode", "owner", "group", "size", "changed", "name")
     show(table(f"{place} in version {answer['version']}", columns, rows, "The folder is empty."))
+
+
+def _list_deleted(data: Path | None, name: str, path: str | None, node: str | None, as_json: bool) -> None:
+    args = {"set": name, "path": path or "", "node": node}
+    with progress(f"Looking through {name}", as_json) as report:
+        answer = ask(data, "deleted", {k: v for k, v in args.items() if v is not None}, report, 120.0)
+    if as_json:
+        print_json(answer)
+        return
+    archive = answer["mode"] == "archive"
+    rows = [
+        (
+            moment(item["gone_ns"]),
+            size(item["size"]) if item["kind"] == "file" else None,
+            item["version"] if item["version"] is not None else "in the archive" if archive else "none",
+            item["path"],
+        )
+        for item in answer["entries"]
+    ]
+    columns = ("gone since", "size", "last version", "path")
+    show(table(f"Deleted from {name}", columns, rows, "Nothing that is kept was deleted."))
+    if rows:
+        kept = "all of it is kept in its live tree" if archive else "it is kept as long as a version has it"
+        show(f"{number(answer['count'])} paths, {size(answer['bytes'])}; at {answer['node']} {kept}.")
+    if answer["count"] > len(rows):
+        show(f"{number(answer['count'] - len(rows))} more are not named: name a folder with SET:PATH.")
 
 
 def _listing(data: Path | None, name: str, path: str | None, version: str | None) -> dict[str, Any]:

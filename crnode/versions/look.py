@@ -56,6 +56,16 @@ class Found(NamedTuple):
     last: int
 
 
+class Deleted(NamedTuple):
+    """A path that is no more: what it was last, and the ordinals [born, died) of images that had it so."""
+
+    path: bytes
+    kind: int
+    size: int
+    born: int
+    died: int
+
+
 class Looker(Reader):
     """A reader that may have temporary tables of its own. One thread at a time; close it soon."""
 
@@ -99,6 +109,27 @@ class Looker(Reader):
             (text, limit),
         )
         return [Found(*row) for row in rows]
+
+    def deleted(self, newest: int, below: bytes, limit: int) -> tuple[list[Deleted], int, int]:
+        """(the first paths at and below `below`, in order, of which rows are left and which image `newest`
+        has not; how many there are in all; bytes in them): files and links. What was renamed is among them,
+        under the name that it had."""
+        self._table("absent", "path BLOB, kind INTEGER, size INTEGER, born INTEGER, died INTEGER")
+        self._db.execute(
+            f"INSERT INTO absent SELECT {_PATH},e.kind,e.size,e.born,e.died FROM entry e"
+            " JOIN dir d ON d.id=e.dir"
+            f" WHERE e.died<=?1 AND e.died<4611686018427387904 AND e.kind!={DIRECTORY} AND NOT EXISTS"
+            " (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name AND n.born>e.born AND n.born<=?1)",
+            (newest,),
+        )
+        if below:
+            edge = "path=?1 OR (path>=?2 AND path<?3)"
+            self._db.execute(f"DELETE FROM absent WHERE NOT ({edge})", (below, below + b"/", below + b"0"))
+        rows: list[tuple[Any, ...]] = self._db.execute(
+            f"SELECT * FROM absent ORDER BY path LIMIT {int(limit)}"
+        ).fetchall()
+        count, size = self._one("SELECT count(*),sum(size) FROM absent") or (0, 0)
+        return [Deleted(*row) for row in rows], int(count), int(size or 0)
 
     def differences(self, first: int, second: int, below: bytes, limit: int) -> Differences:
         """What differs from image `first` to image `second`, at and below the path `below`; both are held.
@@ -187,4 +218,4 @@ def shown(entry: Entry, folder: bytes) -> bytes:
     return entry.path[len(folder) + 1 :] if folder and entry.path.startswith(folder + b"/") else entry.path
 
 
-__all__ = ["KINDS", "Difference", "Differences", "Found", "Looker", "shown"]
+__all__ = ["KINDS", "Deleted", "Difference", "Differences", "Found", "Looker", "shown"]

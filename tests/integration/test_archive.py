@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
-from harness import Cluster
+from harness import Cluster, crnode, wait_for
+
+from crnode.errors import ExitCode
 
 KINDS = ("folder", "file", "link")
 
@@ -71,3 +74,61 @@ def test_what_something_of_another_kind_replaces_is_kept(cluster: Cluster, tmp_p
             received |= tokens(source)
             assert received <= tokens(live), f"turn {turn}"
     assert box2.call("status")["sets"][0]["targets"][0]["unapplied"] == 0
+
+
+def test_an_archive_from_which_half_was_deleted_is_in_sync_and_says_since_when(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    shop1 = cluster.init()
+    cluster.join("box2")
+    cluster.join("box3")
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    contents = {
+        source / ("sub" if number % 2 else ".") / f"letter {number}": f"letter {number}\n" * 30
+        for number in range(60)
+    }
+    for path, text in contents.items():
+        path.write_text(text)
+    cluster.add_set(
+        "docs", "shop1", source, [f"box2:{tmp_path}/mirror"], archive_to=[f"box3:{tmp_path}/archive"],
+        keep=["newest:2"],
+    )  # fmt: skip
+    cluster.sync("docs")
+    first = shop1.call("versions", {"set": "docs"})["versions"][-1]["number"]
+    time.sleep(1.2)
+    gone = sorted(contents)[::2]
+    begun = time.time_ns()
+    for path in gone[:20]:
+        path.unlink()
+    cluster.sync("docs")
+    crnode("brake", "docs", "--percent", "0", "--data", str(shop1.data))  # it is meant
+    for path in gone[20:]:
+        path.unlink()
+    cluster.sync("docs")
+    time.sleep(1.2)
+    answer = shop1.call("deleted", {"set": "docs"})
+    assert (answer["node"], answer["mode"], answer["count"]) == ("box3", "archive", 30)
+    assert answer["bytes"] == sum(len(contents[path]) for path in gone)
+    assert [item["path"] for item in answer["entries"]] == sorted(str(p.relative_to(source)) for p in gone)
+    for item in answer["entries"]:
+        assert item["after_ns"] < item["gone_ns"] and begun < item["gone_ns"] <= time.time_ns()
+        assert item["version"] is not None and item["version"] >= first
+    inside = shop1.call("deleted", {"set": "docs", "path": "sub"})
+    assert 0 < inside["count"] < 30 and all(i["path"].startswith("sub/") for i in inside["entries"])
+
+    for number in range(4):  # versions that have them go, the archive keeps them
+        (source / "diary").write_text(f"day {number}")
+        cluster.sync("docs")
+        time.sleep(1.2)
+    wait_for(lambda: shop1.call("deleted", {"set": "docs", "node": "box2"})["count"] == 0)
+    answer = shop1.call("deleted", {"set": "docs"})
+    assert answer["count"] == 30 and {item["version"] for item in answer["entries"]} == {None}
+    (archive,) = (t for t in shop1.call("status")["sets"][0]["targets"] if t["node"] == "box3")
+    assert archive["state"] == "in sync" and archive["lag_s"] == 0
+    for path, text in contents.items():
+        assert (tmp_path / "archive" / path.relative_to(source)).read_text() == text
+    said = crnode("ls", "docs:sub", "--deleted", "--data", str(shop1.data)).stdout
+    assert "in the archive" in said and "sub/letter" in said and "kept in its live tree" in said
+    done = crnode("ls", "docs", "--deleted", "--version", "1", "--data", str(shop1.data), check=False)
+    assert done.returncode == ExitCode.USAGE
