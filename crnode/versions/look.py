@@ -22,6 +22,7 @@ _WHAT = (
     " WHEN b.mode!=e.mode OR b.owner!=e.owner OR b.grp!=e.grp OR b.extra!=e.extra"
     " OR (e.kind=1 AND b.mtime_ns!=e.mtime_ns) THEN 'attributes' END"
 )
+MANY = 0.2  # rows that came between two images, to one of the later: above, the whole table is read through
 KINDS = ("added", "changed", "attributes", "deleted", "renamed")
 _BACKWARDS = {"added": "deleted", "deleted": "added"}
 
@@ -175,6 +176,53 @@ class Looker(Reader):
         """Fill the tables came, gone and renamed."""
         for name in ("came", "gone", "renamed"):
             self._db.execute(f"DROP TABLE IF EXISTS temp.{name}")
+        image = self.image_at(high)
+        many = int((image.entries if image is not None else 0) * MANY)
+        found = self._one(
+            "SELECT count(*) FROM (SELECT 1 FROM entry WHERE born>?1 AND born<=?2 LIMIT ?3)",
+            (low, high, many + 1),
+        )
+        if found is not None and found[0] > many:
+            self._read_through(low, high)
+        else:
+            self._look_up(low, high)
+        one = (
+            "SELECT path,size,content,row_number() OVER (PARTITION BY content,size ORDER BY path) AS n"
+            " FROM {} WHERE kind=1 AND content IS NOT NULL{}"
+        )
+        added = one.format("came", " AND what='added'")
+        self._db.execute(
+            "CREATE TEMP TABLE renamed AS SELECT c.path AS path,g.path AS before,c.size AS size"
+            f" FROM ({added}) c JOIN ({one.format('gone', '')}) g"
+            " ON g.content=c.content AND g.size=c.size AND g.n=c.n"
+        )
+
+    def _read_through(self, low: int, high: int) -> None:
+        """Fill came and gone in one pass over the whole table, in its own order: what a path was and what it
+        is stand beside each other there. A look-up costs as much as ten rows."""
+        self._db.execute("DROP TABLE IF EXISTS temp.row")
+        self._db.execute(
+            "CREATE TEMP TABLE row AS SELECT dir,name,born>?1 AS new,kind,mode,owner,grp,mtime_ns,size,"
+            "content,extra"
+            " FROM entry WHERE (born<=?1 AND died>?1 AND died<=?2) OR (born>?1 AND born<=?2 AND died>?2)"
+            " ORDER BY dir,name,born",
+            (low, high),
+        )
+        beside = "LEFT JOIN row {0} ON {0}.rowid=e.rowid{1} AND {0}.dir=e.dir AND {0}.name=e.name"
+        self._db.execute(
+            f"CREATE TEMP TABLE came AS SELECT {_PATH} AS path,e.kind AS kind,e.size AS size,"
+            f"e.content AS content,b.size AS old_size,{_WHAT} AS what FROM row e {beside.format('b', '-1')}"
+            f" JOIN dir d ON d.id=e.dir WHERE e.new AND {_WHAT} IS NOT NULL"
+        )
+        self._db.execute(
+            f"CREATE TEMP TABLE gone AS SELECT {_PATH} AS path,e.kind AS kind,e.size AS size,"
+            f"e.content AS content FROM row e {beside.format('n', '+1')} JOIN dir d ON d.id=e.dir"
+            " WHERE NOT e.new AND n.dir IS NULL"
+        )
+        self._db.execute("DROP TABLE temp.row")
+
+    def _look_up(self, low: int, high: int) -> None:
+        """Fill came and gone by looking each path up that changed."""
         self._db.execute(
             f"CREATE TEMP TABLE came AS SELECT {_PATH} AS path,e.kind AS kind,e.size AS size,"
             f"e.content AS content,b.size AS old_size,{_WHAT} AS what FROM entry e JOIN dir d ON d.id=e.dir"
@@ -189,16 +237,6 @@ class Looker(Reader):
             " AND NOT EXISTS (SELECT 1 FROM entry n WHERE n.dir=e.dir AND n.name=e.name"
             " AND n.born<=?2 AND n.died>?2)",
             (low, high),
-        )
-        one = (
-            "SELECT path,size,content,row_number() OVER (PARTITION BY content,size ORDER BY path) AS n"
-            " FROM {} WHERE kind=1 AND content IS NOT NULL{}"
-        )
-        added = one.format("came", " AND what='added'")
-        self._db.execute(
-            "CREATE TEMP TABLE renamed AS SELECT c.path AS path,g.path AS before,c.size AS size"
-            f" FROM ({added}) c JOIN ({one.format('gone', '')}) g"
-            " ON g.content=c.content AND g.size=c.size AND g.n=c.n"
         )
 
     def _table(self, name: str, columns: str) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from store_samples import SET, commit, directory, file
 
 from crnode.store.catalog import Catalog
+from crnode.versions import look
 from crnode.versions.look import Difference, Looker
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
 from crproto.paths import split
@@ -109,9 +111,13 @@ def test_what_is_said_is_what_the_images_say(
         images = catalog.images()
         with Looker(work) as looker:
             for (i, one), (j, two) in itertools.permutations(enumerate(states), 2):
-                found = looker.differences(images[i].ordinal, images[j].ordinal, below, 1000)
+                ordinals = images[i].ordinal, images[j].ordinal
+                with mock.patch.object(look, "MANY", -1):
+                    read_through = looker.differences(*ordinals, below, 1000)
+                with mock.patch.object(look, "MANY", 100):
+                    found = looker.differences(*ordinals, below, 1000)
                 expected = _differences(one, two, below)
-                assert found.rows == expected
+                assert found.rows == expected and read_through == found
                 assert sum(paths for paths, _ in found.counts.values()) == len(expected)
                 for what, (paths, size) in found.counts.items():
                     rows = [d for d in expected if d.what == what]
