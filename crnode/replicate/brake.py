@@ -92,8 +92,8 @@ class Brake:
         self._catalog, self._record, self._load = catalog, record, load
         self._journal, self._now_ns = journal, now_ns
         self._reader: Counter | None = None
-        self._judged = 0  # ordinal of the image up to which changes are counted,
-        self._since = 0  # ... and how many there were since files were last counted
+        self._judged = 0  # ordinal of the image that was judged last,
+        self._since = 0  # ... and how many changes there were since files were last counted
         self._passed = (0, 0)  # the last two ordinals between which nothing was found
 
     def close(self) -> None:
@@ -111,24 +111,25 @@ class Brake:
             raise self._error(found)
 
     def look(self, at: int, newest: Image) -> None:
-        """Judge what came since; note and tell what is to be held, and what is not any more."""
+        """Judge what came since; note and tell what is to be held, and what is not any more. Where little
+        changed it costs some microseconds."""
         if self._passed == (at, newest.ordinal):
             return
         reader, percent = self._open(), self._percent()
+        tripped: Held | None = None
         with reader.snapshot():
             found = held(reader)
-            images = reader.images()
-            same = any(i.digest == newest.digest for i in images if i.ordinal < (found or newest).ordinal)
-            tripped = None
-            if found is None and at and percent and not same:
-                tripped = self._look(reader, at, newest, images, percent)
+            same = found is not None and _is_as_before(reader, newest, found.ordinal)
+            if found is None and at and percent and self._due(reader, at, newest):
+                tripped = self._look(reader, newest, percent)
         if found is not None and (same or not percent):
             why = "it is again as it was" if same else "its brake was turned off"
             self._record(partial(_release, self._catalog))
             self._journal(f"Set {self.name}: {why}; the live tree goes on.")
         elif tripped is not None:
-            self._record(lambda: self._note(tripped))
-            self._journal(f"Set {self.name}: {self._error(tripped)}")
+            noted = tripped
+            self._record(lambda: self._note(noted))
+            self._journal(f"Set {self.name}: {self._error(noted)}")
         if found is None and tripped is None:
             self._passed = (at, newest.ordinal)
 
@@ -137,29 +138,33 @@ class Brake:
             self._reader = Counter(connect(self._catalog.path))
         return self._reader
 
-    def _look(
-        self, reader: Counter, at: int, newest: Image, images: list[Image], percent: int
-    ) -> Held | None:
-        accepted = int.from_bytes(reader.meta(ACCEPTED) or b"", "big")
-        base = baseline(images, newest, accepted)
-        if base is None:
-            return None
+    def _due(self, reader: Counter, at: int, newest: Image) -> bool:
+        """Whether so much changed since files were last counted that they are counted again."""
         step = max(LEAST // 2, int(newest.entries * STEP))
-        if self._judged == at and at:
+        if self._judged:  # what was skipped since then is counted twice at most
             self._since += reader.changed(at, newest.ordinal, step)
         else:
             self._since = step  # nothing is known: this agent has just begun
         self._judged = newest.ordinal
         if self._since < step:
-            return None
+            return False
         self._since = 0
+        return True
+
+    def _look(self, reader: Counter, newest: Image, percent: int) -> Held | None:
+        accepted = int.from_bytes(reader.meta(ACCEPTED) or b"", "big")
+        images = reader.images()
+        base = baseline(images, newest, accepted)
+        if base is None or _is_as_before(reader, newest, newest.ordinal):
+            return None
         counts = reader.counts(base.ordinal, newest.ordinal, self._load)
         before = [image for image in images if accepted <= image.ordinal <= base.ordinal]
         why = judge(counts, reader.usual(before), percent)
         if not why:
             return None
         spoken = time.strftime("%Y-%m-%d %H.%M", time.localtime(newest.at_ns / 10**9))
-        return Held(newest.ordinal, newest.sequence, self._now_ns(), base.sequence, NAME + spoken, why)
+        before_it = reader.last_before(counts, [i for i in images if base.ordinal <= i.ordinal], newest)
+        return Held(newest.ordinal, newest.sequence, self._now_ns(), before_it.sequence, NAME + spoken, why)
 
     def _note(self, found: Held) -> None:
         base = next((i for i in self._catalog.images() if i.sequence == found.before), None)
@@ -177,3 +182,8 @@ class Brake:
             f" source: crnode brake {self.name} --roll-back.",
             ExitCode.REFUSED,
         )
+
+
+def _is_as_before(reader: Reader, newest: Image, ordinal: int) -> bool:
+    """Whether an image is to the letter one that is kept here from before `ordinal`: somebody went back."""
+    return any(image.digest == newest.digest for image in reader.images() if image.ordinal < ordinal)

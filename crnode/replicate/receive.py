@@ -394,9 +394,7 @@ class TargetSet:
                         await self._wake.wait()
                 self._wake.clear()
                 try:
-                    await self._judge()
-                    await self._look_at_place()
-                    await self._move()
+                    await self._move_if_possible()
                     if self._apply_again:
                         await self._apply_lacking()
                     if self._syncing is not None and self._syncing.done():
@@ -496,8 +494,15 @@ class TargetSet:
             self._journal("drift", text)
         return place
 
+    async def _move_if_possible(self) -> None:
+        try:
+            await self._look_at_place()
+        except (CrnodeError, OSError):
+            await self._judge()  # a mass change is told at once, also where it cannot be shown
+            raise
+        await self._move()
+
     async def _judge(self) -> None:
-        """Look at what came also while the destination cannot be used: a person is told at once."""
 
         def look() -> None:
             if self._reader is None:

@@ -20,7 +20,8 @@ from crproto.ids import HOLE
 WINDOW_NS = 3600 * 10**9
 SAMPLE = 32  # rewritten files whose content is looked at
 BEGINNING = 64 << 10  # bytes of each
-SHORTEST = 512  # bytes of a file that says anything about structure
+SHORTEST = 200  # bytes of a file that says anything about structure
+BEFORE = 0.99  # of the change that is seen from the baseline: what a version before it has to see, too
 HISTORY = 16  # pairs of earlier versions that tell what is usual
 
 Load = Callable[[bytes], bytes]
@@ -29,6 +30,9 @@ _DIED = (
     "SELECT e.content,e.level,e.size,n.kind,n.content,n.level,n.size FROM entry e"
     " LEFT JOIN entry n ON n.dir=e.dir AND n.name=e.name AND n.born<=?2 AND n.died>?2"
     f" WHERE e.died>?1 AND e.died<=?2 AND e.born<=?1 AND e.kind={FILE}"
+    # What is again as an older version has it was brought back (rule 83).
+    " AND NOT EXISTS (SELECT 1 FROM entry o WHERE o.dir=e.dir AND o.name=e.name AND o.born<e.born"
+    " AND n.kind=o.kind AND n.content IS o.content AND n.size=o.size)"
 )
 
 
@@ -84,6 +88,15 @@ class Counter(Reader):
                 left[key] -= 1
                 count += 1
         return count
+
+    def last_before(self, found: Counts, images: list[Image], newest: Image) -> Image:
+        """The latest of `images`, the first of which is the baseline, from which nearly all of what was found
+        is seen: the last version before the change began."""
+        for image in reversed([image for image in images[1:] if image.ordinal < newest.ordinal]):
+            seen = self.counts(image.ordinal, newest.ordinal)
+            if seen.deleted + seen.rewritten >= BEFORE * (found.deleted + found.rewritten):
+                return image
+        return images[0]
 
     def usual(self, before: list[Image]) -> Iterator[Counts]:
         """The same counts between neighbours of these images, the latest first."""
