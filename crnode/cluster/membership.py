@@ -54,6 +54,7 @@ class SetSpec(BaseModel):
     page_files: Annotated[list[str], Field(max_length=MAX_PATTERNS)] = []
     adopt: bool = False
     privileged: bool = False
+    brake_percent: Annotated[int, Field(ge=0, le=100)] = 50
     keep: Annotated[list[str], Field(max_length=MAX_RUNGS)] = []  # rungs, each 'PERIOD:COUNT' or with an age
 
     @classmethod
@@ -232,6 +233,7 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
             targets=targets,
             privileged=spec.privileged,
             keep=parse_rungs(what, spec.keep),
+            brake_percent=spec.brake_percent,
             created_at_ns=now,
         )
     except ValidationError as error:

@@ -79,4 +79,4 @@ def test_a_link_to_itself_in_place_of_a_folder_stops_one_set(
     node.start()
     (tmp_path / "two" / "g").write_bytes(b"g")
     cluster.sync("two")
-    assert any("one" in w for w in cluster.master.call("status")["warnings"])
+    wait_for(lambda: any("one" in w for w in cluster.master.call("status")["warnings"]))

@@ -82,7 +82,7 @@ def shop(cluster: Cluster, tmp_path: Path) -> tuple[Cluster, Path]:
     source = tmp_path / "source"
     source.mkdir()
     tree(source)
-    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"])
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"], brake_percent=0)
     cluster.sync("docs")
     time.sleep(1.1)  # what is followed by quiet stays a version
     return cluster, source
@@ -295,7 +295,7 @@ def test_back_to_an_empty_beginning(cluster: Cluster, tmp_path: Path) -> None:
     cluster.join("box2")
     source = tmp_path / "source"
     source.mkdir()
-    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"])
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"], brake_percent=0)
     cluster.sync("docs")
     time.sleep(1.1)
     good = str(newest(cluster))
@@ -355,7 +355,7 @@ def test_a_far_target_and_a_log_that_grows(cluster: Cluster, tmp_path: Path) -> 
     source = tmp_path / "source"
     source.mkdir()
     tree(source)
-    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"])
+    cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path / 'live'}"], brake_percent=0)
     cluster.sync("docs")
     time.sleep(1.5)
     good = str(newest(cluster))
