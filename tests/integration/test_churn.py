@@ -46,7 +46,8 @@ def test_kill_everything_at_random_moments(cluster: Cluster, tmp_path: Path) -> 
     cluster.join("mirror")
     cluster.join("archive")
     cluster.add_set("docs", "shop1", source, [f"mirror:{tmp_path}/mirrored"], brake_percent=0)
-    cluster.add_set("kept", "shop1", source, [f"archive:{tmp_path}/archived"], mode="archive", brake_percent=0)
+    archive = [f"archive:{tmp_path}/archived"]
+    cluster.add_set("kept", "shop1", source, archive, mode="archive", brake_percent=0)
     cluster.sync("docs")
     cluster.sync("kept")
     churn = subprocess.Popen(
