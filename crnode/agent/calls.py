@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from crnode.agent import doctor, status
 from crnode.agent.brake import Brakes
+from crnode.agent.groups import Groups, settled
 from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
@@ -22,7 +23,7 @@ from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
 from crnode.agent.schedule import Schedule
 from crnode.agent.sets import RunningSource
-from crnode.cluster.document import Mode, ReplicationSet, Role, sentence
+from crnode.cluster.document import ReplicationSet, Role, sentence
 from crnode.cluster.keep import DEFAULT
 from crnode.cluster.membership import (
     SetSpec,
@@ -69,6 +70,7 @@ class Calls:
         self.proof = Proof(agent, self.restore, self._forward)
         self.schedule = Schedule(agent, self.proof)
         self.brakes = Brakes(agent, self._forward, self._restore)
+        self.groups = Groups(agent, self._forward, self._sync, self._peer_settle, self._master_only)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
@@ -81,6 +83,9 @@ class Calls:
             "set.list": self._set_list,
             "set.show": self._set_show,
             "set.add": self._set_add,
+            "group.add": self.groups.add,
+            "group.members": self.groups.members,
+            "group.conflicts": self.groups.conflicts,
             "set.remove": self._set_remove,
             "set.keep": self._set_keep,
             "set.rebase": self._set_rebase,
@@ -110,6 +115,7 @@ class Calls:
             "versions": self._peer_versions,
             "rebase": self._peer_rebase,
             "grant": self._peer_grant,
+            "conflicts": self.groups.peer_conflicts,
             "restore": self._peer_restore,
             "verify": self._peer_verify,
             "brake": self.brakes.peer,
@@ -206,17 +212,39 @@ class Calls:
         self._master_only("Saying what is kept")
         name, rungs = str(args["name"]), [str(text) for text in args.get("keep") or []]
         node = str(args["node"]) if args.get("node") else None
-        await self.agent.change(keep_versions(self.agent.document, name, rungs, node))
-        spec = self._set(name)
+        document = keep_versions(self.agent.document, name, rungs, node)
+        spec = document.need_set(name)
         said = {target: _rungs(spec, target) for target in spec.targets}
+        own = [target for target in spec.targets if node is None and spec.targets[target].keep is not None]
+        goes = {target: await self._goes(spec, target) for target in said if target in (node or target,)}
+        await self.agent.change(document)
         where = f" at {node}" if node else ""
         what = ", ".join(rungs) or "as usual"
         self.agent.journal.add("cluster", f"Set {name} keeps its versions{where} {what} from now on.", name)
-        return {"set": name, "keep": said}
+        return {"set": name, "keep": said, "own": own, "goes": {n: goes[n] for n in goes if n not in own}}
+
+    async def _goes(self, spec: ReplicationSet, node: str) -> int | None:
+        """How many versions a target thins out by these rungs at once; None: it does not answer."""
+        question = {"set": spec.name, "plan": True, "keep": _rungs(spec, node)}
+        try:
+            if node == self.agent.node.name:
+                answer = await self._peer_versions(node, question)
+            else:
+                answer = await self._forward(node, "versions", question, 10)
+        except CrnodeError:
+            return None
+        return sum(not row["keep"] for row in answer["versions"])
 
     async def _set_rebase(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["name"]))
         node = str(args.get("node") or spec.source)
+        if spec.members and node not in spec.targets:
+            raise CrnodeError(
+                f"{spec.name} is a group, which has no source of its own.",
+                f"Its members are {', '.join(spec.members)}, its targets {', '.join(spec.targets)}.",
+                "Name a member, or with --node one of the targets.",
+                ExitCode.USAGE,
+            )
         if node != spec.source and node not in spec.targets:
             raise CrnodeError(
                 f"{node} has no part in set {spec.name}.",
@@ -274,6 +302,8 @@ class Calls:
     async def _sync(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["set"]))
         seconds = float(args.get("timeout_s") or SYNC_SECONDS)
+        if spec.members:
+            return await self.groups.sync(spec, seconds, progress)
         if spec.source == self.agent.node.name:
             return await self.sync(spec, seconds, progress)
         return await self._forward(
@@ -331,7 +361,7 @@ class Calls:
             raise CrnodeError(
                 f"Set {spec.name}: not every target has everything.",
                 said if said.endswith(".") else f"{said}.",
-                "Repeat it when they are back.",
+                "See crnode status; repeat it when that is mended.",
                 ExitCode.BEHIND,
             )
         return out
@@ -399,26 +429,23 @@ class Calls:
             elif not reason:
                 reason = f"it is {push.state}, at image {push.lag.acknowledged} of {sequence}"
             return {"node": name, "ok": False, "reason": reason}
-        said = []
-        if put_right := int(str(answer.get("put_right", 0))):
-            said.append(f"{put_right} local changes were put right")
-        if unapplied := int(str(answer.get("unapplied", 0))):
-            said.append(f"{counted(unapplied)} cannot be held there, see crnode status")
-        reason = "; ".join(said)
-        return {
-            "node": name,
-            # An archive is there for its versions, which have all; a mirror shall show what the source has.
-            "ok": not unapplied or running.spec.targets[name].mode is not Mode.MIRROR,
-            "reason": reason,
-            "digest": answer.get("digest"),
-            "unapplied": unapplied,
-            "unapplied_examples": answer.get("problems", []),
-        }
+        return settled(name, answer, running.spec.targets[name].mode)
+
+    async def _has_members(self, uuid: str, members: tuple[str, ...]) -> None:
+        for _ in range(BEGIN_WAITS):
+            running = self.agent.sets.targets.get(uuid)
+            if running is not None and running.spec.members == members:
+                return
+            await asyncio.sleep(BEGIN_WAIT_SECONDS)
 
     async def _peer_settle(self, sender: str, args: Args) -> Args:
+        if args.get("members"):  # the document that says so may be on its way
+            await self._has_members(str(args["set"]), tuple(args["members"]))
         running = self.agent.sets.targets.get(str(args.get("set")))
-        if running is None or running.spec.source != sender:
+        if running is None or not (running.spec.members or running.spec.source == sender):
             raise CrnodeError("This node does not receive that set from you.", "", "", ExitCode.REFUSED)
+        if running.feed is not None:
+            await running.feed.made()
         report = await running.target.check_live()
         await running.target.settled()
         if running.target.status.damaged:
@@ -435,6 +462,7 @@ class Calls:
         return {
             "put_right": len(report.put_right),
             "digest": newest.digest.hex() if newest is not None else "",
+            "sequence": newest.sequence if newest is not None else 0,
             "unapplied": running.target.status.unapplied,
             "problems": status.named(running.target.status.problems[:EXAMPLES]),
         }
@@ -509,6 +537,13 @@ class Calls:
     async def _restore(self, args: Args, progress: Progress) -> Args:
         spec = self._set(str(args["set"]))
         if args.get("in_place"):
+            if spec.members:
+                raise CrnodeError(
+                    f"{spec.name} is a group, which has no place of its own at a source.",
+                    f"Its members are {', '.join(spec.members)}.",
+                    f"Bring back what one of them had: crnode restore {spec.members[0]} --in-place --at …",
+                    ExitCode.USAGE,
+                )
             if spec.source == self.agent.node.name:
                 return await self.in_place.run(spec, args, progress)
             return await self._forward(spec.source, "restore", args)
@@ -517,7 +552,7 @@ class Calls:
             return await self.restore.run(spec, args, progress)
         self.agent.document.need_node(node)
         self._master_only("A restore on another node")
-        for holder in (spec.source, *spec.targets):
+        for holder in filter(None, (spec.source, *spec.targets)):
             if holder == self.agent.node.name:
                 self.agent.server.grant(node, spec.uuid)
             elif holder != node:
@@ -651,11 +686,6 @@ def _what_is_accepted(name: str, destination: Path) -> str:
         " prepared, what it holds now is first moved aside, to '.crnode"
         f"-{destination.name}/aside' beside it (in '.crnode/aside' where it is a mount point)."
     )
-
-
-def counted(paths: int) -> str:
-    """'1 path', '2 paths'."""
-    return f"{paths} path{'' if paths == 1 else 's'}"
 
 
 def _check_known(name: str, path: str | None, answers: list[Args], silent: dict[str, str]) -> None:

@@ -34,7 +34,14 @@ class Healer:
         spec = self.agent.document.set_by_uuid(uuid)
         if spec is None:
             return []
-        return [n for n in (spec.source, *spec.targets) if n != self.agent.node.name]
+        return [n for n in (spec.source, *spec.targets) if n not in ("", self.agent.node.name)]
+
+    def _members(self, uuid: str) -> list[str]:
+        """The sets that a group is made of, by uuid; none for a set."""
+        document = self.agent.document
+        spec = document.set_by_uuid(uuid)
+        found = [document.set_named(name) for name in spec.members] if spec is not None else []
+        return [member.uuid for member in found if member is not None]
 
     async def heal(self, uuid: str, ids: set[bytes]) -> set[bytes]:
         """Fetch `ids` and store them; returns those that are whole again."""
@@ -68,6 +75,8 @@ class Healer:
                 await self._own_tree(running.target, ids, paths, found)
             except CrnodeError:  # no room to keep anything
                 return found
+        for member in self._members(uuid):  # what a group has came with its members
+            found |= await self.fetch(member, {i for i in ids if i not in found}, paths)
         for name in self.holders(uuid):
             wanted = [i for i in ids if i not in found]
             if not wanted:

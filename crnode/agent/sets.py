@@ -25,6 +25,7 @@ from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
 from crnode.replicate.commit import TargetCommit
+from crnode.replicate.group import GroupFeed, Member
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
 from crnode.replicate.receive import TargetSet
@@ -82,6 +83,8 @@ class RunningTarget:
     target: TargetSet
     commit: TargetCommit
     task: asyncio.Task[None]
+    feed: GroupFeed | None = None  # of a group: what makes its images here
+    feeding: asyncio.Task[None] | None = None
 
 
 class Sets:
@@ -122,6 +125,7 @@ class Sets:
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
         self.readers_roots: dict[str, set[int]] = {}  # ordinals that running restores of a set read
+        self.bundled: dict[str, dict[str, set[int]]] = {}  # set -> group -> ordinals that it is made of
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
         self.refused: dict[str, str] = {}  # sets that cannot run here, and why
         self.returning: set[asyncio.Task[None]] = set()  # tasks that let sets go on which they stopped
@@ -143,8 +147,11 @@ class Sets:
                 await self._stop_target(uuid, removed=uuid not in theirs)
             for spec in mine.values():
                 await self._guarded(spec, partial(self._source, spec))
-            for spec in theirs.values():
+            for spec in sorted(theirs.values(), key=lambda spec: bool(spec.members)):  # groups come last
                 await self._guarded(spec, partial(self._target, spec))
+            for running in self.targets.values():
+                if running.feed is not None:
+                    running.feed.look()
             await self._forget_removed(document)
             known = mine.keys() | theirs.keys()
             for uuid in [u for u in self.refused if u not in known]:
@@ -496,7 +503,7 @@ class Sets:
             archive=target.mode is Mode.ARCHIVE,
             ladder=ladder,
             now_ns=self.now_ns,
-            retain_roots=lambda: set(roots),
+            retain_roots=lambda: roots.union(*self.bundled.get(spec.uuid, {}).values()),
         )
         destination, uuid = self.destination(spec), bytes.fromhex(spec.uuid)
 
@@ -517,9 +524,44 @@ class Sets:
             root=os.geteuid() == 0,
             doubtful=partial(self.doubtful, spec.uuid),
         )
-        self.targets[spec.uuid] = RunningTarget(
-            spec, here, commit, self._task(here.run(), "target", spec)
+        running = RunningTarget(spec, here, commit, self._task(here.run(), "target", spec))
+        self.targets[spec.uuid] = running
+        if spec.members:
+            self._feed(running)
+        else:
+            here.on_image = partial(self._image_came, spec.name)
+
+    def _feed(self, running: RunningTarget) -> None:
+        """Make the images of a group here, out of what its members' targets have."""
+        spec = running.spec
+
+        def members() -> list[Member]:
+            return [
+                Member(r.spec.name, r.spec.uuid, r.target.catalog)
+                for r in self.targets.values()
+                if r.spec.name in spec.members
+            ]
+
+        def spare(member: str, ordinals: set[int]) -> None:
+            self.bundled.setdefault(member, {})[spec.uuid] = ordinals
+
+        running.feed = GroupFeed(
+            spec,
+            running.target,
+            running.commit,
+            self.writer,
+            members,
+            incarnation=bytes.fromhex(self.node.incarnation),
+            spare=spare,
+            heal=self.heal,
+            journal=lambda kind, text: self.journal(kind, text, spec.name),
         )
+        running.feeding = self._task(running.feed.run(), "bundling", spec)
+
+    def _image_came(self, name: str) -> None:
+        for running in self.targets.values():
+            if running.feed is not None and name in running.spec.members:
+                running.feed.look()
 
     def _check_target(self, spec: ReplicationSet) -> None:
         place = self.destination(spec).resolve()
@@ -573,6 +615,10 @@ class Sets:
     async def _stop_target(self, uuid: str, *, removed: bool) -> None:
         running = self.targets.pop(uuid)
         await running.target.close_session("The set was changed or removed.")
+        if running.feeding is not None:
+            await _cancel(running.feeding)
+        for groups in self.bundled.values():
+            groups.pop(uuid, None)
         await _cancel(running.task)
         if removed:
             with contextlib.suppress(OSError):
@@ -657,4 +703,5 @@ def _same_target(old: ReplicationSet, new: ReplicationSet, node: str) -> bool:
         old.targets[node].model_copy(update={"keep": new.targets[node].keep}) == new.targets[node]
         and old.privileged == new.privileged
         and old.name == new.name
+        and old.members == new.members
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.links import OFFSET_WARNING_S
+from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError
 from crnode.store.reader import FUZZY, ROLLING
 
@@ -164,6 +165,7 @@ async def _target(agent: Agent, running: RunningTarget) -> Out:
         "unapplied": target.status.unapplied,
         "problems": named(target.status.problems),
         "set_aside": target.status.set_aside,
+        "conflicts": len(running.feed.conflicts) if running.feed is not None else 0,
     }
 
 
@@ -204,7 +206,54 @@ async def cluster(agent: Agent) -> Out:
     }
 
 
-def _set(agent: Agent, spec: Any, views: dict[str, Out], warnings: list[str]) -> Out:
+def _group(spec: ReplicationSet, views: dict[str, Out], warnings: list[str]) -> Out:
+    """A group: what its targets made of what they received of its members, whose rows have lag and source."""
+    targets: list[Out] = []
+    for name, target in spec.targets.items():
+        there = views.get(name, {}).get("targets", {}).get(spec.uuid, {})
+        if there.get("state") == "held":
+            warnings.append(f"Group {spec.name} on {name}: {there['reason']}")
+        if there.get("conflicts"):
+            warnings.append(
+                f"Group {spec.name} on {name}: several sources have {there['conflicts']} paths, and one of"
+                f" each is shown: crnode group conflicts {spec.name}"
+            )
+        shown: Out = {key: there.get(key) for key in ("sequence", "digest", "lacking", "members")}
+        targets.append(
+            {
+                **shown,
+                "node": name,
+                "mode": target.mode.value,
+                "destination": target.destination,
+                "state": there.get("state") or "offline",
+                "reason": there.get("reason") or "",
+                "lag_s": None,
+                "unapplied": there.get("unapplied", 0),
+                "set_aside": there.get("set_aside", 0),
+                "problems": there.get("problems", []),
+                "conflicts": there.get("conflicts", 0),
+            }
+        )
+    newest = [views.get(name, {}).get("targets", {}).get(spec.uuid, {}) for name in spec.targets]
+    return {
+        "name": spec.name,
+        "uuid": spec.uuid,
+        "source": "",
+        "members": list(spec.members),
+        "paths": [],
+        "state": "group",
+        "detail": "",
+        "files": max((int(one.get("files", 0)) for one in newest), default=0),
+        "bytes": max((int(one.get("bytes", 0)) for one in newest), default=0),
+        "quality": None,
+        "problems": [],
+        "targets": targets,
+    }
+
+
+def _set(agent: Agent, spec: ReplicationSet, views: dict[str, Out], warnings: list[str]) -> Out:
+    if spec.members:
+        return _group(spec, views, warnings)
     source = views.get(spec.source, {}).get("sources", {}).get(spec.uuid, {})
     targets: list[Out] = []
     thresholds = agent.document.thresholds

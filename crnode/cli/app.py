@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from crnode.cli import brake, cluster, look, proof, sets, setup, status, upkeep, versions
+from crnode.cli import brake, cluster, groups, look, proof, sets, setup, status, upkeep, versions
 from crnode.cli.common import Data, choose_data, data_dir
 from crnode.cli.output import open_streams, print_error, stop_writing
 from crnode.errors import CrnodeError, ExitCode
@@ -30,6 +30,7 @@ app = typer.Typer(
 for _module in (setup, status, versions, look, proof, brake, upkeep):
     _module.register(app)
 app.add_typer(sets.app, name="set")
+app.add_typer(groups.app, name="group")
 app.add_typer(cluster.app, name="node")
 
 

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def brake(
-    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="SET", help="The set; without it all are shown.")
+    ] = None,
     accept: Annotated[
         bool, typer.Option("--accept", help="The change is meant: the copies follow it.")
     ] = False,
@@ -47,6 +49,12 @@ def brake(
         raise CrnodeError(
             "--accept, --roll-back and --percent are three things.", "", "Choose one of them.", ExitCode.USAGE
         )
+    if name is None:
+        if wishes:
+            raise CrnodeError(
+                "No set was named.", "What a brake holds is judged set by set.", "Name one.", ExitCode.USAGE
+            )
+        return _all(data, as_json)
     args: dict[str, Any] = {"set": name}
     if percent is not None:
         args |= {"do": "percent", "percent": percent}
@@ -70,9 +78,33 @@ def brake(
     for row in answer["targets"]:
         if row.get("error"):
             print_warning(f"{row['node']}: {row['error']}")
+    if accept and (before := _before(answer["targets"])) is not None:
+        show(f"If that was wrong: crnode restore {name} --in-place --version {before}")
     if held:
         show(f"If it is meant: crnode brake {name} --accept. If not: crnode brake {name} --roll-back")
     return int(ExitCode.BEHIND if held else ExitCode.OK)
+
+
+def _all(data: Any, as_json: bool) -> int:
+    """What every brake does."""
+    names = [item["name"] for item in ask(data, "set.list")["sets"]]
+    with progress("Asking about all sets", as_json) as report:
+        answers = [ask(data, "brake", {"set": name}, report, timeout_s=60) for name in names]
+    held = [a["set"] for a in answers if any(row.get("held") for row in a["targets"])]
+    if as_json:
+        print_json({"sets": answers})
+    else:
+        rows = [(a["set"], row["node"], *_spoken(row)) for a in answers for row in a["targets"]]
+        columns = ("set", "target", "state", "since", "version before", "why")
+        show(table("Brakes", columns, rows, "There are no sets yet."))
+        for name in held:
+            show(f"{name}: crnode brake {name} --accept, or --roll-back")
+    return int(ExitCode.BEHIND if held else ExitCode.OK)
+
+
+def _before(rows: list[dict[str, Any]]) -> int | None:
+    """The version before what was accepted."""
+    return min((int(row["accepted"]["before"]) for row in rows if row.get("accepted")), default=None)
 
 
 def _spoken(row: dict[str, Any]) -> tuple[object, ...]:

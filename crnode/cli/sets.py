@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import print_json, print_warning, progress, show, table
+from crnode.cli.output import number, print_json, print_warning, progress, show, table
 from crnode.errors import CrnodeError, ExitCode
 
 app = typer.Typer(
@@ -124,7 +124,7 @@ def list_(data: Data = None, as_json: Json = False) -> None:
         (
             item["name"],
             item["source"],
-            ", ".join(item["paths"]),
+            ", ".join(item["paths"]) or f"group of {', '.join(item.get('members', []))}",
             ", ".join(_targets(item)),
             item.get("template"),
         )
@@ -219,8 +219,14 @@ def keep_(
     if as_json:
         print_json(answer)
         return
-    rows = [(node, " ".join(rungs)) for node, rungs in answer["keep"].items()]
-    show(table(f"Kept of {name}", ("target", "rungs"), rows, "It has no targets."))
+    goes = answer.get("goes", {})
+    rows = [
+        (node, " ".join(rungs), "not known" if goes.get(node, 0) is None else number(goes.get(node, 0)))
+        for node, rungs in answer["keep"].items()
+    ]
+    show(table(f"Kept of {name}", ("target", "rungs", "versions that go now"), rows, "It has no targets."))
+    for node in answer.get("own", []):
+        show(f"{node} has rungs of its own. To drop them: crnode set keep {name} --target {node} --usual")
 
 
 @app.command("rebase", epilog="Example: crnode set rebase web")

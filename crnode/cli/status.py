@@ -114,7 +114,7 @@ def rpo(
         }
         for item in answer.get("sets", [])
         for target in item.get("targets", [])
-        if name in (None, item["name"])
+        if name in (None, item["name"]) and not item.get("members")  # a group is as far as its members
     ]
     if name is not None and not any(item["name"] == name for item in answer.get("sets", [])):
         raise CrnodeError(f"There is no set '{name}'.", "", "See: crnode set list", ExitCode.USAGE)
@@ -158,7 +158,7 @@ def _parts(answer: dict[str, Any]) -> list[Any]:
         targets = item.get("targets", [])
         head = (
             item["name"],
-            item["source"],
+            item["source"] or f"group of {', '.join(item.get('members', []))}",
             number(item.get("files")),
             size(item.get("bytes")),
             item.get("quality"),

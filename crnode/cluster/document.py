@@ -29,6 +29,8 @@ MAX_SETS = 256
 """Sets of a cluster: each costs a catalog, a watcher and a session per target."""
 MAX_PATHS = 64
 """Paths of one set; more belong into a common parent folder with exclude patterns."""
+MAX_MEMBERS = 32
+"""Sets of one group: each is looked up for every path that another one changed."""
 MAX_PATTERNS = 1024
 """Include, exclude or page-file patterns of one set; each is tried against every path."""
 MAX_TOMBSTONES = 512
@@ -236,12 +238,14 @@ class Target(_Value):
 
 
 class ReplicationSet(_Value):
-    """What is replicated as one unit."""
+    """What is replicated as one unit; or, with `members`, a group: sets of several sources in one workspace,
+    which each of its targets makes of what it receives of them."""
 
     name: Name
     uuid: Hex16  # the set *is* its uuid; the name is for people (rule 47)
-    source: Name
-    paths: Annotated[tuple[AbsolutePath, ...], Field(min_length=1, max_length=MAX_PATHS)]
+    source: Name | Literal[""]  # '': a group has several
+    paths: Annotated[tuple[AbsolutePath, ...], Field(max_length=MAX_PATHS)]
+    members: Annotated[tuple[Name, ...], Field(max_length=MAX_MEMBERS)] = ()  # names of sets, of a group
     include: Annotated[tuple[Pattern, ...], Field(max_length=MAX_PATTERNS)] = ()
     exclude: Annotated[tuple[Pattern, ...], Field(max_length=MAX_PATTERNS)] = ()
     template: Name = "files"
@@ -269,6 +273,13 @@ class ReplicationSet(_Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.members:
+            self._check_group()
+        elif not self.source or not self.paths:
+            raise ValueError(
+                f"Set '{self.name}' names no {'paths' if self.source else 'source'}, so there is nothing to "
+                "copy; name the node that has the files, and the folders."
+            )
         for first, second in _pairs(self.paths):
             if overlap(first, second):
                 raise ValueError(
@@ -294,6 +305,22 @@ class ReplicationSet(_Value):
                     "nothing; choose another node."
                 )
         return self
+
+
+    def _check_group(self) -> None:
+        if self.source or self.paths or self.include or self.exclude or self.page_files:
+            raise ValueError(
+                f"The group '{self.name}' has a source, paths or patterns of its own; its members have those."
+            )
+        if self.privileged:
+            raise ValueError(
+                f"The group '{self.name}' would carry setuid bits into a workspace of several people; only "
+                "a set of one source may."
+            )
+        if len(self.members) < 2 or _twice(self.members) is not None:
+            raise ValueError(
+                f"The group '{self.name}' needs two sets at least, each named once; name its members."
+            )
 
 
 class Tombstone(_Value):
@@ -384,6 +411,10 @@ class ClusterDocument(_Value):
     def sets_from(self, node: str) -> tuple[ReplicationSet, ...]:
         """The sets whose source is `node`."""
         return tuple(item for item in self.sets if item.source == node)
+
+    def groups_with(self, name: str) -> tuple[ReplicationSet, ...]:
+        """The groups that the set of that name is a member of."""
+        return tuple(item for item in self.sets if name in item.members)
 
     def sets_to(self, node: str) -> tuple[ReplicationSet, ...]:
         """The sets that have `node` as a target."""
@@ -513,7 +544,9 @@ def _set_problems(document: ClusterDocument) -> Iterator[str]:
     if (uuid := _twice([*(item.uuid for item in document.sets), *stones])) is not None:
         yield f"The set identity {uuid} is used twice, so two histories would mix; make the set anew."
     for item in document.sets:
-        if item.source not in roles:
+        if item.members:
+            yield from _group_problems(document, item)
+        elif item.source not in roles:
             yield (
                 f"Set '{item.name}' has the source '{item.source}', which is no node here; choose one "
                 f"of: {known}."
@@ -530,6 +563,21 @@ def _set_problems(document: ClusterDocument) -> Iterator[str]:
                     f"Set '{item.name}' has the target '{target.node}', which is no node here; choose "
                     f"one of: {known}."
                 )
+
+
+def _group_problems(document: ClusterDocument, group: ReplicationSet) -> Iterator[str]:
+    """A target makes the group of what it receives itself: it has to be a target of every member."""
+    for name in group.members:
+        member = document.set_named(name)
+        if member is None:
+            yield f"The group '{group.name}' has the member '{name}', which is no set here; name sets."
+        elif member.members:
+            yield f"The group '{group.name}' has the member '{name}', which is a group itself; name sets."
+        elif lacking := ", ".join(sorted(group.targets.keys() - member.targets.keys())):
+            yield (
+                f"The group '{group.name}' goes to '{lacking}', which does not receive its member '{name}'; "
+                f"let that set go there, too, or the group elsewhere."
+            )
 
 
 def _place_problems(document: ClusterDocument) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crnode.cluster.document import (
     MAX_DOCUMENT_BYTES,
+    MAX_MEMBERS,
     MAX_PATHS,
     MAX_PATTERNS,
     MAX_TOMBSTONES,
@@ -199,26 +200,11 @@ def _check_patterns(what: str, spec: SetSpec) -> None:
 def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> ClusterDocument:
     """Protect something new. `uuid` is 32 hex digits never used before; the name may be one of old."""
     what = f"The set '{spec.name}' was not added."
-    targets: dict[str, Target] = {}
     if spec.template != "files":  # a word that did nothing would be taken for protection
         raise _refuse(what, f"The template '{spec.template}' is not known.", "Only 'files' exists so far.")
     _check_patterns(what, spec)
     try:
-        wanted = [(text, spec.mode) for text in spec.to] + [(text, Mode.ARCHIVE) for text in spec.archive_to]
-        if not wanted:
-            raise CrnodeError(
-                what,
-                "It names no target.",
-                "Say where it goes, with --to or --archive-to: NODE or NODE:DIRECTORY.",
-                ExitCode.USAGE,
-            )
-        for text, mode in wanted:
-            target = parse_target(text, mode, spec.adopt)
-            if target.node in targets:
-                raise _refuse(
-                    what, f"It names the target '{target.node}' twice, and a node keeps a set once."
-                )
-            targets[target.node] = target
+        targets = _targets(what, [(text, spec.mode) for text in spec.to], spec.archive_to, spec.adopt)
         for name in (spec.source, *targets):
             document.need_node(name)
         item = ReplicationSet(
@@ -239,6 +225,109 @@ def add_set(document: ClusterDocument, spec: SetSpec, now: int, uuid: str) -> Cl
     except ValidationError as error:
         raise refusal(what, error) from error
     return _edited(document, what, sets=(*document.sets, item))
+
+
+class GroupSpec(BaseModel):
+    """The wish of `crnode group add`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    members: Annotated[list[str], Field(max_length=MAX_MEMBERS)]
+    to: list[str] = []  # each 'NODE' or 'NODE:DESTINATION'
+    archive_to: list[str] = []
+    adopt: bool = False
+    brake_percent: Annotated[int, Field(ge=0, le=100)] = 50
+    keep: Annotated[list[str], Field(max_length=MAX_RUNGS)] = []
+
+    @classmethod
+    def parse(cls, args: dict[str, Any]) -> GroupSpec:
+        """From the arguments of the control call. CrnodeError(USAGE) when they do not fit."""
+        try:
+            return cls.model_validate(args)
+        except ValidationError as error:
+            raise CrnodeError(
+                "The group was not added.", sentence(error), _UNCHANGED, ExitCode.USAGE
+            ) from error
+
+
+def add_group(document: ClusterDocument, spec: GroupSpec, now: int, uuid: str) -> ClusterDocument:
+    """Bundle sets of several sources into one workspace, at targets that receive all of them."""
+    what = f"The group '{spec.name}' was not added."
+    for name in spec.members:
+        document.need_set(name)
+    try:
+        targets = _targets(what, [(text, Mode.MIRROR) for text in spec.to], spec.archive_to, spec.adopt)
+        for name in targets:
+            document.need_node(name)
+        item = ReplicationSet(
+            name=spec.name,
+            uuid=uuid,
+            source="",
+            paths=(),
+            members=tuple(spec.members),
+            targets=targets,
+            keep=parse_rungs(what, spec.keep),
+            brake_percent=spec.brake_percent,
+            created_at_ns=now,
+        )
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    return _edited(document, what, sets=(*document.sets, item))
+
+
+def change_members(
+    document: ClusterDocument, name: str, add: Sequence[str], drop: Sequence[str]
+) -> ClusterDocument:
+    """The group `name` with other members. What a member leaves behind stays in the group's versions."""
+    what = f"The members of '{name}' were not changed."
+    item = need_group(document, name)
+    for member in add:
+        document.need_set(member)
+    if strange := [member for member in drop if member not in item.members]:
+        raise CrnodeError(
+            what,
+            f"'{strange[0]}' is no member of it; its members are: {', '.join(item.members)}.",
+            _UNCHANGED,
+            ExitCode.USAGE,
+        )
+    members = (*(m for m in item.members if m not in drop), *(m for m in add if m not in item.members))
+    try:
+        changed = ReplicationSet.model_validate({**dict(item), "members": members})
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    return _edited(document, what, sets=tuple(changed if s.uuid == item.uuid else s for s in document.sets))
+
+
+def need_group(document: ClusterDocument, name: str) -> ReplicationSet:
+    """The group of that name. CrnodeError(USAGE) when it is none."""
+    item = document.need_set(name)
+    if not item.members:
+        groups = ", ".join(other.name for other in document.sets if other.members) or "there are none"
+        raise CrnodeError(
+            f"'{name}' is a set, not a group.", f"Groups: {groups}.", "See: crnode group list", ExitCode.USAGE
+        )
+    return item
+
+
+def _targets(
+    what: str, wanted: Sequence[tuple[str, Mode]], archive_to: Sequence[str], adopt: bool
+) -> dict[str, Target]:
+    """Node -> target of what people wrote as NODE or NODE:DIRECTORY."""
+    targets: dict[str, Target] = {}
+    for text, mode in [*wanted, *((text, Mode.ARCHIVE) for text in archive_to)]:
+        target = parse_target(text, mode, adopt)
+        if target.node in targets:
+            raise _refuse(what, f"It names the target '{target.node}' twice, and a node keeps a set once.")
+        targets[target.node] = target
+    if not targets:
+        raise CrnodeError(
+            what,
+            "It names no target.",
+            "Say where it goes, with --to or --archive-to: NODE or NODE:DIRECTORY.",
+            ExitCode.USAGE,
+        )
+    return targets
 
 
 def parse_rungs(what: str, texts: Sequence[str]) -> tuple[Rung, ...] | None:
@@ -305,6 +394,12 @@ def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = Fa
     `forget`.
     """
     item = document.need_set(name)
+    if groups := document.groups_with(name):
+        raise _refuse(
+            f"The set '{name}' was not removed.",
+            f"It is a member of the group '{groups[0].name}'.",
+            f"Take it out first: crnode group members {groups[0].name} --drop {name}",
+        )
     keep_until = now if forget else now + TOMBSTONE_KEEP_NS
     stone = Tombstone(kind="set", name=name, uuid=item.uuid, at_ns=now, keep_until_ns=keep_until)
     return _edited(

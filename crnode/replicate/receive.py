@@ -146,6 +146,7 @@ class TargetSet:
         self._reads = ThreadPoolExecutor(1, f"read-{spec.name}")
         self._reader: Reader | None = None
         self._wake = asyncio.Event()
+        self._told = asyncio.Event()  # a person has said something that what waits may have waited for
         self._session: tuple[Peer, _Slot] | None = None
         self._tree: LiveTree | None = None
         self._settled = asyncio.Condition()
@@ -162,6 +163,7 @@ class TargetSet:
             partial(journal, "brake"),
             lambda: self.spec.brake_percent,
         )
+        self.on_image: Callable[[], None] = lambda: None  # an image was committed
         self._accepted = False  # a person says that what is found at the destination may be set aside
 
     # -- sessions with the source
@@ -340,6 +342,7 @@ class TargetSet:
         self._in_flight.over()
         self.status.state, self.status.reason = "in sync", ""
         self._wake.set()
+        self.on_image()
 
     async def _refuse_early(self, peer: Peer, slot: _Slot) -> None:
         """An image for which there is no room is refused at once: the rest of it need not be sent."""
@@ -427,7 +430,9 @@ class TargetSet:
         self.status.held = isinstance(error, HeldBack)
         self._tree = None
         await self._announce()
-        await asyncio.sleep(RETRY_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._told.wait(), RETRY_SECONDS)
+        self._told.clear()
         self._wake.set()
 
     async def _recover(self) -> None:
@@ -521,6 +526,9 @@ class TargetSet:
                 return accept(self.catalog)
 
         found = await self.writer.submit(work)
+        if self.status.held:
+            self.status.live, self.status.held = "", False
+        self._told.set()
         self._wake.set()
         return found
 
@@ -552,6 +560,7 @@ class TargetSet:
         """A person says that the destination as it is now is meant: what is there is set aside (rule 64)."""
         self._accepted = True
         self._tree = None
+        self._told.set()
         self._wake.set()
 
     def _record(self, work: Callable[[], object]) -> None:

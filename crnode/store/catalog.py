@@ -342,6 +342,14 @@ class Catalog(Reader):
         else:
             self._db.execute("INSERT OR REPLACE INTO unapplied VALUES (?,?)", (path, reason))
 
+    def note_members(self, ordinal: int, said: bytes) -> None:
+        """Keep what image `ordinal` of a group was made of as long as that image is kept."""
+        self._db.execute(
+            "DELETE FROM meta WHERE key LIKE 'members/%'"
+            " AND CAST(substr(key,9) AS INTEGER) NOT IN (SELECT ordinal FROM image)"
+        )
+        self.set_meta(f"members/{ordinal}", said)
+
     # -- cursors, live tree, pruning
 
     def set_cursor(self, target: str, image: bytes, ordinal: int, at_ns: int) -> None:

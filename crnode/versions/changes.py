@@ -9,7 +9,7 @@ from typing import Any
 
 import zstandard
 
-from crnode.store.reader import FUZZY, ROLLING, Image, Reader
+from crnode.store.reader import FUZZY, OPEN, ROLLING, Image, Reader
 from crnode.store.store import Damaged, Missing
 from crnode.versions.brake import LEAST, STRUCTURE, Counts
 from crproto import content
@@ -26,10 +26,14 @@ HISTORY = 16  # pairs of earlier versions that tell what is usual
 
 Load = Callable[[bytes], bytes]
 
+ENDED = f"{{0}}died>?1 AND {{0}}died<=?2 AND {{0}}died<{OPEN}"
+"""Which rows ended. The last condition adds nothing but the index, which has such rows only: without it
+SQLite reads every row of the catalog, a second where there are a million files."""
+
 _DIED = (
     "SELECT e.content,e.level,e.size,n.kind,n.content,n.level,n.size FROM entry e"
     " LEFT JOIN entry n ON n.dir=e.dir AND n.name=e.name AND n.born<=?2 AND n.died>?2"
-    f" WHERE e.died>?1 AND e.died<=?2 AND e.born<=?1 AND e.kind={FILE}"
+    f" WHERE {ENDED.format('e.')} AND e.born<=?1 AND e.kind={FILE}"
     # What is again as an older version has it was brought back (rule 83).
     " AND NOT EXISTS (SELECT 1 FROM entry o WHERE o.dir=e.dir AND o.name=e.name AND o.born<e.born"
     " AND n.kind=o.kind AND n.content IS o.content AND n.size=o.size)"
@@ -42,7 +46,7 @@ class Counter(Reader):
     def changed(self, base: int, to: int, most: int) -> int:
         """Paths of image `base` that image `to` has not as they were, at most `most`: a few microseconds a
         path. `base` has to be an image that is kept."""
-        sql = "SELECT count(*) FROM (SELECT 1 FROM entry WHERE died>?1 AND died<=?2 AND born<=?1 LIMIT ?3)"
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM entry WHERE {ENDED.format('')} AND born<=?1 LIMIT ?3)"
         row = self._one(sql, (base, to, most))
         return int(row[0]) if row else 0
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import apsw
 import pytest
 from store_samples import SET, commit, directory, file, put_file, small_store
 
@@ -242,3 +243,20 @@ def test_an_unfinished_move_to_what_came_before_is_finished_first(guarded: Guard
     guarded.brake.check(guarded.at.ordinal, before, True)
     with pytest.raises(HeldBack):
         guarded.brake.check(before.ordinal, image, True)
+
+
+def test_no_count_that_every_image_brings_reads_the_whole_catalog(catalog: Catalog) -> None:
+    """A million files are a second: the index of ended rows is used."""
+    queries: list[str] = []
+    reader = Counter(connect(catalog.path))
+    reader._db.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: queries.append(event["sql"]))
+    reader.changed(1, 2, 100)
+    reader.counts(1, 2)
+    reader._db.trace_v2(0, None)
+    ended = [sql for sql in queries if "died<=" in sql]
+    assert len(ended) == 2
+    for sql in ended:
+        values = (1, 2, 3)[: 2 + sql.count("?3")]
+        steps = [row[3] for row in reader._db.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+        assert any("entry_died" in step for step in steps), steps
+    reader.close()

@@ -33,6 +33,11 @@ COMMANDS = [
     ["set", "remove"],
     ["set", "rebase"],
     ["set", "keep"],
+    ["group"],
+    ["group", "add"],
+    ["group", "list"],
+    ["group", "members"],
+    ["group", "conflicts"],
     ["brake"],
     ["rpo"],
     ["node"],
@@ -58,7 +63,7 @@ def test_each_command_has_help_with_an_example_of_itself(words: list[str]) -> No
     text = " ".join(result.output.split())
     assert result.exit_code == 0
     assert f"Example: crnode {' '.join(words)}" in text
-    if words not in ([], ["set"], ["node"]):
+    if words not in ([], ["set"], ["group"], ["node"]):
         assert "--json" in text and (words == ["demo"] or "--data" in text)
 
 
