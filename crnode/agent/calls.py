@@ -56,6 +56,7 @@ GRACE_SECONDS = 2.5  # a source that is missing or emptied for so long is not on
 WAITS_FOR_A_PERSON = ("root missing", "emptied")
 EXAMPLES = 5  # paths that an answer names of many
 ALL = 1_000_000  # paths that are counted
+GOES = "goes next: no rule keeps it"
 VERDICTS = ("untested", "good", "suspect", "bad")
 
 
@@ -511,7 +512,7 @@ class Calls:
                 return _planned(images, ladder, self.agent.node.name)
             why = retain(candidates(images), ladder)
             if path is None:
-                return [_version(i, why.get(i.ordinal, "being pruned"), self.agent.node.name) for i in images]
+                return [_version(i, why.get(i.ordinal, GOES), self.agent.node.name) for i in images]
             rows = []
             for born, died, entry in lives(catalog):
                 at = next((i for i in images if born <= i.ordinal < died), None)

@@ -13,7 +13,7 @@ import apsw
 
 from crnode.agent.links import OFFSET_WARNING_S
 from crnode.agent.remaking import asides
-from crnode.agent.status import FOLLOWING, advice, named, shown_state
+from crnode.agent.status import FOLLOWING, advice, cluster, named, shown_state
 from crnode.cluster.identity import valid_until_ns
 from crnode.cluster.node_file import CERTIFICATE_FILE
 from crnode.errors import CrnodeError
@@ -39,6 +39,7 @@ async def checks(agent: Agent) -> list[Check]:
     out += await asyncio.to_thread(_catalogs, agent)
     out += await asyncio.to_thread(_catalogs_kept, agent)
     out += _sets(agent)
+    out += await _held_elsewhere(agent)
     out += [_check(name, False, text) for name, text in agent.problems.items()]
     out.append(_certificate(agent))
     return out
@@ -212,6 +213,20 @@ def _sets(agent: Agent) -> list[Check]:
                 )
             )
     return out
+
+
+async def _held_elsewhere(agent: Agent) -> list[Check]:
+    """Sets of this source whose live tree a brake holds at a target: people there see what was before."""
+    mine = {running.spec.name for running in agent.sets.sources.values()}
+    if not mine:
+        return []
+    seen = await cluster(agent)
+    return [
+        _check(f"set {item['name']} to {target['node']}", False, target["reason"])
+        for item in seen["sets"]
+        for target in item["targets"]
+        if item["name"] in mine and target["state"] == "held"
+    ]
 
 
 def _left_out(running: RunningSource) -> Check:

@@ -275,7 +275,8 @@ class InPlace:
                 raise CrnodeError(
                     f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
                     "",
-                    f"List what there is: crnode versions {spec.name} {os.fsdecode(path)}",
+                    f"What it has: crnode ls {spec.name} --version {chosen.sequence}; where a name is:"
+                    f" crnode search {os.fsdecode(path).rsplit('/', 1)[-1]}",
                     ExitCode.USAGE,
                 )
 

@@ -133,7 +133,8 @@ class Restore:
                     raise CrnodeError(
                         f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
                         "",
-                        f"List what there is: crnode versions {spec.name} {os.fsdecode(path)}",
+                        f"What it has: crnode ls {spec.name} --version {chosen.sequence}; where a name is:"
+                        f" crnode search {os.fsdecode(path).rsplit('/', 1)[-1]}",
                         ExitCode.USAGE,
                     )
                 need = await in_thread(lambda: sum(e.size for e in entries))
