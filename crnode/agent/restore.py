@@ -14,8 +14,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import secrets
-import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
@@ -23,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crnode.agent.staging import Staging
 from crnode.agent.threads import in_thread
 from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
@@ -124,7 +123,8 @@ class Restore:
         if to in self._places:
             raise CrnodeError(f"A restore to {to} is running already.", "", "Wait for it.", ExitCode.REFUSED)
         self._places.add(to)
-        staging = to.parent / f".crnode-restore-{secrets.token_hex(4)}"
+        staging = Staging(to, b"\0".join((bytes.fromhex(spec.uuid), chosen.image, path)))
+        keep = False
         try:
             async with self.held(spec, chosen):
                 entries: list[Entry] = []
@@ -137,19 +137,29 @@ class Restore:
                         f" crnode search {os.fsdecode(path).rsplit('/', 1)[-1]}",
                         ExitCode.USAGE,
                     )
-                need = await in_thread(lambda: sum(e.size for e in entries))
-                free, _ = await in_thread(lambda: free_bytes(_existing(to)))
-                if free < need:
+                await in_thread(staging.open)
+                keep = staging.resumed
+                resumed = staging.resumed
+                groups = await in_thread(lambda: _link_groups(entries))
+                left = await in_thread(lambda: sum(e.size for e in _left(staging, entries, path, groups)))
+                free, _ = await in_thread(lambda: free_bytes(staging.path))
+                if free < left:
                     raise CrnodeError(
                         f"There is no room for the restore at {to}.",
-                        f"It needs {need >> 20} MiB and {free >> 20} MiB are free.",
+                        f"It needs {left >> 20} MiB and {free >> 20} MiB are free.",
                         "Choose another place with --to.",
                         ExitCode.FULL,
                     )
-                await in_thread(lambda: _make_staging(staging))
                 policy = Policy(privileged=ordered_by is None or spec.privileged, root=os.geteuid() == 0)
-                await self._write(spec, entries, path, staging, policy, progress)
+                keep = within is None  # cut off from here on, it is gone on with
+                await self._write(spec, entries, path, staging, policy, progress, groups)
                 wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
+                if wrong and staging.resumed:  # a power cut came between, and the disk had not all of it
+                    staging.resumed, some = False, set(wrong)
+                    again = [e for e in entries if e.path in some or e.kind == DIRECTORY]
+                    await self._write(spec, again, path, staging, policy, progress, groups)
+                    wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
+            keep = False
             if wrong:
                 raise CrnodeError(
                     f"The restore was written but {len(wrong)} paths do not read back as they should.",
@@ -157,10 +167,11 @@ class Restore:
                     "The disk at the destination may be failing. Nothing was left there.",
                     ExitCode.DAMAGE,
                 )
-            await in_thread(lambda: _into_place(staging, to))
+            await in_thread(lambda: _into_place(staging.path, to))
         except (Missing, Damaged, RemoteProtocolError) as error:
             raise damaged_here(spec, str(chosen.sequence), error) from error
         except OSError as error:
+            keep = False
             if is_full(error):
                 raise full_error(to, error) from error
             raise CrnodeError(
@@ -168,7 +179,7 @@ class Restore:
             ) from error
         finally:
             self._places.discard(to)
-            await in_thread(lambda: shutil.rmtree(staging, ignore_errors=True))
+            await in_thread(lambda: staging.close(keep))
         files = await in_thread(lambda: sum(1 for e in entries if e.kind == FILE))
         by = f" as {ordered_by} ordered" if ordered_by is not None else ""
         self.agent.journal.add(
@@ -178,7 +189,7 @@ class Restore:
         )
         out: Args = {
             "files": files,
-            "bytes": need,
+            "bytes": await in_thread(lambda: sum(e.size for e in entries)),
             "seconds": time.monotonic() - begun,
             "verified": True,
             "to": str(to),
@@ -186,6 +197,7 @@ class Restore:
             "time_ns": chosen.at_ns,
             "digest": chosen.digest.hex(),
             "from": chosen.holder,
+            "resumed": resumed,
         }
         if not path:
             out["digest_ok"] = True
@@ -352,21 +364,22 @@ class Restore:
         spec: ReplicationSet,
         entries: list[Entry],
         top: bytes,
-        staging: Path,
+        staging: Staging,
         policy: Policy,
         progress: Progress,
+        groups: Groups,
     ) -> None:
-        """Write everything under `staging`, fetching what is not here batch by batch."""
-        groups = await in_thread(lambda: _link_groups(entries))
-        root = os.open(staging / "tree", os.O_RDONLY | os.O_DIRECTORY)
-        temporary = os.open(staging / "tmp", os.O_RDONLY | os.O_DIRECTORY)
+        """Write `entries` under `staging`, fetching what is not here batch by batch."""
+        root = os.open(staging.tree, os.O_RDONLY | os.O_DIRECTORY)
+        temporary = os.open(staging.path / "tmp", os.O_RDONLY | os.O_DIRECTORY)
         writer = TreeWriter(root, temporary, self.agent.store.get, policy)
         done = 0
         try:
             for at in range(0, len(entries), BATCH):
                 batch = entries[at : at + BATCH]
-                await self.have(spec, batch)
-                await in_thread(partial(_write_batch, writer, batch, top, groups))
+                left = await in_thread(partial(_left, staging, batch, top, groups))
+                await self.have(spec, left)
+                await in_thread(partial(_write_batch, writer, left, top, groups))
                 done += len(batch)
                 progress({"text": f"{done} of {len(entries)} paths", "done": done, "total": len(entries)})
             await in_thread(lambda: _finish(writer, [e for e in entries if e.kind == DIRECTORY], top))
@@ -463,7 +476,7 @@ def _lost(count: int) -> CrnodeError:
     return CrnodeError(
         f"{count} objects of the version cannot be had.",
         "No node that holds the set answers with them.",
-        "Start the other targets, or restore another version.",
+        "Start the other targets and repeat it: it goes on where it was. Or restore another version.",
         ExitCode.DAMAGE,
     )
 
@@ -518,19 +531,6 @@ def _link_groups(entries: list[Entry]) -> Groups:
     return groups
 
 
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _make_staging(staging: Path) -> None:
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    staging.mkdir(mode=0o700)
-    (staging / "tree").mkdir()
-    (staging / "tmp").mkdir(mode=0o700)
-
-
 def _below(path: bytes, top: bytes) -> bytes:
     """Where a path of the image goes under the destination: a folder's contents directly, a file by its
     name."""
@@ -539,6 +539,19 @@ def _below(path: bytes, top: bytes) -> bytes:
     if path == top:
         return b""
     return path[len(top) + 1 :]
+
+
+def _left(staging: Staging, batch: list[Entry], top: bytes, groups: Groups) -> list[Entry]:
+    """Those of the batch that a restore which was cut off has not left whole."""
+    if not staging.resumed:
+        return batch
+    out = []
+    for entry in batch:
+        link = link_of(entry)
+        names = len(groups[entry.kind, link]) if link is not None else 1
+        if not staging.has(entry, _below(entry.path, top) or top.rpartition(b"/")[2], names):
+            out.append(entry)
+    return out
 
 
 def _write_batch(writer: TreeWriter, batch: list[Entry], top: bytes, groups: Groups) -> None:
@@ -564,10 +577,12 @@ def _finish(writer: TreeWriter, directories: list[Entry], top: bytes) -> None:
         writer.finish_directory(entry._replace(path=_below(entry.path, top)))
 
 
-def _verify(staging: Path, entries: list[Entry], top: bytes, load: Callable[[bytes], bytes]) -> list[bytes]:
+def _verify(
+    staging: Staging, entries: list[Entry], top: bytes, load: Callable[[bytes], bytes]
+) -> list[bytes]:
     """Paths that do not read back as their entries say."""
     wrong: list[bytes] = []
-    tree = os.fsencode(staging / "tree")
+    tree = os.fsencode(staging.tree)
     for entry in entries:
         where = _below(entry.path, top) or (b"" if entry.kind == DIRECTORY else top.rpartition(b"/")[2])
         place = os.path.join(tree, where) if where else tree

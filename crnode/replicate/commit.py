@@ -19,7 +19,7 @@ from crnode.store.manifest import log_again
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import NO_IMAGE, STAGING, Image, Live, Totals
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
-from crnode.versions.retention import USUAL, Ladder, candidates, retain
+from crnode.versions.retention import USUAL, Ladder, at_once, candidates, retain
 from crproto import content, delta
 from crproto.entries import DIRECTORY, Entry
 from crproto.errors import RemoteProtocolError
@@ -447,8 +447,9 @@ class TargetCommit:
 
     def _thin(self, newest: Image, limit: int) -> int:
         images = self.catalog.images()
-        kept = retain(candidates(images), self.ladder)
-        roots = set(kept) | self.retain_roots() | {newest.ordinal}
+        found = candidates(images)
+        going = at_once(found, retain(found, self.ladder))
+        roots = {image.ordinal for image in images} - going | self.retain_roots() | {newest.ordinal}
         live = self.catalog.live()
         if live is not None:
             roots |= {live.at, live.target, live.synced}

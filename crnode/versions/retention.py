@@ -8,8 +8,9 @@ taken as it is written, and fills nothing.
 
 Minutes, hours, days and weeks are cut at fixed borders (of UTC): were they counted back from the newest
 image, they would slide with it, and what was thinned a minute ago would never grow old enough for the next
-rung. Only periods that hold an image count, the latest first. Times and ages are those of the images, never
-of a clock, so that a clock that jumps prunes nothing (rule 84).
+rung. Only periods that hold an image count, the latest first. Ages are counted from the newest image, never
+from a clock, and an image's time counts as far as it is within five minutes of when it was received: neither
+a clock that jumps nor a source that dates its images weeks apart pushes good versions out (rule 84).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 WEEK = 7 * DAY
+TRUSTED_NS = 5 * MINUTE  # a source's clock is believed so far from ours
+POINT_NS = 10 * MINUTE  # what was kept for longer is a version, not a point that comes and goes
+DROPS = 8  # versions that one pass drops at most
 
 
 class Candidate(NamedTuple):
@@ -41,9 +45,24 @@ class Candidate(NamedTuple):
 def candidates(images: Iterable[Image]) -> list[Candidate]:
     """Images of a catalog as retention sees them."""
     return [
-        Candidate(i.ordinal, i.at_ns, bool(i.pinned), not i.flags & (ROLLING | FUZZY), i.verdict)
+        Candidate(i.ordinal, _believed(i), bool(i.pinned), not i.flags & (ROLLING | FUZZY), i.verdict)
         for i in images
     ]
+
+
+def _believed(image: Image) -> int:
+    """The time that retention goes by; people see the one that the source said."""
+    return min(max(image.at_ns, image.received_ns - TRUSTED_NS), image.received_ns + TRUSTED_NS)
+
+
+def at_once(images: Sequence[Candidate], kept: Iterable[int]) -> set[int]:
+    """Ordinals of those of `images` that one pass may drop, as `kept` stays: points as they come and go, and
+    of what stayed for a while the oldest few, so that a rule that was written wrongly does not empty a set
+    before anybody can say so."""
+    staying = set(kept)
+    going = [image for image in images if image.ordinal not in staying]
+    settled = [image.ordinal for image in going if images[-1].at_ns - image.at_ns > POINT_NS]
+    return {image.ordinal for image in going} - set(settled[DROPS:])
 
 
 @dataclass(frozen=True)

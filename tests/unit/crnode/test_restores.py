@@ -21,7 +21,8 @@ from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
 from crnode.replicate.commit import TargetCommit
 from crnode.store.catalog import Catalog
-from crproto.entries import Entry
+from crproto.entries import Entry, Extra
+from crproto.ids import chunk_id
 from crproto.messages import Entries
 
 UUID = SET.hex()
@@ -275,7 +276,54 @@ def test_nothing_long_runs_in_the_event_loop(tmp_path: Path, monkeypatch: pytest
     on_box(tmp_path, work)
 
 
-def test_a_cancelled_restore_waits_for_its_thread_and_cleans_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["none", "cut short", "turned", "another version", "a trap"])
+def test_a_restore_that_was_cut_off_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """What is there whole is not written again, what is not is, and nothing that is there is trusted."""
+    monkeypatch.setattr("crnode.agent.restore.BATCH", 1)
+
+    async def work(box: Box) -> None:
+        data = {b"a": b"first" * 50, b"b": b"second" * 50, b"z": b"the last one"}
+        held = [file(path, put_file(box.store, data[path]), len(data[path])) for path in (b"a", b"b")]
+        last = file(b"z", (chunk_id(data[b"z"]), 0), len(data[b"z"]))
+        twice = (put_file(box.store, b"linked"), Extra(link=b"0123456789").encode())
+        linked = [file(path, twice[0], 6)._replace(extra=twice[1]) for path in (b"l1", b"l2")]
+        commit(box.catalog, [*held, *linked, last])
+        with pytest.raises(CrnodeError) as caught:
+            await box.run(tmp_path / "to")
+        assert "repeat it" in caught.value.hint
+        (left,) = [tmp_path / name for name in os.listdir(tmp_path) if name != "data"]
+        assert left.name.startswith(".crnode-restore-") and not (tmp_path / "to").exists()
+
+        put_file(box.store, data[b"z"])
+        before = {name: (left / "tree" / name).stat().st_ino for name in ("a", "b", "l1")}
+        if harm == "cut short":
+            os.truncate(left / "tree" / "b", 3)
+        elif harm == "turned":
+            info = (left / "tree" / "b").stat()
+            (left / "tree" / "b").write_bytes(b"SECOND" * 50)
+            os.utime(left / "tree" / "b", ns=(info.st_atime_ns, info.st_mtime_ns))
+        elif harm == "another version":
+            commit(box.catalog, [file(b"new", put_file(box.store, b"new"), 3)])
+        elif harm == "a trap":
+            left.chmod(0o777)
+        out = await box.run(tmp_path / "to")
+        assert out["verified"] and out["resumed"] == (harm in ("none", "cut short", "turned"))
+        after = {name: (tmp_path / "to" / name).stat().st_ino for name in before}
+        same = {name for name in before if before[name] == after[name]}
+        expected = {"none": {"a", "b", "l1"}, "cut short": {"a", "l1"}, "turned": {"a", "l1"}}
+        assert harm not in expected or same == expected[harm]
+        for path, text in data.items():
+            assert (tmp_path / "to" / path.decode()).read_bytes() == text
+        assert (tmp_path / "to" / "l1").samefile(tmp_path / "to" / "l2")
+        rest = {"data", "to", left.name} if harm == "a trap" else {"data", "to"}
+        assert set(os.listdir(tmp_path)) == rest
+
+    on_box(tmp_path, work)
+
+
+def test_a_cancelled_restore_waits_for_its_thread_and_can_be_repeated(tmp_path: Path) -> None:
     async def work(box: Box) -> None:
         commit(box.catalog, some(box))
         entered, go = threading.Event(), threading.Event()
@@ -296,8 +344,10 @@ def test_a_cancelled_restore_waits_for_its_thread_and_cleans_up(tmp_path: Path) 
         go.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert sorted(os.listdir(tmp_path)) == ["data"]
+        assert not (tmp_path / "to").exists()
         await box.writer.submit(lambda: None)
         assert box.sets.readers_roots == {UUID: set()}
+        assert (await box.run(tmp_path / "to"))["digest_ok"]
+        assert sorted(os.listdir(tmp_path)) == ["data", "to"]
 
     on_box(tmp_path, work)

@@ -8,15 +8,18 @@ import random
 import pytest
 
 from crnode.cluster.keep import MOST, Rung, parse_rung
-from crnode.store.reader import BAD, GOOD
+from crnode.store.reader import BAD, GOOD, Image
 from crnode.versions.retention import (
     DAY,
+    DROPS,
     HOUR,
     MINUTE,
     SECOND,
     WEEK,
     Candidate,
     Ladder,
+    at_once,
+    candidates,
     ladder_of,
     plan,
     retain,
@@ -27,6 +30,38 @@ NEWEST = (Rung(period_s=0, count=16),)
 
 def _line(*at: int, pinned: tuple[int, ...] = (), rolling: tuple[int, ...] = ()) -> list[Candidate]:
     return [Candidate(n, t, n in pinned, n not in rolling) for n, t in enumerate(at, 1)]
+
+
+def _image(ordinal: int, at_ns: int, received_ns: int) -> Image:
+    rest = (b"", 0, 0, 1, 1, 0, None, None, 0, None, None)
+    return Image(ordinal, b"", b"", b"", 0, ordinal, at_ns, received_ns, *rest)
+
+
+def test_a_source_that_dates_its_images_weeks_apart_pushes_nothing_out() -> None:
+    """Rule 84: an hour of honest history, then a hundred images in ten seconds, dated a week apart each."""
+    honest = [_image(n, n * MINUTE, n * MINUTE) for n in range(1, 61)]
+    now = 61 * MINUTE
+    lies = [_image(60 + n, now + n * WEEK, now + n * SECOND // 10) for n in range(1, 101)]
+    kept = retain(candidates([*honest, *lies]))
+    assert sum(ordinal <= 60 for ordinal in kept) >= 45
+    believed = [image.at_ns for image in candidates(lies)]
+    assert max(believed) <= now + 10 * SECOND + 5 * MINUTE
+    late = candidates([_image(1, 0, DAY)])  # one whose clock is far behind counts as just before
+    assert late[0].at_ns == DAY - 5 * MINUTE
+    fine = candidates([_image(1, DAY, DAY + 3 * SECOND)])
+    assert fine[0].at_ns == DAY
+
+
+def test_one_pass_drops_a_few_of_the_versions_and_all_of_the_points() -> None:
+    images = _line(*(n * HOUR for n in range(30)), *(29 * HOUR + n * SECOND for n in range(1, 40)))
+    newest = images[-1].ordinal
+    first = at_once(images, {newest})
+    assert first == set(range(1, DROPS + 1)) | set(range(30, newest))  # ordinal 30 was a moment ago
+    left = [image for image in images if image.ordinal not in first]
+    for _ in range(10):
+        left = [image for image in left if image.ordinal not in at_once(left, {newest})]
+    assert [image.ordinal for image in left] == [newest]
+    assert at_once(images, {image.ordinal for image in images}) == set()
 
 
 def test_nothing_keeps_nothing_and_one_is_the_newest() -> None:
