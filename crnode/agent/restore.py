@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import stat
@@ -53,6 +54,10 @@ Args = dict[str, Any]
 Progress = Callable[[Args], None]
 BATCH = 400  # entries written in one go
 PAGE = 2000  # entries of a digest, or names that are looked up, between two looks at anything else
+UNFIT = (
+    errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EFBIG,
+)  # fmt: skip
+"""What a file system says of a name or a size that it cannot hold, or of two names that are one to it."""
 RECIPES = 16  # recipes that are read in one go; each has at most 4,096 items
 
 
@@ -174,8 +179,12 @@ class Restore:
             keep = False
             if is_full(error):
                 raise full_error(to, error) from error
+            about = f" of '{error.filename}'" if error.filename else ""
+            hint = "Nothing was left there. Restore to a place on another file system."
             raise CrnodeError(
-                f"The restore to {to} failed.", f"The system said: {error.strerror}."
+                f"The restore to {to} failed.",
+                f"The system said{about}: {error.strerror}.",
+                hint if error.errno in UNFIT else "Nothing was left there.",
             ) from error
         finally:
             self._places.discard(to)
@@ -556,20 +565,27 @@ def _left(staging: Staging, batch: list[Entry], top: bytes, groups: Groups) -> l
 
 def _write_batch(writer: TreeWriter, batch: list[Entry], top: bytes, groups: Groups) -> None:
     for entry in batch:
-        where = _below(entry.path, top)
-        if entry.kind == DIRECTORY:
-            if where:
-                writer.directory(entry._replace(path=where))
-            continue
-        where = where or top.rpartition(b"/")[2]
-        placed = entry._replace(path=where)
-        link = link_of(entry)
-        members = groups[entry.kind, link] if link is not None else []
-        if members and members[0].path != entry.path:
-            continue  # written with the first of its group
-        others = tuple(_below(m.path, top) for m in members[1:])
-        make = writer.file if entry.kind == FILE else writer.symlink
-        make(placed, others)
+        try:
+            _write_one(writer, entry, top, groups)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fsdecode(entry.path)) from error
+
+
+def _write_one(writer: TreeWriter, entry: Entry, top: bytes, groups: Groups) -> None:
+    where = _below(entry.path, top)
+    if entry.kind == DIRECTORY:
+        if where:
+            writer.directory(entry._replace(path=where))
+        return
+    where = where or top.rpartition(b"/")[2]
+    placed = entry._replace(path=where)
+    link = link_of(entry)
+    members = groups[entry.kind, link] if link is not None else []
+    if members and members[0].path != entry.path:
+        return  # written with the first of its group
+    others = tuple(_below(m.path, top) for m in members[1:])
+    make = writer.file if entry.kind == FILE else writer.symlink
+    make(placed, others)
 
 
 def _finish(writer: TreeWriter, directories: list[Entry], top: bytes) -> None:

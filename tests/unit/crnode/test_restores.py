@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import threading
@@ -20,6 +21,7 @@ from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
 from crnode.replicate.commit import TargetCommit
+from crnode.replicate.write import TreeWriter
 from crnode.store.catalog import Catalog
 from crproto.entries import Entry, Extra
 from crproto.ids import chunk_id
@@ -272,6 +274,27 @@ def test_nothing_long_runs_in_the_event_loop(tmp_path: Path, monkeypatch: pytest
         assert (await box.run(tmp_path / "to"))["digest_ok"]
         assert in_loop == []
         assert pages and max(pages) <= RECIPES
+
+    on_box(tmp_path, work)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EROFS])
+def test_what_the_destination_cannot_hold_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A file system without colons in names, say: there is none here, so the writer says what it would."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async def work(box: Box) -> None:
+        commit(box.catalog, [file(b"a:b", put_file(box.store, b"x"), 1)])
+        monkeypatch.setattr(TreeWriter, "file", refuse)
+        with pytest.raises(CrnodeError) as caught:
+            await box.run(tmp_path / "to")
+        assert "of 'a:b'" in caught.value.why and os.strerror(number) in caught.value.why
+        assert ("another file system" in caught.value.hint) == (number == errno.EINVAL)
+        assert os.listdir(tmp_path) == ["data"]
 
     on_box(tmp_path, work)
 
