@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from crnode.cli import brake, cluster, groups, look, proof, sets, setup, status, upkeep, versions
+from crnode.cli import brake, cluster, groups, look, proof, selftest, sets, setup, status, upkeep, versions
 from crnode.cli.common import Data, choose_data, data_dir
 from crnode.cli.output import open_streams, print_error, stop_writing
 from crnode.errors import CrnodeError, ExitCode
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _module in (setup, status, versions, look, proof, brake, upkeep):
+for _module in (setup, status, versions, look, proof, brake, upkeep, selftest):
     _module.register(app)
 app.add_typer(sets.app, name="set")
 app.add_typer(groups.app, name="group")

@@ -53,6 +53,7 @@ COMMANDS = [
     ["doctor"],
     ["scrub"],
     ["gc"],
+    ["selftest"],
     [],
 ]
 
@@ -64,7 +65,7 @@ def test_each_command_has_help_with_an_example_of_itself(words: list[str]) -> No
     assert result.exit_code == 0
     assert f"Example: crnode {' '.join(words)}" in text
     if words not in ([], ["set"], ["group"], ["node"]):
-        assert "--json" in text and (words == ["demo"] or "--data" in text)
+        assert "--json" in text and (words in (["demo"], ["selftest"]) or "--data" in text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Who serves: the lease, the votes, and what follows from them."""
