@@ -381,7 +381,7 @@ class Restore:
         """Write `entries` under `staging`, fetching what is not here batch by batch."""
         root = os.open(staging.tree, os.O_RDONLY | os.O_DIRECTORY)
         temporary = os.open(staging.path / "tmp", os.O_RDONLY | os.O_DIRECTORY)
-        writer = TreeWriter(root, temporary, self.agent.store.get, policy)
+        writer = TreeWriter(root, temporary, self.agent.store.get, policy, write_back=True)
         done = 0
         try:
             for at in range(0, len(entries), BATCH):

@@ -44,8 +44,9 @@ class Patch(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
 
 
-Spill = Callable[[dict[bytes, bytes]], None]
-"""Takes chunks (id -> bytes) out of memory: to the source's own store, or to the targets."""
+Spill = Callable[[dict[bytes, bytes], dict[bytes, Patch]], None]
+"""Takes chunks (id -> bytes) out of memory: to the source's own store, or to the targets, to which the
+patches among them suffice."""
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Fresh:
         if name in self.chunks:
             return
         if self.held + size > budget and spill is not None and self.chunks:
-            spill(self.chunks)
+            spill(self.chunks, self.patches)
             self.held -= sum(map(len, self.chunks.values()))
             self.chunks = {}
         if self.held + size <= budget or spill is not None:

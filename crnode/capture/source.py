@@ -22,7 +22,7 @@ from crnode.capture.commit import EmptiedSet, Point, SourceCommit
 from crnode.capture.guard import WAIT_SECONDS, RotGuard
 from crnode.capture.job import Batch, Job, watch_tree
 from crnode.capture.openers import has_writer
-from crnode.capture.read import Fresh, Gone, PathReader, Unreadable, fingerprint_of
+from crnode.capture.read import Fresh, Gone, Patch, PathReader, Unreadable, fingerprint_of
 from crnode.capture.restless import Restless
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.capture.rot import Stretch, Verdict
@@ -621,14 +621,15 @@ class SourceSet:
             self._no_watches(job.limit)
             self._want_scan("watches ran out")
 
-    def _spill(self, chunks: dict[bytes, bytes]) -> None:
+    def _spill(self, chunks: dict[bytes, bytes], _: dict[bytes, Patch]) -> None:
         """In the capture thread of a spooling set: waiting here is what slows the reader down to the disk."""
         self.writer.submit_from_thread(self.commit.spool, dict(chunks)).result()
 
-    def _hand_over(self, chunks: dict[bytes, bytes]) -> None:
+    def _hand_over(self, chunks: dict[bytes, bytes], patches: dict[bytes, Patch]) -> None:
         """In the capture thread, in the midst of a large file: what was read goes ahead while the rest is
         still read. What no link takes now is read again by the image's own push."""
-        fresh = Fresh(chunks, held=sum(map(len, chunks.values())))
+        alike = {name: patches[name] for name in chunks if name in patches}
+        fresh = Fresh(chunks, alike, held=sum(map(len, chunks.values())))
         self._loop.call_soon_threadsafe(self.on_staged, fresh)
 
     async def _read(self, job: Job, todo: list[tuple[bytes, bool]]) -> None:

@@ -25,7 +25,7 @@ from crnode.capture.attributes import (
     group_number,
     user_number,
 )
-from crnode.platform.files import open_beneath, rename_new
+from crnode.platform.files import open_beneath, rename_new, start_writeback
 from crnode.store.reader import Fingerprint
 from crproto import content
 from crproto.entries import DIRECTORY, Entry, Extra
@@ -34,6 +34,7 @@ from crproto.ids import HOLE
 NOBODY = 65534
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 MIX_BYTES = 1 << 16
+WRITE_BACK_BYTES = 8 << 20  # of a whole file that the disk begins with while the rest is written
 LOADED = 16 << 20  # bytes of a change in place that are read before the first is written
 ALONE = 4 << 20  # bytes of a file for which no second thread is started
 BATCH, BATCH_MOST, DEPTH = 1 << 20, 64, 4  # bytes and chunks handed over at a time, and how many times ahead
@@ -85,12 +86,16 @@ class TreeWriter:
         root_fd: the open root directory.
         temporary_fd: an open directory on the same file system for temporaries, ours alone.
         load: object id -> verified bytes.
+        write_back: the disk begins with a large file while it is written: a sync follows at once.
     """
 
-    def __init__(self, root_fd: int, temporary_fd: int, load: Load, policy: Policy) -> None:
+    def __init__(
+        self, root_fd: int, temporary_fd: int, load: Load, policy: Policy, *, write_back: bool = False
+    ) -> None:
         self.root_fd = root_fd
         self.temporary_fd = temporary_fd
         self.load = load
+        self._write_back = write_back
         self.policy = policy
         self.before_rename: Callable[[bytes], None] | None = None  # asked with the path, last of all
         self._parent: tuple[bytes, int] | None = None
@@ -264,7 +269,7 @@ class TreeWriter:
         if entry.level == 0:
             _write_all(fd, self.load(entry.content), 0)
             return
-        holes = False
+        holes, begun = False, 0
         pieces = content.walk(entry.content, entry.level, self.load, size=entry.size)
         with contextlib.closing(loaded(pieces, self.load)) as chunks:
             for offset, data in chunks:
@@ -272,6 +277,9 @@ class TreeWriter:
                     holes = True
                 else:
                     _write_all(fd, data, offset)
+                    if self._write_back and offset + len(data) - begun >= WRITE_BACK_BYTES:
+                        start_writeback(fd, begun, offset + len(data) - begun)
+                        begun = offset + len(data)
         if holes:
             os.ftruncate(fd, entry.size)
 

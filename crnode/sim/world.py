@@ -574,8 +574,12 @@ class World:
         kinds[kind](node)
 
     def die(self, node: Node) -> None:
-        self.kill(node)
-        self.at(self.chance.randrange(50 * MS, 6 * SECOND), self.boot, node)
+        """One dies and comes back soon, before its promise ends, or later; sometimes more than one."""
+        others = [other for other in self.nodes if other is not node and self.chance.random() < 0.2]
+        for one in (node, *others):
+            self.kill(one)
+            most = self.chance.choice((500 * MS, 6 * SECOND))
+            self.at(self.chance.randrange(50 * MS, most), self.boot, one)
 
     def stand_still(self, node: Node) -> None:
         self.freeze(node, self.chance.randrange(100 * MS, 5 * SECOND))
