@@ -14,12 +14,14 @@ from crnode.capture import deep
 from crnode.capture.guard import VERIFIED
 from crnode.capture.rot import Stretch, Verified, ranges
 from crnode.capture.source import SourceSet
+from crnode.replicate.receive import TargetSet
+from crnode.store.catalog import Catalog
 from crnode.store.child import Child
 
 PERIOD_NS = 7 * 86_400 * 10**9  # between the beginnings of two passes over a set
 SAVE_SECONDS = 10.0
 UNREAD_MOST = 1000  # a pass that could not compare more than this proves nothing
-META = "deep"
+META, META_LIVE = "deep", "deep_live"
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -131,9 +133,71 @@ async def _suspect(source: SourceSet, path: bytes, stretches: list[list[int]], o
     return False
 
 
+@dataclass
+class Mended:
+    """What a pass over a live tree found."""
+
+    files: int = 0
+    size: int = 0
+    mended: list[dict[str, Any]] = field(default_factory=list)  # set, path, bytes, and whether it is whole
+
+
+async def compare_live(
+    target: TargetSet,
+    *,
+    pace: int = 0,
+    seconds: float = 0.0,
+    anew: bool = False,
+    progress: Progress = lambda _: None,
+) -> Mended:
+    """The same for a live tree: compare its files with what was written there, and write anew what differs. A
+    file that somebody changed is no business of this pass. Raises child.ChildFailed, CrnodeError."""
+    state = await live_state_of(target)
+    if anew or not state.running:
+        state = State(target.commit.now_ns(), None, True)
+    out = Mended()
+    await target.writer.submit(target.store.flush_index)
+    request = deep.request_for(
+        [str(target.destination)], target.catalog.path, target.store.directory, state.place, pace, seconds,
+        live=True,
+    )  # fmt: skip
+    ended = False
+    async with Child("crnode.capture.deep", request) as process:
+        while (line := await process.line()) is not None:
+            match line["event"]:
+                case "differs":
+                    path = bytes.fromhex(line["path"])
+                    text = ranges(Stretch(start, end, b"") for start, end in line["stretches"])
+                    row = {"set": target.spec.name, "path": _spoken(path), "bytes": text}
+                    out.mended.append({**row, "whole": await target.mend(path, text)})
+                case "at" | "end":
+                    out.files, out.size, state.place = line["files"], line["bytes"], line["place"]
+                    ended = line["event"] == "end" and state.place is None
+                    text = f"{out.files} files compared, {out.size >> 20} MiB"
+                    progress({"text": f"live tree of {target.spec.name}: {text}"})
+    state.running = not ended
+    await target.writer.submit(_keep_state, target.catalog, state)
+    return out
+
+
+async def live_state_of(target: TargetSet) -> State:
+    """Where the passes over a live tree are; of a new set the first is due a period after it was made."""
+    value = await target.writer.submit(target.catalog.meta, META_LIVE)
+    return State(**json.loads(value)) if value is not None else State(target.spec.created_at_ns)
+
+
+def _keep_state(catalog: Catalog, state: State) -> None:
+    with catalog.transaction():
+        catalog.set_meta(META_LIVE, json.dumps(vars(state)).encode())
+
+
+def _spoken(path: bytes) -> str:
+    return os.fsdecode(path).encode("utf-8", "replace").decode()
+
+
 def rows(name: str, found: Compared) -> list[dict[str, str]]:
     """What differs, for the answer of a scrub."""
     return [
-        {"set": name, "path": os.fsdecode(path).encode("utf-8", "replace").decode(), "bytes": text}
+        {"set": name, "path": _spoken(path), "bytes": text}
         for path, text in found.differing
     ]

@@ -1,5 +1,5 @@
-"""What a node looks through when it is idle, one thing at a time: its sources' files, the newest versions,
-its catalogs, its packs.
+"""What a node looks through when it is idle, one thing at a time: its sources' files, its live trees, the
+newest versions, its catalogs, its packs.
 
 Nothing here answers anybody, so everything gives way: it begins only in a minute in which nothing was
 captured or received, works in children of low priority at a set pace, and a person's command never waits for
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from crnode.agent import audit, deep
 from crnode.agent.maintenance import FAILURES
 from crnode.capture.source import SourceSet
+from crnode.replicate.receive import TargetSet
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -54,6 +55,9 @@ class Idle:
         for running in list(self.agent.sets.sources.values()):
             if await self._deep(running.source, idle):
                 return f"deep {running.spec.name}"
+        for target in list(self.agent.sets.targets.values()):
+            if await self._live(target.target, idle):
+                return f"live tree {target.spec.name}"
         now = time.time_ns()
         if done := await self.agent.calls.schedule.step(now, idle=idle, pace=PACE):
             return done
@@ -75,6 +79,16 @@ class Idle:
             await looks.packs(packs, PACE, now)
             return f"packs {', '.join(map(str, packs))}"
         return ""
+
+    async def _live(self, target: TargetSet, idle: bool) -> bool:
+        if target.live is None or target.status.live:
+            return False
+        state, now = await deep.live_state_of(target), time.time_ns()
+        overdue = now - state.begun_ns >= 2 * deep.PERIOD_NS
+        if not state.due(now) or not (idle or overdue):
+            return False
+        await deep.compare_live(target, pace=PACE, seconds=SLICE_SECONDS)
+        return True
 
     async def _deep(self, source: SourceSet, idle: bool) -> bool:
         if source.state != "ok" or source.newest is None:

@@ -240,6 +240,7 @@ class Maintenance:
             garbage = await self.forget_garbage(report)
             self.audit.read(agent.store.packs.numbers(), time.time_ns())
             files = await self._files(only, pace, progress)
+            live = await self._live(only, pace, progress)
             catalogs: list[str] = []
             for uuid in [u for u in list(agent.sets.catalogs) if only in (None, u)]:
                 catalogs += await self.audit.catalog(uuid, time.time_ns())
@@ -261,7 +262,7 @@ class Maintenance:
         return {
             "objects": found.objects, "bytes": found.bytes, "damaged": rows, "looked_up": report.ids,
             "lacking": report.left_count, "seconds": time.monotonic() - begun,
-            "stretches": len(found.stretches), "files": files, "catalogs": catalogs,
+            "stretches": len(found.stretches), "files": files, "live": live, "catalogs": catalogs,
         }  # fmt: skip
 
     def _unhealed(self, one: Lacking, pack: int | None) -> Args:
@@ -287,6 +288,18 @@ class Maintenance:
             out["bytes"] += found.size
             out["changed"] += found.changed
             out["differing"] += deep.rows(running.spec.name, found)
+        return out
+
+    async def _live(self, only: str | None, pace: int, progress: Progress) -> Args:
+        """The same over the live trees here; what differs is written anew."""
+        out: Args = {"checked": 0, "bytes": 0, "mended": []}
+        for uuid, running in list(self.agent.sets.targets.items()):
+            if only is not None and uuid != only:
+                continue
+            found = await deep.compare_live(running.target, anew=True, pace=pace, progress=progress)
+            out["checked"] += found.files
+            out["bytes"] += found.size
+            out["mended"] += found.mended
         return out
 
     async def forget_garbage(self, report: Report) -> list[bytes]:

@@ -1,4 +1,5 @@
-"""The deep pass: every file of a source is read again and compared by BLAKE3 with what was captured of it.
+"""The deep pass: every file of a source is read again and compared by BLAKE3 with what was captured of it;
+and every file of a live tree with what was written there.
 
 What capture compares by is a fast hash (rule 57) and the times of a file; what both miss is found here,
 weekly: contents made to have one xxh3, and rot (rule 58). A child process reads, at a set pace, and prints
@@ -29,20 +30,32 @@ from crproto.paths import split
 PAGE = 200  # entries of the newest image looked at before it is asked for anew
 TOLD_SECONDS = 0.5
 STRETCHES_MOST = 100  # told of one file
+MOVING_LOOKS, MOVING_SECONDS = 100, 0.1  # while a live tree goes to another image
 
 Place = dict[str, Any]
 """Where a pass is: {"dir", "name"} of the last file, hex, and {"offset", "content"} while it is inside it."""
 
 
 def request_for(
-    paths: list[str], catalog: Path, store: Path, place: Place | None, pace: int, seconds: float
+    paths: list[str],
+    catalog: Path,
+    store: Path,
+    place: Place | None,
+    pace: int,
+    seconds: float,
+    *,
+    live: bool = False,
 ) -> dict[str, Any]:
     """The request of the child: from `place` on, at most `pace` bytes a second (0: no bound), for about
-    `seconds` (0: to the end)."""
+    `seconds` (0: to the end). `live`: the paths are the one of a live tree, which shows what it shows."""
     return {
         "paths": paths, "catalog": str(catalog), "store": str(store), "place": place,
-        "pace": pace, "seconds": seconds,
+        "pace": pace, "seconds": seconds, "live": live,
     }  # fmt: skip
+
+
+class _Moving(Exception):
+    """The live tree goes from one image to the next, and has not come there for a while."""
 
 
 class _Pass:
@@ -54,10 +67,17 @@ class _Pass:
         self.until = time.monotonic() + body["seconds"] if body["seconds"] else float("inf")
         self.files = self.bytes = self.unread = 0
         self.place: Place | None = body["place"]
+        self.live = bool(body.get("live"))
         self._told = time.monotonic()
 
     def run(self) -> bool:
         """True when the pass came to its end, False when its time was over."""
+        try:
+            return self._run()
+        except _Moving:
+            return False
+
+    def _run(self) -> bool:
         for entry in self._entries():
             if entry.kind != FILE or entry.content is None:
                 self._at(entry)
@@ -82,16 +102,30 @@ class _Pass:
             after = inside
         elif place is not None:
             after = bytes.fromhex(place["dir"]), bytes.fromhex(place["name"])
-        while (newest := self.catalog.newest()) is not None:
-            page = list(islice(self.catalog.walk(newest.ordinal, PAGE, after), PAGE))
+        while (ordinal := self._ordinal()) is not None:
+            page = list(islice(self.catalog.walk(ordinal, PAGE, after), PAGE))
             yield from page
             if len(page) < PAGE:
                 return
             after = split(page[-1].path)
 
+    def _ordinal(self) -> int | None:
+        """The image that the files have to be like; None: there is none."""
+        if not self.live:
+            newest = self.catalog.newest()
+            return newest.ordinal if newest is not None else None
+        for _ in range(MOVING_LOOKS):
+            live = self.catalog.live()
+            if live is None or (live.state == "clean" and not live.at):
+                return None
+            if live.state == "clean":
+                return live.at
+            time.sleep(MOVING_SECONDS)
+        raise _Moving
+
     def _newest_entry(self, path: bytes) -> Entry | None:
-        newest = self.catalog.newest()
-        return self.catalog.entry(path, newest.ordinal) if newest is not None else None
+        ordinal = self._ordinal()
+        return self.catalog.entry(path, ordinal) if ordinal is not None else None
 
     def _start(self, entry: Entry) -> int:
         place = self.place

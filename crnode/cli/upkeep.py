@@ -63,11 +63,23 @@ def scrub(
             show(f"{number(files['checked'])} files of sources, {size(files['bytes'])}, were compared.")
             rows = [(item["set"], item["path"], item["bytes"]) for item in files["differing"]]
             show(table("Files that differ", ("set", "path", "bytes"), rows, "All are what was captured."))
+        live: dict[str, Any] = answer["live"]
+        if live["checked"] or live["mended"]:
+            show(f"{number(live['checked'])} files of live trees, {size(live['bytes'])}, were compared.")
+            mended = [(i["set"], i["path"], i["bytes"], _written(i)) for i in live["mended"]]
+            columns = ("set", "path", "bytes", "what was done")
+            show(table("Files of live trees that differ", columns, mended, "All are what was written."))
         if answer["catalogs"]:
             texts = [(text,) for text in answer["catalogs"]]
             show(table("Versions that are not whole", ("what is wrong",), texts, ""))
     lost = answer["lacking"] or any(not item["healed_from"] for item in damaged)
-    return int(ExitCode.DAMAGE if lost or files["differing"] or answer["catalogs"] else ExitCode.OK)
+    torn = any(not item["whole"] for item in answer["live"]["mended"])
+    found = lost or torn or files["differing"] or answer["catalogs"]
+    return int(ExitCode.DAMAGE if found else ExitCode.OK)
+
+
+def _written(item: dict[str, Any]) -> str:
+    return "written anew, the other set aside" if item["whole"] else "not written yet, see crnode status"
 
 
 def _where(item: dict[str, Any]) -> str | None:

@@ -233,9 +233,9 @@ class LiveTree:
         fd = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         return fd, live.at
 
-    def repair(self, paths: Iterable[bytes]) -> Report:
+    def repair(self, paths: Iterable[bytes], *, aside: bool = False) -> Report:
         """Put `paths` right, which a scan found to differ from what was applied; what differs is kept
-        aside."""
+        aside. `aside`: also what looks like what was applied, because its bytes are others."""
         live = self.reader.live()
         self._report, self._stale = Report(), set()
         if live is None or live.state != "clean" or live.at == 0:
@@ -262,7 +262,8 @@ class LiveTree:
                 if entry is None:
                     self._guarded(path, partial(self._remove, writer, path))
                 elif entry.kind != DIRECTORY:
-                    self._guarded(path, partial(self._clear_drift, writer, path, entry))
+                    clear = self._clear_damage if aside else self._clear_drift
+                    self._guarded(path, partial(clear, writer, path, entry))
                 touched.add(split(path)[0])
             for path, entry in sorted(wrong, key=lambda w: w[0]):
                 if entry is None:
@@ -519,6 +520,15 @@ class LiveTree:
         if self._left_halfway(writer, path, info, entry):
             return
         self._set_aside(writer, path)
+
+    def _clear_damage(self, writer: TreeWriter, path: bytes, entry: Entry | None) -> None:
+        """A file whose bytes changed, and its times did not, goes aside: it may be damage, or somebody wrote
+        through a mapping."""
+        info = writer.lstat(path)
+        if info is not None and stat.S_ISREG(info.st_mode) and self._ours(path, info, leaving=False):
+            self._set_aside(writer, path)
+        else:
+            self._clear_drift(writer, path, entry)
 
     def _left_halfway(
         self, writer: TreeWriter, path: bytes, info: os.stat_result, entry: Entry | None

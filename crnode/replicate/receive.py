@@ -719,7 +719,24 @@ class TargetSet:
             raise CrnodeError("The live tree could not be scanned.", error.strerror or "") from error
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
-        report = await self._in_live(lambda: tree.repair(paths))
+        return await self._put_right(tree, paths)
+
+    async def mend(self, path: bytes, which: str) -> bool:
+        """Write a file of the live tree anew of which some bytes are not what was written (`which`, for
+        people), though it looks so. Whether it is whole now."""
+        await self._look_at_place()
+        report = await self._put_right(await self._live_tree(), [path], aside=True)
+        whole = path not in report.unapplied
+        done = "It was written anew." if whole else "It cannot be written anew yet, see crnode status."
+        name = path.decode(errors="replace")
+        self._journal(
+            "damage",
+            f"Set {self.spec.name}: {name} in the live tree is not what was written there, {which}. {done}",
+        )
+        return whole
+
+    async def _put_right(self, tree: LiveTree, paths: list[bytes], *, aside: bool = False) -> Report:
+        report = await self._in_live(lambda: tree.repair(paths, aside=aside))
         if report.damaged:
             await self._heal_then_retry(report)
         self._tell(report)

@@ -14,12 +14,15 @@ from typing import Any
 import apsw
 import pytest
 from harness import Cluster, Node, crnode, wait_for
+from test_full_disk import small_disk
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
 from crnode.store.manifest import write_manifest
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
+
+__all__ = ["small_disk"]
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -60,6 +63,44 @@ def test_flipped_bytes_are_found_and_healed_from_the_source(cluster: Cluster, tm
         path.unlink()
     cluster.sync("docs")
     assert files(live) == files(source)
+
+
+def test_a_flipped_byte_in_a_live_tree_is_found_named_and_mended(
+    cluster: Cluster, tmp_path: Path, small_disk: Path
+) -> None:
+    """Beneath the file system, so that no time of it moves; what is there is kept aside."""
+    source = tmp_path / "source"
+    source.mkdir()
+    good = {"big": os.urandom(3 << 20), "small": os.urandom(9000)}
+    for name, data in good.items():
+        (source / name).write_bytes(data)
+    os.link(source / "small", source / "again")
+    cluster.init()
+    box2 = cluster.join("box2")
+    live = small_disk / "live"
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"], privileged=False)
+    cluster.sync("docs")
+    os.sync()
+    for name, at in (("big", 1 << 20), ("small", 4096)):
+        with open(tmp_path / "disk.img", "r+b") as disk, open(live / name, "rb") as file:
+            disk.seek(disk.read().index(good[name][at : at + 512]))
+            disk.write(bytes([good[name][at] ^ 0xFF]))
+            disk.flush()
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert (live / name).read_bytes() != good[name]
+    cluster.sync("docs")  # a scan sees nothing: no time moved
+    assert (live / "big").read_bytes() != good["big"]
+    done = crnode("scrub", "--data", str(box2.data))
+    assert "3 files of live trees" in done.stdout and "written anew" in done.stdout
+    assert "bytes 1" in done.stdout and "big" in done.stdout
+    for name, data in good.items():
+        assert (live / name).read_bytes() == data
+    assert (live / "again").samefile(live / "small")
+    assert any("big in the live tree is not what was written" in text for text in box2.events())
+    report = box2.call("scrub")
+    assert report["live"] == {"checked": 3, "bytes": 3 * (1 << 20) + 2 * 9000, "mended": []}
+    aside = [path for path in small_disk.rglob("*") if path.is_file() and live not in path.parents]
+    assert any(path.stat().st_size == 3 << 20 and path.read_bytes() != good["big"] for path in aside)
 
 
 def test_a_lost_index_and_a_lost_catalog_come_back(cluster: Cluster, tmp_path: Path) -> None:
