@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import time
@@ -512,7 +513,11 @@ class Calls:
                 return _planned(images, ladder, self.agent.node.name)
             why = retain(candidates(images), ladder)
             if path is None:
-                return [_version(i, why.get(i.ordinal, GOES), self.agent.node.name) for i in images]
+                rows = [_version(i, why.get(i.ordinal, GOES), self.agent.node.name) for i in images]
+                if spec.members:  # of a group: which versions of its members it was made of
+                    for row, image in zip(rows, images, strict=True):
+                        row["members"] = json.loads(catalog.meta(f"members/{image.ordinal}") or b"{}")
+                return rows
             rows = []
             for born, died, entry in lives(catalog):
                 at = next((i for i in images if born <= i.ordinal < died), None)

@@ -136,6 +136,7 @@ def versions(
     if plan:
         _show_plan_of_versions(name, answer["versions"])
         return
+    grouped = any("members" in item for item in answer["versions"])
     rows = [
         (
             item["number"],
@@ -147,12 +148,23 @@ def versions(
             item.get("name") or None,
             item.get("why"),
             item.get("node"),
+            *([_made_of(item["members"])] if grouped else []),
         )
         for item in answer["versions"]
     ]
     empty = "There are no versions yet." if path is None else "No version that is kept has it."
-    columns = ("version", "time", "entries", "size", "quality", "verdict", "name", "kept because", "node")
+    columns: tuple[str, ...] = ("version", "time", "entries", "size", "quality", "verdict")
+    columns += ("name", "kept because", "node", *(["made of"] if grouped else []))
     show(table(f"Versions of {name}", columns, rows, empty))
+
+
+def _made_of(members: dict[str, list[int]]) -> str | None:
+    """Of a group: the version of each member, and how far apart these were taken."""
+    if not members:
+        return None
+    times = [at_ns for _, at_ns in members.values()]
+    spread = f" ({duration((max(times) - min(times)) / 1e9)} apart)" if len(times) > 1 else ""
+    return ", ".join(f"{name} {number}" for name, (number, _) in members.items()) + spread
 
 
 def _show_plan_of_versions(name: str, versions: list[dict[str, Any]]) -> None:

@@ -87,6 +87,8 @@ def test_two_sources_come_together_and_a_path_of_both_shows_the_newer_and_loses_
     studio.bundle()
     assert studio.shown() == tree(studio.anna, studio.ben) and len(studio.shown()) == 4
     first = studio.numbers()[-1]
+    shown = crnode("versions", "project", "--data", str(studio.box.data)).stdout
+    assert "MADE OF" in shown and "anna 1, ben 1 (" in shown
     time.sleep(1.1)
 
     # What anybody writes is there without being asked for.
