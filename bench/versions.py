@@ -44,7 +44,7 @@ class Model:
     def __init__(self, files: int, seed: int) -> None:
         self.chance = random.Random(seed)
         self.there = list(range(files))
-        self.next = files
+        self.first = self.next = files
 
     def entry(self, number: int) -> Entry:
         content = self.chance.randbytes(32)
@@ -123,8 +123,10 @@ class Times:
 def look(catalog: Catalog, model: Model, images: list[Image], times: Times) -> None:
     """What people ask for. Each question opens the catalog, as in the agent."""
     chance = random.Random(1)
+    # Folders that came later are not in each version.
+    since_first = [number for number in model.there if number < model.first]
     for _ in range(TIMES):
-        ordinal, number = chance.choice(images).ordinal, chance.choice(model.there)
+        ordinal, number = chance.choice(images).ordinal, chance.choice(since_first)
 
         def folder(ordinal: int = ordinal, number: int = number) -> object:
             with Looker(catalog.path) as looker:

@@ -61,6 +61,7 @@ def measure(host: Bench, tool: Tool) -> list[Result]:
         to = host.fresh(f"back-{name}") / "to"
         to.mkdir()
         host.settle()
+        host.warm(2 * host.size(SIZE))
         meter, spent = tool.meter(), tool.spent
         begun = time.perf_counter()
         tool.restore(number, to)
