@@ -24,6 +24,7 @@ from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
 from crnode.agent.schedule import Schedule
 from crnode.agent.sets import RunningSource
+from crnode.agent.takeover import Takeovers
 from crnode.cluster.document import ReplicationSet, Role, sentence
 from crnode.cluster.keep import DEFAULT
 from crnode.cluster.membership import (
@@ -73,6 +74,7 @@ class Calls:
         self.schedule = Schedule(agent, self.proof)
         self.brakes = Brakes(agent, self._forward, self._restore)
         self.groups = Groups(agent, self._forward, self._sync, self._peer_settle, self._master_only)
+        self.takeovers = Takeovers(agent, self._master_only)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
@@ -85,6 +87,8 @@ class Calls:
             "set.list": self._set_list,
             "set.show": self._set_show,
             "set.add": self._set_add,
+            "takeover.set": self.takeovers.set,
+            "takeover.show": self.takeovers.show,
             "group.add": self.groups.add,
             "group.members": self.groups.members,
             "group.conflicts": self.groups.conflicts,

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from crnode.cli import brake, cluster, groups, look, proof, selftest, sets, setup, status, upkeep, versions
+from crnode.cli import (
+    brake,
+    cluster,
+    groups,
+    look,
+    proof,
+    selftest,
+    sets,
+    setup,
+    status,
+    takeover,
+    upkeep,
+    versions,
+)
 from crnode.cli.common import Data, choose_data, data_dir
 from crnode.cli.output import open_streams, print_error, stop_writing
 from crnode.errors import CrnodeError, ExitCode
@@ -27,10 +40,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _module in (setup, status, versions, look, proof, brake, upkeep, selftest):
+for _module in (setup, status, versions, look, proof, brake, upkeep, selftest, takeover):
     _module.register(app)
 app.add_typer(sets.app, name="set")
 app.add_typer(groups.app, name="group")
+app.add_typer(takeover.app, name="takeover")
 app.add_typer(cluster.app, name="node")
 
 

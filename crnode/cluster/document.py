@@ -356,6 +356,48 @@ class Thresholds(_Value):
         return self
 
 
+class ServiceSpec(_Value):
+    """A program that runs where the lease is: a command in the foreground."""
+
+    name: Name
+    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+
+
+class Takeover(_Value):
+    """Who votes, who may be active, and what moves with it."""
+
+    voters: Annotated[tuple[Name, ...], Field(min_length=1, max_length=5)]
+    candidates: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_NODES)]
+    founder: Name  # whose keeper begins, as the only voter
+    founder_incarnation: Hex16  # of its vote file: one that lost it founds nothing (rule 8)
+    network: Literal["lan", "wan"] = "lan"
+    address: str | None = None  # the floating one, with its prefix: 192.0.2.10/24
+    interface: Annotated[str, Field(max_length=15)] = ""
+    services: Annotated[tuple[ServiceSpec, ...], Field(max_length=32)] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, names in (("voters", self.voters), ("candidates", self.candidates)):
+            if (name := _twice(names)) is not None:
+                raise ValueError(f"'{name}' is named twice among the {what}; name it once.")
+        if strangers := sorted(set(self.candidates) - set(self.voters)):
+            raise ValueError(
+                f"'{strangers[0]}' may become active and does not vote; a candidate has to be a voter, too."
+            )
+        if self.address is not None:
+            try:
+                ipaddress.ip_interface(self.address)
+            except ValueError as error:
+                raise ValueError(
+                    f"'{self.address}' is no address with a prefix; write it as 192.0.2.10/24."
+                ) from error
+            if not self.interface or "/" in self.interface or self.interface in (".", ".."):
+                raise ValueError("The floating address needs the name of an interface, as in: eth0.")
+        if (name := _twice(service.name for service in self.services)) is not None:
+            raise ValueError(f"Two services are called '{name}'; give one of them another name.")
+        return self
+
+
 class ClusterDocument(_Value):
     """The whole truth about a cluster's make-up; immutable, ordered by `version`."""
 
@@ -368,6 +410,7 @@ class ClusterDocument(_Value):
     sets: Annotated[tuple[ReplicationSet, ...], Field(max_length=MAX_SETS)] = ()
     tombstones: Annotated[tuple[Tombstone, ...], Field(max_length=MAX_TOMBSTONES)] = ()
     thresholds: Thresholds = Thresholds()
+    takeover: Takeover | None = None
 
     @property
     def master(self) -> Node:
@@ -543,6 +586,10 @@ def _set_problems(document: ClusterDocument) -> Iterator[str]:
     stones = (stone.uuid for stone in document.tombstones if stone.uuid)
     if (uuid := _twice([*(item.uuid for item in document.sets), *stones])) is not None:
         yield f"The set identity {uuid} is used twice, so two histories would mix; make the set anew."
+    if document.takeover is not None:
+        for name in document.takeover.voters:
+            if name not in roles:
+                yield f"'{name}' votes on who is active and is no node here; choose one of: {known}."
     for item in document.sets:
         if item.members:
             yield from _group_problems(document, item)

@@ -26,6 +26,7 @@ from crnode.cluster.document import (
     Node,
     ReplicationSet,
     Role,
+    Takeover,
     Target,
     Thresholds,
     Tombstone,
@@ -387,6 +388,46 @@ def set_brake(document: ClusterDocument, name: str, percent: int) -> ClusterDocu
     except ValidationError as error:
         raise refusal(what, error) from error
     return _edited(document, what, sets=tuple(changed if s.uuid == item.uuid else s for s in document.sets))
+
+
+class TakeoverSpec(BaseModel):
+    """The wish of `crnode takeover set`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    voters: list[str]
+    candidates: list[str] = []  # none: all voters
+    network: str = "lan"
+    address: str | None = None
+    interface: str = ""
+    services: list[tuple[str, list[str]]] = []  # (name, command)
+
+
+def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str) -> ClusterDocument:
+    """Say who votes on who is active, and what moves with it. `incarnation` (hex) is that of the vote file
+    of the master, whose keeper begins."""
+    what = "What takes over was not set."
+    for name in (*spec.voters, *spec.candidates):
+        document.need_node(name)
+    known = document.takeover
+    try:
+        takeover = Takeover.model_validate(
+            {
+                "voters": tuple(spec.voters),
+                "candidates": tuple(spec.candidates or spec.voters),
+                "founder": known.founder if known is not None else document.master.name,
+                "founder_incarnation": known.founder_incarnation if known is not None else incarnation,
+                "network": spec.network,
+                "address": spec.address,
+                "interface": spec.interface,
+                "services": tuple({"name": name, "command": tuple(words)} for name, words in spec.services),
+            }
+        )
+    except ValidationError as error:
+        raise refusal(what, error) from error
+    if takeover.founder not in takeover.voters:
+        raise _refuse(what, f"'{takeover.founder}' is the first to vote; it has to stay one of the voters.")
+    return _edited(document, what, takeover=takeover)
 
 
 def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = False) -> ClusterDocument:

@@ -27,7 +27,10 @@ again.
 
 Who votes is a **configuration**. Only an active holder changes it, one voter at a time, after the present
 one was confirmed in the holder's own epoch by a majority together with the mark. While a change is under
-way the lease is held as long as both configurations say.
+way the lease is held as the configuration before says: majorities of neighbours share a voter, and that
+voter's promise stands whichever of the two it has. From when a majority of the new one has it together with
+the mark, the new one counts, and nobody wins under the old one any more. A change that comes to nothing is
+taken back by another one.
 
 States
 ======
@@ -129,6 +132,7 @@ class Lease:
         self.hard = hard
         self.timers = timers
         self.phase = Phase.STANDBY
+        self.promised_here = False  # in this life
         self.released: tuple[Epoch, str] | None = None  # the promise that ended early, and for whom
         self._chance = chance
         self._nonce = nonce
@@ -186,11 +190,12 @@ class Lease:
         return max(0, self._promise[1] - at_least(self._promise[0], now)) if self._promise is not None else 0
 
     def left(self, now: Moment) -> int:
-        """For how many ns the lease is held (C3, H1): by a majority of each configuration that counts."""
-        if self.phase < Phase.CAMPAIGNING:
-            return 0
-        configs = (self.hard.config,) if self._before is None else (self.hard.config, self._before)
-        return min(self._left(config, now) for config in configs)
+        """For how many ns the lease is held (C3, H1): by a majority of the configuration that counts."""
+        return self._left(self._counting, now) if self.phase >= Phase.CAMPAIGNING else 0
+
+    @property
+    def _counting(self) -> Config:
+        return self.hard.config if self._before is None else self._before
 
     def _left(self, config: Config, now: Moment) -> int:
         lefts = []
@@ -350,6 +355,7 @@ class Lease:
 
     def _promise_for(self, lasts: int, now: Moment) -> None:
         """From now on for so long, and never shorter than was promised before."""
+        self.promised_here = True
         if self._promise is not None:
             since, before = self._promise
             if before - at_least(since, now) > lasts:
@@ -504,8 +510,8 @@ class Lease:
         if asked is None or asked[0] != sender or self.phase < Phase.CAMPAIGNING:
             return out
         self._no.add(sender)
-        voters = {voter.name for voter in self.hard.config.voters}
-        refused = len(self._no & voters) >= self.hard.config.majority
+        voters = {voter.name for voter in self._counting.voters}
+        refused = len(self._no & voters) >= self._counting.majority
         if not self.holds:
             return out + self._give_up("a majority refused", now) if refused else out
         if message.epoch > self._epoch:
@@ -562,15 +568,11 @@ class Lease:
     def _is_sure(self) -> bool:
         """Whether a majority answered what was asked since the doubt began."""
         assert self._doubt is not None
-        configs = (self.hard.config,) if self._before is None else (self.hard.config, self._before)
-        for config in configs:
-            fresh = 0
-            for voter in config.voters:
-                held = self._held.get(voter.name)
-                fresh += held is not None and held[0].boot >= self._doubt.boot
-            if fresh < config.majority:
-                return False
-        return True
+        fresh = 0
+        for voter in self._counting.voters:
+            held = self._held.get(voter.name)
+            fresh += held is not None and held[0].boot >= self._doubt.boot
+        return fresh >= self._counting.majority
 
     def gathered(self, now: Moment) -> list[Effect]:
         """Everybody was asked, what is newer is here, and the live tree is at it (H3)."""
@@ -671,7 +673,8 @@ class Lease:
         held = self.hard.config
         if self.phase is not Phase.ACTIVE or self.left(now) <= self.timers.stop_ns:
             return "Only the active node changes who votes."
-        if self._before is not None or not (self._is_confirmed() and self._is_marked()):
+        back = self._before is not None and config.voters == self._before.voters
+        if not back and (self._before is not None or not (self._is_confirmed() and self._is_marked())):
             return "The last change is not complete yet."
         if len(set(config.voters) ^ set(held.voters)) > 1:
             return "Voters are added and removed one at a time."
@@ -682,11 +685,9 @@ class Lease:
         slots = dict(held.slots)
         if any(slots.get(name, slot) != slot for name, slot in config.slots):
             return "The slot of a candidate never changes."
-        if self._left(config, now) <= self.timers.stop_ns:
-            return "Too few of these voters answer now to hold the lease; take out first who is away."
         version = held.id.version + 1
         config = config._replace(id=ConfigId(held.id.generation, self._epoch, version))
-        self._before = held
+        self._before = self._counting
         longest = max(self.hard.longest_ns, config.lease_ns)
         self.hard = self.hard._replace(config=config, longest_ns=longest)
         return [Save(self.hard), *self._ask_all(now)]

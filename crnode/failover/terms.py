@@ -193,7 +193,14 @@ class Release(NamedTuple):
     successor: str
 
 
-Message: TypeAlias = PreVote | PreVoted | Grant | Renew | Ok | No | Open | Opened | Release
+class Alive(NamedTuple):
+    """What every keeper tells every other one now and then: it is there, and whether it could serve."""
+
+    nonce: int
+    able: bool
+
+
+Message: TypeAlias = PreVote | PreVoted | Grant | Renew | Ok | No | Open | Opened | Release | Alive
 
 
 # -- what is to be done, in the order in which it is given

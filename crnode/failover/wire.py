@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from crnode.failover.hard_state import config_id_of, config_of, config_value, epoch_of, number_of
 from crnode.failover.terms import (
+    Alive,
     Grant,
     Message,
     No,
@@ -38,7 +39,7 @@ class Envelope(NamedTuple):
 
 
 _TYPES: tuple[type[Message], ...] = (
-    PreVote, PreVoted, Grant, Renew, Ok, No, Open, Opened, Release,
+    PreVote, PreVoted, Grant, Renew, Ok, No, Open, Opened, Release, Alive,
 )  # fmt: skip
 _NUMBERS = {kind: number for number, kind in enumerate(_TYPES)}
 
@@ -80,9 +81,10 @@ def _message(kind: type[Message], fields: Any) -> Message:
         return PreVote(number_of(nonce), epoch_of(data), config_of(config))
     if kind is PreVoted:
         nonce, yes, epoch = fields
-        if type(yes) is not bool:
-            raise ValueError("neither yes nor no")
-        return PreVoted(number_of(nonce), yes, epoch_of(epoch))
+        return PreVoted(number_of(nonce), _flag(yes), epoch_of(epoch))
+    if kind is Alive:
+        nonce, able = fields
+        return Alive(number_of(nonce), _flag(able))
     if kind is Grant:
         nonce, epoch, data, config = fields
         return Grant(number_of(nonce), epoch_of(epoch), epoch_of(data), config_of(config))
@@ -102,6 +104,12 @@ def _message(kind: type[Message], fields: Any) -> Message:
     if kind is Open:
         return Open(number_of(nonce), epoch_of(epoch))
     return Opened(number_of(nonce), epoch_of(epoch))
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("neither yes nor no")
+    return value
 
 
 def _name(value: Any) -> str:

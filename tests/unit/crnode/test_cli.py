@@ -54,6 +54,12 @@ COMMANDS = [
     ["scrub"],
     ["gc"],
     ["selftest"],
+    ["keeper"],
+    ["switch-to"],
+    ["takeover"],
+    ["takeover", "set"],
+    ["takeover", "show"],
+    ["takeover", "status"],
     [],
 ]
 
@@ -64,7 +70,7 @@ def test_each_command_has_help_with_an_example_of_itself(words: list[str]) -> No
     text = " ".join(result.output.split())
     assert result.exit_code == 0
     assert f"Example: crnode {' '.join(words)}" in text
-    if words not in ([], ["set"], ["group"], ["node"]):
+    if words not in ([], ["set"], ["group"], ["node"], ["takeover"], ["keeper"]):
         assert "--json" in text and (words in (["demo"], ["selftest"]) or "--data" in text)
 
 

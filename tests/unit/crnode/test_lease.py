@@ -400,17 +400,16 @@ def test_an_epoch_that_is_not_open_yet_may_be_left_to_a_better_node() -> None:
     assert active().give_way("b", at(0)) == []
 
 
-def test_voters_change_one_at_a_time_and_the_lease_holds_as_both_say() -> None:
+def test_voters_change_one_at_a_time_and_the_new_ones_count_when_they_have_it() -> None:
     one = active()
     assert "one at a time" in str(one.change(config("ad"), at(0.1)))
     assert "cannot take itself out" in str(one.change(config("bc"), at(0.1)))
     moved = config("abcd")._replace(slots=(("a", 2), ("b", 1)))
     assert "never changes" in str(one.change(moved, at(0.1)))
-    assert "Too few" in str(one.change(config("abcd"), at(0.1)))  # c is away: 2 of 4 would be no majority
     out = one.change(config("ab"), at(0.1))
     assert isinstance(out, list) and kinds(out)[0] is Save
     assert one.hard.config.id == ConfigId(1, Epoch(1, 1), 3)
-    assert "not complete" in str(one.change(config(), at(0.1)))
+    assert "not complete" in str(one.change(config("abd"), at(0.1)))
     asked = renewals(out)
     assert set(asked) == {"b", "c"}  # who leaves is told, too
     before = one.left(at(0.4))
@@ -428,6 +427,34 @@ def test_voters_change_one_at_a_time_and_the_lease_holds_as_both_say() -> None:
         if "b" in asked:
             ok(one, "b", asked["b"], quarter / 4)
     assert one.phase is Phase.ACTIVE
+
+
+def test_a_change_that_comes_to_nothing_costs_no_lease_and_is_taken_back() -> None:
+    one = active()
+    out = one.change(config("abcd"), at(0.1))  # c is away, and d does not answer: 2 of 4
+    assert isinstance(out, list)
+    for quarter in range(1, 12):
+        asked = renewals(one.tick(at(quarter / 4)))
+        if "b" in asked:
+            ok(one, "b", asked["b"], quarter / 4)
+    assert one.phase is Phase.ACTIVE and one.left(at(2.75)) > 0
+    assert "not complete" in str(one.change(config("abde"), at(2.8)))
+    back = one.change(config("abc"), at(2.8))
+    assert isinstance(back, list)
+    assert "complete" in str(ok(one, "b", renewals(back)["b"], 2.81)[-1])
+
+
+def test_a_lone_voter_adds_another_one() -> None:
+    one = lease("a", config=config("a"))
+    one.campaign(NO_EPOCH, at(0))
+    one.gathered(at(0))
+    one.committed(at(0))
+    out = one.change(config("ab"), at(0.1))
+    assert isinstance(out, list) and one.left(at(0.1)) > SECOND
+    ok(one, "b", renewals(out)["b"], 0.2)
+    opens = {to: m for to, m in sent(one.tick(at(0.4)) + one.tick(at(0.61)), Open) if isinstance(m, Open)}
+    out = one.receive("b", inc("b"), Opened(opens["b"].nonce, one.epoch), at(0.7))
+    assert "complete" in str(out[-1])
 
 
 def test_a_lone_voter_holds_by_itself() -> None:

@@ -1,0 +1,53 @@
+"""What people ask of takeover: say who votes and what moves, and look at what was said."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from crnode.cluster.membership import TakeoverSpec, set_takeover
+from crnode.errors import CrnodeError, ExitCode
+from crnode.failover.vote_file import NAME, VoteFile
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+
+Args = dict[str, Any]
+Progress = Callable[[Args], None]
+
+
+class Takeovers:
+    """See the module's text.
+
+    Args:
+        master_only: refuses on every node but the master, naming what is done there.
+    """
+
+    def __init__(self, agent: Agent, master_only: Callable[[str], None]) -> None:
+        self.agent = agent
+        self._master_only = master_only
+
+    async def set(self, args: Args, progress: Progress) -> Args:
+        """Control call: the wish as :class:`TakeoverSpec` has it."""
+        self._master_only("Saying what takes over")
+        spec = TakeoverSpec.model_validate(args)
+        incarnation = await asyncio.to_thread(self._incarnation)
+        await self.agent.change(set_takeover(self.agent.document, spec, incarnation))
+        self.agent.journal.add("cluster", f"Voters on who is active are {', '.join(spec.voters)}.")
+        return await self.show({}, progress)
+
+    def _incarnation(self) -> str:
+        file = VoteFile(self.agent.data / NAME)
+        try:
+            return file.hard.incarnation.hex()
+        finally:
+            file.close()
+
+    async def show(self, args: Args, progress: Progress) -> Args:
+        """Control call: what the document says."""
+        takeover = self.agent.document.takeover
+        if takeover is None:
+            hint = "Say it at the master: crnode takeover set"
+            raise CrnodeError("Nobody has said yet who votes.", "", hint, ExitCode.REFUSED)
+        return {"takeover": takeover.model_dump(mode="json")}

@@ -1,0 +1,181 @@
+"""keeper, switch-to, takeover set, show, status: who is active, and what moves with it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crnode.cli.common import Data, Json, ask, data_dir
+from crnode.cli.output import duration, print_json, progress, show, table
+from crnode.errors import CrnodeError, ExitCode
+
+app = typer.Typer(
+    help="Taking over: who votes on who is active, and what moves with it. So far an address and services.",
+    epilog="Example: crnode takeover status",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+def register(top: typer.Typer) -> None:
+    """Add this module's commands that stand by themselves."""
+    top.command(epilog="Example: crnode keeper")(keeper)
+    top.command("switch-to", epilog="Example: crnode switch-to box2")(switch_to)
+
+
+@app.command(
+    "set",
+    epilog="Example: crnode takeover set --voter shop1 --voter box2 --voter box3"
+    " --address 192.0.2.10/24 --interface eth0 --service 'web=python3 -m http.server 80'",
+)
+def set_(
+    voter: Annotated[
+        list[str],
+        typer.Option(metavar="NODE", help="A node that votes; three or five, the master among them."),
+    ],
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="A voter that may become active (default: all of them)."),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS/PREFIX", help="The address that moves.")
+    ] = None,
+    interface: Annotated[str, typer.Option(help="... and the interface that it is on.")] = "",
+    service: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COMMAND",
+            help="A program that runs where the lease is, in the foreground; in their order.",
+        ),
+    ] = None,
+    wan: Annotated[
+        bool, typer.Option("--wan", help="The nodes are far from each other: a lease of 10 s instead of 3.")
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Say who votes on who is active, and what moves with it. Run it on the master; then run crnode keeper
+    on each.
+
+    With two voters nothing takes over by itself, because one of two is no majority: name a third, which may
+    hold no data at all.
+    """
+    services = []
+    for text in service or []:
+        name, _, command = text.partition("=")
+        words = shlex.split(command)
+        if not words:
+            hint = "Write it as NAME=COMMAND, as in: web='nginx -g …'"
+            raise CrnodeError(f"'{text}' names no command.", "", hint, ExitCode.USAGE)
+        services.append([name, words])
+    args: dict[str, Any] = {
+        "voters": voter,
+        "candidates": candidate or [],
+        "address": address,
+        "interface": interface,
+        "services": services,
+        "network": "wan" if wan else "lan",
+    }
+    answer = ask(data, "takeover.set", args)
+    if as_json:
+        print_json(answer)
+    else:
+        show(f"{', '.join(voter)} vote on who is active. Now run on each of them: crnode keeper")
+
+
+@app.command("show", epilog="Example: crnode takeover show")
+def show_(data: Data = None, as_json: Json = False) -> None:
+    """Show what was said about taking over."""
+    answer = ask(data, "takeover.show")
+    if as_json:
+        print_json(answer)
+        return
+    item = answer["takeover"]
+    rows = [
+        ("voters", ", ".join(item["voters"])),
+        ("candidates", ", ".join(item["candidates"])),
+        ("network", item["network"]),
+        ("address", f"{item['address']} on {item['interface']}" if item["address"] else None),
+        *((f"service {one['name']}", shlex.join(one["command"])) for one in item["services"]),
+    ]
+    show(table("Taking over", ("what", "as it was said"), rows))
+
+
+@app.command("status", epilog="Example: crnode takeover status")
+def status(data: Data = None, as_json: Json = False) -> None:
+    """Show what this node's keeper knows: who is active, for how long, and why it is not."""
+    answer = _ask_keeper(data, "status", {})
+    if as_json:
+        print_json(answer)
+        return
+    show(f"{answer['node']}: {answer['says']}.")
+    rows = [
+        ("holds the lease", answer["holder"] or "nobody that it knows of"),
+        ("epoch", answer["epoch"]),
+        ("left of the lease", duration(answer["left_s"]) if answer["left_s"] > 0 else None),
+        ("voters", ", ".join(answer["voters"]) or None),
+        ("keepers that answer", ", ".join(n for n, there in answer["keepers"].items() if there) or "none"),
+        ("address", answer["address"]),
+        ("services", ", ".join(n for n, runs in answer["services"].items() if runs) or None),
+    ]
+    show(table("Keeper", ("what", "is"), rows))
+    if answer["why_not"]:
+        show(answer["why_not"])
+
+
+def keeper(data: Data = None) -> int:
+    """Run this node's keeper in the foreground: lease, votes, address and services.
+
+    It goes on when the agent does not, and ends what it runs when it ends.
+    """
+    import asyncio
+    import logging
+
+    from crnode.failover.keeper import Keeper
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+    async def run(place: Path) -> None:
+        import signal
+
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        await Keeper(place).run()
+
+    try:
+        asyncio.run(run(data_dir(data)))
+    except asyncio.CancelledError:
+        return 0
+    return 0
+
+
+def switch_to(
+    node: Annotated[str, typer.Argument(help="The node that is to be active.")],
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Let another node be active, in good order: services stop first. Run it on the active node."""
+    with progress(f"Switching to {node}", as_json):
+        answer = _ask_keeper(data, "switch", {"to": node})
+    if as_json:
+        print_json(answer)
+    else:
+        show(f"{node} takes over.")
+
+
+def _ask_keeper(data: Path | None, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    from crnode.net.control import call
+
+    try:
+        return call(data_dir(data) / "keeper.sock", name, args, None, 30.0)
+    except CrnodeError as error:
+        if error.exit_code is ExitCode.UNREACHABLE:
+            raise CrnodeError(
+                "No keeper answers here.", error.why, "Start it with: crnode keeper", ExitCode.UNREACHABLE
+            ) from error
+        raise

@@ -1,0 +1,520 @@
+"""The keeper: the small process that holds lease, votes and fence (rule 7), on connections of its own.
+
+It decides nothing that :mod:`crnode.failover.lease` and :mod:`crnode.failover.machine` do not decide: it
+reads the two clocks, writes the vote file, carries messages, and does to the machine what it is told,
+asking the lease before and after (rule 17). What it knows of the cluster is the document that the agent
+keeps; it goes on when the agent does not.
+
+So far it moves an address and services that need no data of a set: gathering and opening have nothing to do
+yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from crnode.cluster.document import ClusterDocument, Takeover, join_address, split_address
+from crnode.cluster.node_file import read_document, read_node_file
+from crnode.errors import CrnodeError, ExitCode
+from crnode.failover import wire
+from crnode.failover.fence import Address, Service, Services
+from crnode.failover.lease import Lease, Phase
+from crnode.failover.machine import Facts, hindrance, next_voters, sentence
+from crnode.failover.terms import (
+    LAN,
+    LAN_LEASE_NS,
+    NO_EPOCH,
+    SECOND,
+    WAN,
+    WAN_LEASE_NS,
+    AddressOff,
+    AddressOn,
+    Alive,
+    CommitOpening,
+    Config,
+    ConfigId,
+    Effect,
+    Epoch,
+    Extend,
+    Fence,
+    Gather,
+    Message,
+    Moment,
+    Save,
+    Say,
+    Send,
+    Serve,
+    Stop,
+    Voter,
+)
+from crnode.failover.vote_file import NAME, VoteFile
+from crnode.net.control import ControlServer
+from crnode.net.tls import PeerRefused, client_context, peer_name, server_context
+from crproto.errors import RemoteProtocolError
+
+SOCKET = "keeper.sock"
+PORT_ABOVE = 1  # the keeper listens one port above its node's agent
+TICK_SECONDS = 0.1
+ALIVE_SECONDS = 1.0
+HEARD_SECONDS = 3.0  # a keeper that was not heard for so long is away
+DIAL_SECONDS = 1.0
+REDIAL_SECONDS = 0.3
+USER_TIMEOUT_MS = 2000  # what the other side has not acknowledged for so long ends a connection (RFC 5482)
+UNSENT_MOST = 64 << 10  # what is to be sent is dropped beyond that: it would come too late to be of use
+SWITCH_SECONDS = 15.0
+RESTARTS = 3  # of a service that ended by itself, before another node is asked to serve
+ALL_DATA = Epoch(1 << 62, 0)
+"""No set moves with the lease yet: whatever was opened, nothing of it is missing here."""
+
+log = logging.getLogger("crnode.keeper")
+
+
+def moment() -> Moment:
+    """The two clocks of this machine (clock_gettime(2))."""
+    return Moment(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW))
+
+
+def keeper_address(agent_address: str) -> tuple[str, int]:
+    """Where the keeper of a node is reached whose agent is reached there."""
+    host, port = split_address(agent_address)
+    return host, port + PORT_ABOVE
+
+
+class Link:
+    """The connection on which this keeper speaks to another one. What cannot be sent is dropped: every
+    question is asked again."""
+
+    def __init__(self, keeper: Keeper, name: str) -> None:
+        self.keeper = keeper
+        self.name = name
+        self.heard = 0.0  # monotonic
+        self.able = False
+        self.incarnation = b""
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def is_there(self) -> bool:
+        return time.monotonic() - self.heard < HEARD_SECONDS
+
+    def send(self, data: bytes) -> None:
+        writer = self._writer
+        if writer is None or writer.transport.get_write_buffer_size() > UNSENT_MOST:
+            return
+        writer.write(len(data).to_bytes(4, "big") + data)
+
+    async def run(self) -> None:
+        """Keep the connection up until cancelled."""
+        while True:
+            with contextlib.suppress(OSError, TimeoutError, ssl.SSLError, CrnodeError):
+                await self._once()
+            self._writer = None
+            await asyncio.sleep(REDIAL_SECONDS)
+
+    async def _once(self) -> None:
+        node = self.keeper.document.node(self.name)
+        if node is None:
+            await asyncio.sleep(1.0)
+            return
+        host, port = keeper_address(node.address)
+        async with asyncio.timeout(DIAL_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port, ssl=self.keeper.client)
+        try:
+            certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if certificate is None or peer_name(self.keeper.document, certificate) != self.name:
+                return
+            _tune(writer)
+            self._writer = writer
+            await reader.read()  # nothing comes on it but its end
+        finally:
+            writer.close()
+
+
+class Keeper:
+    """See the module's text."""
+
+    def __init__(self, data: Path, chance: Callable[[], float] = random.random) -> None:
+        self.data = data
+        self.node = read_node_file(data)
+        self.document: ClusterDocument = read_document(data)
+        self.client = client_context(data)
+        self.server = server_context(data)
+        self.votes = VoteFile(data / NAME)
+        self.started = moment()
+        self.takeovers: list[Moment] = []
+        self.links: dict[str, Link] = {}
+        self.address: Address | None = None
+        self.services = Services((), data, self.say)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._asked = False  # a person wants this node to be active
+        self._released = False  # the last holder named this node
+        self._up = False  # the services are started: the address may be held
+        self._failures: dict[str, int] = {}
+        self._told: dict[str, str] = {}
+        self._document_read = 0.0
+        self._alive_sent = 0.0
+        self._able = ""
+        timers = WAN if self._takeover().network == "wan" else LAN
+        self.lease = Lease(self.node.name, self.votes.hard, timers, chance, time.time_ns())
+        self._found()
+
+    def _takeover(self) -> Takeover:
+        found = self.document.takeover
+        if found is None:
+            raise CrnodeError(
+                "This cluster has no takeover to keep.",
+                "Nobody has said yet who votes.",
+                "Say it at the master: crnode takeover set",
+                ExitCode.REFUSED,
+            )
+        return found
+
+    def _found(self) -> None:
+        """The first keeper of a cluster begins as its only voter; the others are added by it."""
+        takeover, hard = self._takeover(), self.votes.hard
+        founder = takeover.founder, takeover.founder_incarnation
+        is_founder = founder == (self.node.name, hard.incarnation.hex())
+        if is_founder and hard.config.id == ConfigId(0, NO_EPOCH, 0):
+            slots = tuple((name, number) for number, name in enumerate(takeover.candidates, 1))
+            lease = WAN_LEASE_NS if takeover.network == "wan" else LAN_LEASE_NS
+            me = Voter(self.node.name, hard.incarnation)
+            config = Config(ConfigId(1, NO_EPOCH, 1), (me,), slots, lease)
+            self.lease.hard = hard._replace(config=config)
+            self.votes.save(self.lease.hard)
+
+    def say(self, text: str) -> None:
+        """A sentence for whoever reads the log."""
+        log.info("%s", text)
+
+    def say_once(self, about: str, text: str) -> None:
+        """The same, when it is another one than before about that."""
+        if self._told.get(about) != text:
+            self._told[about] = text
+            if text:
+                self.say(text)
+
+    # -- the process
+
+    async def run(self) -> None:
+        """Keep until cancelled."""
+        self._configure()
+        self.do(self.lease.start(moment()))
+        host, port = keeper_address(self.node.listen)
+        try:
+            server = await asyncio.start_server(self._connected, host, port, ssl=self.server)
+        except OSError as error:
+            raise CrnodeError(
+                f"The keeper cannot listen on {join_address(host, port)}.",
+                f"The system says: {error.strerror or error}.",
+                "Another keeper may be running with this data directory.",
+            ) from error
+        control = ControlServer(
+            self.data / SOCKET,
+            {"status": self._status, "switch": self._switch, "campaign": self._campaign_call},
+        )
+        await control.start()
+        self.say(f"The keeper of {self.node.name} listens on {join_address(host, port)}.")
+        try:
+            while True:
+                await asyncio.sleep(TICK_SECONDS)
+                self._tick()
+        finally:
+            self.do([Fence("the keeper ends")])
+            for task in [*self._tasks.values(), *self._running]:
+                task.cancel()
+            await control.close()
+            server.close()
+            self.votes.close()
+
+    def _configure(self) -> None:
+        """Take over what the document says."""
+        takeover = self._takeover()
+        others = {node.name for node in self.document.nodes if node.name != self.node.name}
+        for name in others - self.links.keys():
+            self.links[name] = Link(self, name)
+            self._tasks[name] = asyncio.create_task(self.links[name].run())
+        for name in self.links.keys() - others:
+            del self.links[name]
+            self._tasks.pop(name).cancel()
+        wanted = (takeover.address, takeover.interface)
+        if self.address is None or (str(self.address.address), self.address.interface) != wanted:
+            if self.address is not None:
+                self.address.off()
+            here = takeover.address is not None and self.node.name in takeover.candidates
+            self.address = Address(str(takeover.address), takeover.interface, self.say) if here else None
+        self.services.services = [Service(one.name, one.command) for one in takeover.services]
+
+    def _tick(self) -> None:
+        now, clock = moment(), time.monotonic()
+        if clock - self._document_read >= 1.0:
+            self._document_read = clock
+            with contextlib.suppress(CrnodeError):
+                document = read_document(self.data)
+                if document.version != self.document.version and document.takeover is not None:
+                    self.document = document
+                    self._configure()
+        self.do(self.lease.tick(now))
+        if clock - self._alive_sent >= ALIVE_SECONDS:
+            self._alive_sent = clock
+            for name in self.links:
+                self._send(name, Alive(0, not self._able))
+        if self.lease.phase is Phase.STANDBY:
+            self._consider(now)
+        elif self.lease.phase is Phase.ACTIVE:
+            self._keep_voters(now)
+            self._watch()
+
+    def _consider(self, now: Moment) -> None:
+        """Whether to campaign, with the reason for people."""
+        mark = self.lease.hard.mark
+        owner = next((name for name, slot in self.lease.hard.config.slots if slot == mark.slot), "")
+        link = self.links.get(owner)
+        owner_able = link is None or not link.is_there or link.able
+        self._released = self.lease.released == (self.lease.hard.epoch, self.node.name)
+        asked = self._asked or self._released
+        facts = Facts(
+            self.node.name, self._takeover().network, self.started, self._able, owner_able,
+            tuple(self.takeovers), asked,
+        )  # fmt: skip
+        why = hindrance(facts, self.lease, now)
+        if not why:
+            answer = self.lease.campaign(ALL_DATA, now)
+            if isinstance(answer, str):
+                why = answer
+            else:
+                self.do(answer)
+        self.say_once("campaign", f"No campaign: {why}" if why else "")
+
+    def _keep_voters(self, now: Moment) -> None:
+        there = {name: link for name, link in self.links.items() if link.is_there and link.incarnation}
+        heard = {name: link.incarnation for name, link in there.items()}
+        heard[self.node.name] = self.lease.hard.incarnation
+        takeover, config = self._takeover(), self.lease.hard.config
+        wanted = next_voters(config, takeover.voters, heard)
+        known = dict(config.slots)
+        new = [name for name in takeover.candidates if name not in known]
+        if new:  # a slot is never given to another node
+            last = max(known.values(), default=0)
+            slots = (*config.slots, *((name, last + 1 + at) for at, name in enumerate(new)))
+            wanted = (wanted or config)._replace(slots=slots)
+        if wanted is not None:
+            answer = self.lease.change(wanted, now)
+            if isinstance(answer, str):
+                self.say_once("voters", f"The voters stay as they are: {answer}")
+            else:
+                self.say_once("voters", f"The voters become {', '.join(v.name for v in wanted.voters)}.")
+                self.do(answer)
+
+    # -- messages
+
+    def _send(self, to: str, message: Message) -> None:
+        link = self.links.get(to)
+        if link is not None:
+            cluster = bytes.fromhex(self.document.id)
+            link.send(wire.encode(wire.Envelope(cluster, self.lease.hard.incarnation, message)))
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if certificate is None:
+                return
+            name = peer_name(self.document, certificate)
+            _tune(writer)
+            while True:
+                size = int.from_bytes(await reader.readexactly(4), "big")
+                if size > wire.MOST_BYTES:
+                    raise RemoteProtocolError(f"{size} bytes announced")
+                self._take(name, wire.decode(await reader.readexactly(size)))
+        except RemoteProtocolError as error:
+            self.say_once("protocol", f"A keeper was cut off: {error}")
+        except (PeerRefused, OSError, asyncio.IncompleteReadError, ssl.SSLError):
+            return
+        finally:
+            writer.close()
+
+    def _take(self, name: str, envelope: wire.Envelope) -> None:
+        if envelope.cluster.hex() != self.document.id or (link := self.links.get(name)) is None:
+            return
+        link.heard, link.incarnation = time.monotonic(), envelope.incarnation
+        if type(envelope.message) is Alive:
+            link.able = envelope.message.able
+            return
+        self.do(self.lease.receive(name, envelope.incarnation, envelope.message, moment()))
+
+    # -- effects
+
+    def do(self, effects: list[Effect]) -> None:
+        """Carry out what was decided, in its order. A vote file that cannot be written ends the keeper:
+        nothing that depends on it is said."""
+        for effect in effects:
+            kind = type(effect)
+            if kind is Save:
+                self.votes.save(effect.hard)  # type: ignore[union-attr]
+            elif kind is Send:
+                self._send(effect.to, effect.message)  # type: ignore[union-attr]
+            elif kind is Extend:
+                self._hold()
+            elif kind is Fence:
+                self._fence(effect.why)  # type: ignore[union-attr]
+            elif kind is AddressOff:
+                self.say(f"The address is taken off: {effect.why}")  # type: ignore[union-attr]
+                self._address_off()
+            elif kind is AddressOn:
+                self._hold()
+            elif kind is Gather:
+                self._later(self._gathered())
+            elif kind is CommitOpening:
+                self._later(self._committed())
+            elif kind is Serve:
+                self._later(self._serve(effect.epoch))  # type: ignore[union-attr]
+            elif kind is Stop:
+                self._later(self._hand_over(effect.successor))  # type: ignore[union-attr]
+            elif kind is Say:
+                self.say(effect.text)  # type: ignore[union-attr]
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _fence(self, why: str) -> None:
+        if self._up:
+            self.say(f"Fence: {why}")
+        self._address_off()
+        self.services.kill()
+        self._up = False
+
+    def _address_off(self) -> None:
+        if self.address is not None:
+            self.address.off()
+
+    def _hold(self) -> None:
+        """Have the address for as long as the lease is held, if it may be had at all (H5)."""
+        lease = self.lease
+        if self.address is None or not self._up or lease.phase is not Phase.ACTIVE or lease.doubts:
+            return
+        self.address.hold(lease.left(moment()) / SECOND)
+        if lease.left(moment()) <= 0:  # it ended while that was done
+            self._address_off()
+
+    def _still(self, epoch: Epoch) -> bool:
+        lease = self.lease
+        return lease.epoch == epoch and lease.serves and lease.left(moment()) > lease.timers.stop_ns
+
+    async def _gathered(self) -> None:
+        self.do(self.lease.gathered(moment()))
+
+    async def _committed(self) -> None:
+        self.do(self.lease.committed(moment()))
+
+    async def _serve(self, epoch: Epoch) -> None:
+        if not self._asked and not self._released:
+            self.takeovers.append(moment())
+        self._asked = self._released = False
+        self._failures.clear()
+        self.say(f"{self.node.name} is active in epoch {epoch}.")
+        await self.services.start(lambda: self._still(epoch))
+        if self._still(epoch):
+            self._up = True
+            self._hold()
+
+    async def _hand_over(self, successor: str) -> None:
+        epoch = self.lease.epoch
+        self._up = False
+        stopped = await self.services.stop()
+        if self.lease.epoch != epoch or self.lease.phase is not Phase.HANDING:
+            return
+        link = self.links.get(successor)
+        if not stopped or link is None or not link.is_there or not link.able:
+            self.say(f"The switch to {successor} is taken back: it does not answer, or is not able to serve.")
+            self.do(self.lease.take_back())
+            return
+        self.do(self.lease.stopped(moment()))
+
+    def _watch(self) -> None:
+        """A service that ended by itself is started again; one that ends again and again makes another node
+        serve."""
+        if not self._up:
+            return
+        for name in self.services.dead():
+            del self.services.running[name]
+            count = self._failures[name] = self._failures.get(name, 0) + 1
+            if count <= RESTARTS:
+                self.say(f"The service {name} has ended; it is started again ({count} of {RESTARTS}).")
+                self._later(self._start_again())
+                continue
+            others = [n for n, link in self.links.items() if link.is_there and link.able]
+            able = [n for n in others if self.lease.hard.config.slot(n) is not None]
+            self._able = f"its service {name} ends again and again"
+            if not able:
+                self.say_once("service", f"The service {name} ends again and again; no other node is able.")
+                self._failures[name] = 0
+                continue
+            self.say(f"The service {name} ends again and again: {able[0]} is to serve.")
+            answer = self.lease.hand_over(able[0])
+            if not isinstance(answer, str):
+                self.do(answer)
+            return
+
+    async def _start_again(self) -> None:
+        epoch = self.lease.epoch
+        await self.services.start(lambda: self._still(epoch))
+
+    # -- calls
+
+    async def _status(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
+        lease, now = self.lease, moment()
+        return {
+            "node": self.node.name,
+            "phase": lease.phase.name.lower(),
+            "epoch": str(lease.epoch) if lease.holds else str(lease.hard.epoch),
+            "holder": self.node.name if lease.holds else lease.hard.to if lease.promised(now) else "",
+            "left_s": lease.left(now) / SECOND,
+            "says": sentence(lease, now),
+            "voters": [voter.name for voter in lease.hard.config.voters],
+            "is_voter": lease.is_voter,
+            "address": str(self.address.address) if self.address is not None and self.address.on else None,
+            "services": {n: p.returncode is None for n, p in self.services.running.items()},
+            "keepers": {name: link.is_there for name, link in self.links.items()},
+            "why_not": self._told.get("campaign", ""),
+        }
+
+    async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
+        successor = str(args["to"])
+        link = self.links.get(successor)
+        if link is None or not link.is_there or not link.able:
+            raise CrnodeError(
+                f"{successor} cannot take over now.",
+                "Its keeper does not answer, or it is not able to serve.",
+                "Look at it with: crnode takeover status",
+                ExitCode.REFUSED,
+            )
+        answer = self.lease.hand_over(successor)
+        if isinstance(answer, str):
+            raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)
+        self.do(answer)
+        return {"to": successor}
+
+    async def _campaign_call(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
+        """A person wants this node to be active as soon as the lease is free."""
+        self._asked, self._able = True, ""
+        return {"node": self.node.name}
+
+
+def _tune(writer: asyncio.StreamWriter) -> None:
+    """A connection whose other side is gone ends soon, so that a new one is made when it is back."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+__all__ = ["SOCKET", "Keeper", "keeper_address", "moment"]
