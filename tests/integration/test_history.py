@@ -80,7 +80,9 @@ class History:
         self.chance = random.Random(SEED)
         self.shop1 = cluster.init()
         self.box2 = cluster.join("box2")
-        cluster.add_set("docs", "shop1", self.source, ["box2"], keep=[f"newest:{MOST}"])
+        more = {"keep": [f"newest:{MOST}"], "brake_percent": 0}  # within an hour everything changes
+        cluster.add_set("docs", "shop1", self.source, ["box2"], **more)
+        self.points = 0
         self.was: dict[int, Path] = {}
 
     def kept(self) -> list[int]:
@@ -90,7 +92,8 @@ class History:
         """One point, followed by quiet."""
         self.story.point()
         self.cluster.sync("docs")
-        copy = self.place / f"was-{len(self.was)}"
+        self.points += 1
+        copy = self.place / f"was-{self.points}"
         subprocess.run(["cp", "-a", str(self.source), str(copy)], check=True)
         time.sleep(1.1)
         self.was[self.kept()[-1]] = copy
