@@ -128,7 +128,7 @@ class Groups:
         return {
             "set": spec.name,
             "targets": results,
-            "sequence": max(int(r["sequence"]) for r in results),
+            "sequence": max(int(r["version"]) for r in results),
             "digest": results[0]["digest"] if len({r["digest"] for r in results}) == 1 else "",
             "seconds": time.monotonic() - begun,
             "ok": all(r["ok"] for r in results),
@@ -150,7 +150,7 @@ def settled(node: str, answer: Args, mode: Mode) -> Args:
         "ok": not unapplied or mode is not Mode.MIRROR,
         "reason": "; ".join(said),
         "digest": answer.get("digest"),
-        "sequence": answer.get("sequence"),
+        "version": answer.get("sequence"),
         "unapplied": unapplied,
         "unapplied_examples": answer.get("problems", []),
     }

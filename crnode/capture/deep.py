@@ -206,7 +206,12 @@ class _Pass:
 
 def main() -> None:
     """Compare from the place that was asked for until the time is over or the set is through."""
-    work = _Pass(child.request())
+    request = child.request()
+    if request.get("live") and not all(map(os.path.isdir, request["paths"])):
+        # A live tree that is away is told as that, and nothing of it is damaged.
+        child.say(event="end", place=None, files=0, bytes=0, unread=0)
+        return
+    work = _Pass(request)
     whole = work.run()
     child.say(
         event="end", place=None if whole else work.place, files=work.files, bytes=work.bytes,

@@ -363,7 +363,9 @@ class GroupFeed:
         parent = newest.id if newest is not None and newest.id is not None else NO_IMAGE
         # The same number wherever the same images are bundled, whatever a target skipped between.
         sequence = max(sum(image.sequence for image in images), newest.sequence + 1 if newest else 1)
-        at_ns = max(*(image.at_ns for image in images), newest.at_ns + 1 if newest else 0)
+        at_ns = max(image.at_ns for image in images)
+        if newest is not None and at_ns <= newest.at_ns:  # no member is newer: who is one has changed
+            at_ns = max(self.commit.now_ns(), newest.at_ns + 1)
         digest = image_digest(self.catalog.set_uuid, totals.entries, totals.bytes, totals.lthash)
         flags = [image.flags for image in images]
         fuzzy = FUZZY if any(flag & FUZZY for flag in flags) else 0

@@ -46,7 +46,9 @@ def test_a_sound_source_is_compared_whole_and_once_a_week(tmp_path: Path, memory
 
     async def work(here: Capturing) -> None:
         agent = SimpleNamespace(
-            sets=SimpleNamespace(sources={"1": SimpleNamespace(source=here.source, spec=here.source.spec)}),
+            sets=SimpleNamespace(
+                sources={"1": SimpleNamespace(source=here.source, spec=here.source.spec)}, targets={}
+            ),
             calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True), schedule=NothingDue()),
         )
         idle = Idle(agent)  # type: ignore[arg-type]
@@ -118,7 +120,7 @@ def test_checks_at_idle_go_on_when_a_set_is_stopped(
         rotting.flip(70_000)
         running = SimpleNamespace(source=here.source, spec=here.source.spec)
         agent = SimpleNamespace(
-            sets=SimpleNamespace(sources={"1": running}),
+            sets=SimpleNamespace(sources={"1": running}, targets={}),
             calls=SimpleNamespace(maintenance=SimpleNamespace(busy=True), schedule=NothingDue()),
             store=here.store,
             journal=SimpleNamespace(add=lambda kind, text: told.append(text)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,8 +79,10 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
     commit_ = SimpleNamespace(catalog=catalog, ladder=USUAL)
     said: list[tuple[str, bool]] = []
     target = SimpleNamespace(
-        lacks=lambda text, damaged: said.append((text, damaged)), in_flight=lambda: None
-    )
+        lacks=lambda text, damaged: said.append((text, damaged)), in_flight=lambda: None,
+        spec=spec, commit=SimpleNamespace(now_ns=time.time_ns), catalog=catalog, store=store, writer=writer,
+        destination=place / "live",
+    )  # fmt: skip
     return SimpleNamespace(
         data=place, store=store, writer=writer, document=document, node=SimpleNamespace(name="shop1"),
         healer=_Healer(store, holder), events=events, problems={},
