@@ -112,7 +112,9 @@ class Proof:
             if error.exit_code == ExitCode.DAMAGE and chosen.holder == self.agent.node.name:
                 await self._note(spec, chosen, BAD, f"a drill failed at {stamp(time.time_ns())}: {error}")
             raise
-        if chosen.holder == self.agent.node.name and not args.get("path"):
+        # Whoever judges it by a command says what it is afterwards: while that runs it must not count as the
+        # newest good one, for which the real one would be thinned (rule 81).
+        if chosen.holder == self.agent.node.name and not args.get("path") and not args.get("judged"):
             did = f"all {out['files']} files were restored in {out['seconds']:.1f} s and read back"
             evidence = f"{did}, {stamp(time.time_ns())}"
             await self._note(spec, chosen, GOOD, evidence)

@@ -122,6 +122,8 @@ class Schedule:
         name = running.spec.name
         if code == NOT_FOUND:
             self._tell(name, image, f"was restored well; its check '{plan.command}' is not there.")
+            evidence = f"restored and read back; its check is not there, {when}"
+            await self.proof.note(running.spec, image, GOOD, evidence)
             return
         good = await self._formerly_good(running, image)
         if good is not None and (await self._run(running, plan, good))[0] != 0:
@@ -144,7 +146,7 @@ class Schedule:
         spec = running.spec
         answer: Args = {}
         try:
-            wanted = {"version": (image.id or b"").hex()}
+            wanted = {"version": (image.id or b"").hex(), "judged": True}
             answer = await self.proof.drill(spec, wanted, lambda _: None)
             return await _command(plan, Path(str(answer["to"])))
         finally:

@@ -31,6 +31,7 @@ class Staging:
         mark = hashlib.blake2b(os.fsencode(to), digest_size=6).hexdigest()
         self.path = to.parent / f"{NAME}{mark}"
         self.resumed = False
+        self._opened = False
         self._what = what
 
     @property
@@ -40,6 +41,10 @@ class Staging:
 
     def open(self) -> None:
         """Make the folder, or find it. Raises OSError."""
+        self._open()
+        self._opened = True
+
+    def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.path.mkdir(mode=0o700)
@@ -82,6 +87,7 @@ class Staging:
         return found == (True, entry.size, entry.mtime_ns, names)
 
     def close(self, keep: bool) -> None:
-        """The restore is over. `keep`: it may be repeated, and what was written is worth it."""
-        if not (keep and self.tree.is_dir() and any(self.tree.iterdir())):
+        """The restore is over. `keep`: it may be repeated, and what was written is worth it. What was never
+        opened is not touched: an earlier attempt may have left it, or somebody else."""
+        if self._opened and not (keep and self.tree.is_dir() and any(self.tree.iterdir())):
             shutil.rmtree(self.path, ignore_errors=True)

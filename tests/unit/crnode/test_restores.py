@@ -278,6 +278,10 @@ def test_nothing_long_runs_in_the_event_loop(tmp_path: Path, monkeypatch: pytest
     on_box(tmp_path, work)
 
 
+async def _no_pages(*_: object) -> int:
+    raise CrnodeError("The holder is away.")
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EROFS])
 def test_what_the_destination_cannot_hold_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -318,6 +322,14 @@ def test_a_restore_that_was_cut_off_goes_on_where_it_was(
         assert "repeat it" in caught.value.hint
         (left,) = [tmp_path / name for name in os.listdir(tmp_path) if name != "data"]
         assert left.name.startswith(".crnode-restore-") and not (tmp_path / "to").exists()
+
+        with pytest.raises(CrnodeError):  # ends before it comes to write: what was written stays
+            await box.run(tmp_path / "to", version="99")
+        real, box.restore.pages = box.restore.pages, _no_pages  # type: ignore[method-assign]
+        with pytest.raises(CrnodeError, match="is away"):
+            await box.run(tmp_path / "to")
+        box.restore.pages = real  # type: ignore[method-assign]
+        assert left.is_dir()
 
         put_file(box.store, data[b"z"])
         before = {name: (left / "tree" / name).stat().st_ino for name in ("a", "b", "l1")}
