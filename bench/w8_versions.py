@@ -19,7 +19,7 @@ NAME, TITLE = "W8", "64 versions of 256 MiB, 1 % changed each"
 TOOLS = ("crnode", "restic", "borg", "casync")
 MOST_RUNS = 1  # of this length
 VERSIONS, SIZE, PAGES = 64, 256 << 20, 320
-PAUSE = 1.2  # seconds: crnode keeps what a second of quiet follows
+PAUSE = 1.2  # seconds before each version, for all: crnode keeps what a second of quiet follows
 
 
 def measure(host: Bench, tool: Tool) -> list[Result]:
@@ -43,7 +43,7 @@ def measure(host: Bench, tool: Tool) -> list[Result]:
     host.settle()
     meter, spent = tool.meter(), tool.spent
     for number in range(1, count):
-        time.sleep(PAUSE if tool.watches else 0)
+        time.sleep(PAUSE)
         _change(path, chance)
         begun = time.perf_counter()
         if tool.watches:

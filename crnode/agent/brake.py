@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Args = dict[str, Any]
 Progress = Callable[[Args], None]
 ANSWER_SECONDS = 10.0
+RELEASE_SECONDS = 60.0  # within which a target that is there has what its source got back
 
 
 class Brakes:
@@ -42,21 +44,42 @@ class Brakes:
         do = str(args.get("do") or "show")
         if do == "percent":
             return await self._set_percent(spec, int(args["percent"]))
-        before = await self._ask(spec, {"set": spec.name})
+        if do not in ("show", "accept", "roll-back"):
+            raise CrnodeError(
+                f"A brake cannot '{do}'.", "", "show, accept, roll-back, percent.", ExitCode.USAGE
+            )
+        before = await self._ask(spec, {"set": spec.name, "shown": do == "show"})
         if do == "show":
             return {"set": spec.name, "percent": spec.brake_percent, "targets": before}
         holding = [row for row in before if row.get("held")]
         if not holding:
             raise CrnodeError(f"No brake holds {spec.name} now.", _silence(before), "", ExitCode.REFUSED)
         out: Args = {"set": spec.name, "percent": spec.brake_percent}
-        if do == "roll-back":
-            version = min(int(row["held"]["before"]) for row in holding)
-            restored = await self._restore(
-                {"set": spec.name, "version": str(version), "in_place": True}, progress
-            )
-            out |= {"version": version, "restored": restored}
-        answers = await self._ask(spec, {"set": spec.name, "accept": True})
-        return {**out, "targets": answers}
+        if do == "accept":
+            return {**out, "targets": await self._ask(spec, {"set": spec.name, "accept": True})}
+        version = min(int(row["held"]["before"]) for row in holding)
+        restored = await self._restore(
+            {"set": spec.name, "version": str(version), "in_place": True}, progress
+        )
+        # Nothing is accepted: a target lets go when it has what the source has now. Were it told to, it would
+        # show what was undone.
+        return {
+            **out,
+            "version": version,
+            "restored": restored,
+            "targets": await self._let_go(spec, progress),
+        }
+
+    async def _let_go(self, spec: ReplicationSet, progress: Progress) -> list[Args]:
+        """Wait until what the source got back is at its targets, and they hold nothing any more; not for
+        ever: a target may be away, or the source may have been changed further."""
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while True:
+            rows = await self._ask(spec, {"set": spec.name})
+            if not any(row.get("held") for row in rows) or time.monotonic() > deadline:
+                return rows
+            progress({"text": "waiting until the copies have it"})
+            await asyncio.sleep(0.3)
 
     async def _set_percent(self, spec: ReplicationSet, percent: int) -> Args:
         master = self.agent.document.master.name
@@ -91,7 +114,8 @@ class Brakes:
         if not args.get("accept"):
             if sender != self.agent.node.name and not self.agent.server.may_read(sender, spec.uuid):
                 raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
-            found = await running.target.held_back()
+            trusted = sender in (self.agent.node.name, self.agent.document.master.name)
+            found = await running.target.held_back(shown=bool(args.get("shown")) and trusted)
             return {"held": found._asdict() if found is not None else None}
         if sender not in (self.agent.node.name, self.agent.document.master.name):
             raise CrnodeError(

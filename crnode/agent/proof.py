@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crnode.agent.node import Agent
 
 DRILLS = "drills"  # below the data directory: where versions are restored to and removed again
+BY_COMMAND = "'"  # how the evidence begins of what a command found: its name in quotes
 NAMED = 20  # damaged paths that an answer names
 HEALED_MOST = 100_000  # objects that are fetched in one go
 READ_BYTES = 32 << 20  # between two looks at anything else
@@ -82,7 +83,7 @@ class Proof:
                 await self._read(again, progress)
                 reading.damaged, reading.lacking = again.damaged, again.lacking
         verdict, evidence = self._judged(reading, len(healed))
-        await self._note(spec, chosen, verdict, evidence)
+        verdict, evidence = await self._note(spec, chosen, verdict, evidence)
         return {
             "version": chosen.sequence,
             "verdict": "good" if verdict == GOOD else "bad",
@@ -156,26 +157,37 @@ class Proof:
         more = f", {healed} objects were healed" if healed else ""
         return GOOD, f"all {reading.files} files were read back from the store{more}, {when}"
 
-    async def _note(self, spec: ReplicationSet, chosen: Chosen, verdict: int, evidence: str) -> None:
-        await self._keep(spec, chosen.image, verdict, evidence)
+    async def _note(
+        self, spec: ReplicationSet, chosen: Chosen, verdict: int, evidence: str
+    ) -> tuple[int, str]:
+        """Keep what reading found. A version that a command found bad stays bad, however well it reads:
+        returns what stands."""
+        return await self._keep(spec, chosen.image, verdict, evidence, reading=True)
 
     async def note(self, spec: ReplicationSet, image: Image, verdict: int, evidence: str) -> None:
         """Keep a verdict with a version that this node has."""
         if image.id is not None:
             await self._keep(spec, image.id, verdict, evidence)
 
-    async def _keep(self, spec: ReplicationSet, name: bytes, verdict: int, evidence: str) -> None:
+    async def _keep(
+        self, spec: ReplicationSet, name: bytes, verdict: int, evidence: str, *, reading: bool = False
+    ) -> tuple[int, str]:
         """With the version, also for a catalog that is made again."""
         catalog, store = self.agent.sets.catalogs[spec.uuid], self.agent.store
 
-        def note() -> None:
+        def note() -> tuple[int, str]:
             image = catalog.image(name)
-            if image is not None:
-                with catalog.transaction():
-                    catalog.set_verdict(image.ordinal, verdict, evidence)
-                log_again(store, catalog, image.ordinal)
+            if image is None:
+                return verdict, evidence
+            said = image.evidence or ""
+            if reading and verdict == GOOD and image.verdict == BAD and said.startswith(BY_COMMAND):
+                return BAD, said
+            with catalog.transaction():
+                catalog.set_verdict(image.ordinal, verdict, evidence)
+            log_again(store, catalog, image.ordinal)
+            return verdict, evidence
 
-        await self.agent.writer.submit(note)
+        return await self.agent.writer.submit(note)
 
 
 class _Reading:

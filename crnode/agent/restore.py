@@ -128,7 +128,10 @@ class Restore:
         if to in self._places:
             raise CrnodeError(f"A restore to {to} is running already.", "", "Wait for it.", ExitCode.REFUSED)
         self._places.add(to)
-        staging = Staging(to, b"\0".join((bytes.fromhex(spec.uuid), chosen.image, path)))
+        policy = Policy(privileged=ordered_by is None or spec.privileged, root=os.geteuid() == 0)
+        # With other privileges what is there already may have other owners and attributes.
+        what = (bytes.fromhex(spec.uuid), chosen.image, b"%d%d" % (policy.privileged, policy.root), path)
+        staging = Staging(to, b"\0".join(what))
         keep = False
         try:
             async with self.held(spec, chosen):
@@ -155,7 +158,6 @@ class Restore:
                         "Choose another place with --to.",
                         ExitCode.FULL,
                     )
-                policy = Policy(privileged=ordered_by is None or spec.privileged, root=os.geteuid() == 0)
                 keep = within is None  # cut off from here on, it is gone on with
                 await self._write(spec, entries, path, staging, policy, progress, groups)
                 wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))

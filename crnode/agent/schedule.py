@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crnode.agent.proof import Proof
+from crnode.agent.proof import BY_COMMAND, Proof
 from crnode.agent.restore import Args
 from crnode.agent.sets import RunningTarget
 from crnode.cluster.document import ReplicationSet
@@ -116,7 +116,7 @@ class Schedule:
         code, said = await self._run(running, plan, image)
         when = stamp(time.time_ns())
         if code == 0:
-            evidence = f"restored and read back, and '{plan.command}' found it well, {when}"
+            evidence = f"restored and read back, and {found_well(plan.command)}, {when}"
             await self.proof.note(running.spec, image, GOOD, evidence)
             return
         name = running.spec.name
@@ -125,21 +125,25 @@ class Schedule:
             evidence = f"restored and read back; its check is not there, {when}"
             await self.proof.note(running.spec, image, GOOD, evidence)
             return
-        good = await self._formerly_good(running, image)
+        good = await self._formerly_good(running, image, plan.command)
         if good is not None and (await self._run(running, plan, good))[0] != 0:
             # A check that fails on what it once found well says nothing of this version.
             self._tell(name, image, f"is untested: '{plan.command}' fails on the good version"
                        f" {good.sequence} too, and has to be mended. {said}")  # fmt: skip
             await self.proof.note(running.spec, image, UNTESTED, f"its check is broken, {when}")
             return
-        evidence = f"'{plan.command}' ended with {code} in what was restored, {when}. {said}".strip()
+        did = f"{BY_COMMAND}{plan.command}' ended with {code} in what was restored"
+        evidence = f"{did}, {when}. {said}".strip()
         await self.proof.note(running.spec, image, BAD, evidence)
         self._tell(name, image, f"is no good: {evidence}")
 
-    async def _formerly_good(self, running: RunningTarget, image: Image) -> Image | None:
+    async def _formerly_good(self, running: RunningTarget, image: Image, command: str) -> Image | None:
+        """The newest older version that this very command found well; where it never did, the newest good
+        one. While it has one of its own, those that were only read back say nothing of it."""
         images = await self.agent.writer.submit(running.commit.catalog.images)
         older = [one for one in images if one.verdict == GOOD and one.ordinal < image.ordinal]
-        return older[-1] if older else None
+        by_it = [one for one in older if found_well(command) in (one.evidence or "")]
+        return next(reversed(by_it or older), None)
 
     async def _run(self, running: RunningTarget, plan: ProofPlan, image: Image) -> tuple[int, str]:
         """(exit code of the command in what was restored, the end of what it printed)."""
@@ -155,6 +159,11 @@ class Schedule:
 
     def _tell(self, name: str, image: Image, text: str) -> None:
         self.agent.journal.add("proof", f"Version {image.sequence} of {name} {text}", name)
+
+
+def found_well(command: str) -> str:
+    """What the evidence of a version says that a command found in order."""
+    return f"'{command}' found it well"
 
 
 async def _command(plan: ProofPlan, folder: Path) -> tuple[int, str]:

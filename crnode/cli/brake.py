@@ -68,6 +68,11 @@ def brake(
         return int(ExitCode.BEHIND if held else ExitCode.OK)
     if roll_back:
         show(f"The source of {name} is again as in version {answer['version']}.")
+        skipped = answer["restored"].get("skipped") or []
+        if skipped:
+            print_warning(
+                f"But for {len(skipped)} paths, {skipped[0]['path']} for one: {skipped[0]['reason']}."
+            )
     share = answer["percent"]
     rows = [(row["node"], *_spoken(row)) for row in answer["targets"]]
     show(table(name, ("target", "state", "since", "version before", "why"), rows, "It has no targets."))
@@ -80,6 +85,13 @@ def brake(
             print_warning(f"{row['node']}: {row['error']}")
     if accept and (before := _before(answer["targets"])) is not None:
         show(f"If that was wrong: crnode restore {name} --in-place --version {before}")
+    for row in held:
+        if row["held"].get("more"):
+            print_warning(f"{row['node']}: since somebody looked last, more came: {row['held']['more']}")
+    if held and accept:
+        show("What came after what was accepted is more than is usual, too, and is held for itself.")
+    elif held and roll_back:
+        show("A copy goes on by itself when it has what the source has now.")
     if held:
         show(f"If it is meant: crnode brake {name} --accept. If not: crnode brake {name} --roll-back")
     return int(ExitCode.BEHIND if held else ExitCode.OK)

@@ -15,22 +15,31 @@ from typing import NamedTuple
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
 from crnode.store.reader import Image, Reader, connect
-from crnode.versions.brake import LEAST, judge
+from crnode.versions.brake import LEAST, is_small, judge
 from crnode.versions.changes import Counter, Load, baseline
 
-META, ACCEPTED = "brake", "brake_accepted"
+META, ACCEPTED, UNDONE = "brake", "brake_accepted", "brake_undone"
 STEP = 0.02  # share of the files that changed since the last count, from which on it is counted again
+AGAIN_NS = 10 * 10**9  # while something is held, it is counted again after so long, also for less
+UNDONE_MOST = 64  # ranges of images that were held and undone, which are remembered
 NAME = "before the mass change of "
 Record = Callable[[Callable[[], object]], None]
 
 
 class HeldBack(CrnodeError):
-    """The live tree waits until a person says what the change is."""
+    """The live tree waits until a person says what the change is. `before` is the ordinal of the image that
+    it may go to where it shows none at all, 0 for none."""
+
+    before = 0
 
 
 class Held(NamedTuple):
     """What a brake holds: from which image on (its number in the line of the set), since when it is known
-    here, which version was the last before, under which name it is kept, and why."""
+    here, which version was the last before, under which name it is kept, and why.
+
+    `shown` is the ordinal of the image that a person last saw the state of, `more` what came on top of that
+    and would be held by itself, `from_` the ordinal of the version before.
+    """
 
     ordinal: int
     sequence: int
@@ -38,6 +47,9 @@ class Held(NamedTuple):
     before: int
     name: str
     why: str
+    shown: int = 0
+    more: str = ""
+    from_: int = 0
 
 
 def held(reader: Reader) -> Held | None:
@@ -46,12 +58,38 @@ def held(reader: Reader) -> Held | None:
     return Held(*json.loads(text)) if text else None
 
 
+def needed(reader: Reader) -> set[int]:
+    """Ordinals of the images that the brake compares with: they are kept while it holds."""
+    found = held(reader)
+    return {found.ordinal, found.shown, found.from_} if found is not None else set()
+
+
+def show(catalog: Catalog) -> Held | None:
+    """What is held, for a person: from now on :func:`accept` means the newest image there is. In a
+    transaction of the caller."""
+    found, newest = held(catalog), catalog.newest()
+    if found is None or newest is None:
+        return found
+    catalog.set_meta(META, json.dumps(found._replace(shown=newest.ordinal, more="")).encode())
+    return found
+
+
 def accept(catalog: Catalog) -> Held | None:
-    """A person says that the newest image is what it should be: the live tree goes on, and what comes is
-    compared with it from now on. Returns what was held. In a transaction of the caller."""
-    newest = catalog.newest()
-    if newest is not None:
-        catalog.set_meta(ACCEPTED, newest.ordinal.to_bytes(8, "big"))
+    """A person says that what was last shown, or where nobody looked what tripped the brake, is what it
+    should be: what comes is compared with that from now on, and what came since is judged anew before the
+    live tree goes on. Returns what was held. In a transaction of the caller."""
+    found = held(catalog)
+    if found is not None:
+        catalog.set_meta(ACCEPTED, max(found.ordinal, found.shown).to_bytes(8, "big"))
+    return _release(catalog)
+
+
+def _undone(catalog: Catalog) -> Held | None:
+    """What was held is as it was before: let go, and remember that it is not what is usual here."""
+    found, newest = held(catalog), catalog.newest()
+    if found is not None and newest is not None:
+        ranges = [*json.loads(catalog.meta(UNDONE) or b"[]"), (found.from_ + 1, newest.ordinal - 1)]
+        catalog.set_meta(UNDONE, json.dumps(ranges[-UNDONE_MOST:]).encode())
     return _release(catalog)
 
 
@@ -92,8 +130,9 @@ class Brake:
         self._catalog, self._record, self._load = catalog, record, load
         self._journal, self._now_ns = journal, now_ns
         self._reader: Counter | None = None
-        self._judged = 0  # ordinal of the image that was judged last,
-        self._since = 0  # ... and how many changes there were since files were last counted
+        self._judged = 0  # ordinal of the image that was looked at last,
+        self._since = 0  # ... how many changes there were since files were last counted, and when that was
+        self._counted_ns = 0
         self._passed = (0, 0)  # the last two ordinals between which nothing was found
 
     def close(self) -> None:
@@ -102,13 +141,17 @@ class Brake:
             self._reader = None
 
     def check(self, at: int, wanted: Image, begun: bool) -> None:
-        """Whether the live tree, which shows image `at`, may go to `wanted`; `begun`: it may be on its way
-        there already. Raises HeldBack when it may not."""
+        """Whether the live tree, which shows image `at`, may go to `wanted`; `begun`: it is on its way there
+        since it was judged. Raises HeldBack when it may not."""
         if not begun:
             self.look(at, wanted)
-        found = held(self._open())
+        reader = self._open()
+        found = held(reader)
         if found is not None and wanted.ordinal >= found.ordinal:
-            raise self._error(found)
+            error = self._error(found)
+            before = reader.image_at(found.from_)
+            error.before = before.ordinal if before is not None else 0
+            raise error
 
     def look(self, at: int, newest: Image) -> None:
         """Judge what came since; note and tell what is to be held, and what is not any more. Where little
@@ -117,15 +160,26 @@ class Brake:
             return
         reader, percent = self._open(), self._percent()
         tripped: Held | None = None
+        same, more = False, ""
         with reader.snapshot():
             found = held(reader)
-            same = found is not None and _is_as_before(reader, newest, found.ordinal)
-            if found is None and at and percent and self._due(reader, at, newest):
+            if found is not None:
+                if newest.ordinal < found.ordinal:
+                    return
+                same, more = self._look_again(reader, found, newest, percent)
+            elif percent and (due := self._due(reader, at, newest)) is not None:
                 tripped = self._look(reader, newest, percent)
+                self._judged, self._since = newest.ordinal, due
         if found is not None and (same or not percent):
             why = "it is again as it was" if same else "its brake was turned off"
-            self._record(partial(_release, self._catalog))
+            self._record(partial(_undone if same else _release, self._catalog))
             self._journal(f"Set {self.name}: {why}; the live tree goes on.")
+        elif more:
+            self._record(partial(self._add, more))
+            self._journal(
+                f"Set {self.name}: while it is held, more came than is usual, up to version"
+                f" {newest.sequence}. {more} crnode brake {self.name} shows it."
+            )
         elif tripped is not None:
             noted = tripped
             self._record(lambda: self._note(noted))
@@ -138,18 +192,21 @@ class Brake:
             self._reader = Counter(connect(self._catalog.path))
         return self._reader
 
-    def _due(self, reader: Counter, at: int, newest: Image) -> bool:
-        """Whether so much changed since files were last counted that they are counted again."""
-        step = max(LEAST // 2, int(newest.entries * STEP))
+    def _due(self, reader: Counter, at: int, newest: Image) -> int | None:
+        """None when so little changed since files were last counted that they need not be counted again; else
+        how many changes there are then that were not counted."""
+        shown = reader.image_at(at)
+        # Of what is shown: a source that makes a million empty files first does not make the step longer.
+        files = shown.entries if shown is not None else 0
+        step = max(LEAST // 2, int(files * min(STEP, self._percent() / 200)))
         if self._judged:  # what was skipped since then is counted twice at most
-            self._since += reader.changed(at, newest.ordinal, step)
+            since = self._since + reader.changed(at or self._judged, newest.ordinal, step)
         else:
-            self._since = step  # nothing is known: this agent has just begun
-        self._judged = newest.ordinal
-        if self._since < step:
-            return False
-        self._since = 0
-        return True
+            since = step  # nothing is known: this agent has just begun
+        if since >= step:
+            return 0
+        self._judged, self._since = newest.ordinal, since
+        return None
 
     def _look(self, reader: Counter, newest: Image, percent: int) -> Held | None:
         accepted = int.from_bytes(reader.meta(ACCEPTED) or b"", "big")
@@ -158,23 +215,69 @@ class Brake:
         if base is None or _is_as_before(reader, newest, newest.ordinal):
             return None
         counts = reader.counts(base.ordinal, newest.ordinal, self._load)
-        before = [image for image in images if accepted <= image.ordinal <= base.ordinal]
-        why = judge(counts, reader.usual(before), percent)
+        undone = [range(first, last + 1) for first, last in json.loads(reader.meta(UNDONE) or b"[]")]
+        before = [
+            image
+            for image in images
+            if accepted <= image.ordinal <= base.ordinal and not any(image.ordinal in r for r in undone)
+        ]
+        why = judge(counts, reader.usual(before), percent, newest.at_ns - base.at_ns)
         if not why:
             return None
         spoken = time.strftime("%Y-%m-%d %H.%M", time.localtime(newest.at_ns / 10**9))
-        before_it = reader.last_before(counts, [i for i in images if base.ordinal <= i.ordinal], newest)
-        return Held(newest.ordinal, newest.sequence, self._now_ns(), before_it.sequence, NAME + spoken, why)
+        last = reader.last_before(counts, [i for i in images if base.ordinal <= i.ordinal], newest)
+        return Held(
+            newest.ordinal,
+            newest.sequence,
+            self._now_ns(),
+            last.sequence,
+            NAME + spoken,
+            why,
+            from_=last.ordinal,
+        )
+
+    def _look_again(self, reader: Counter, found: Held, newest: Image, percent: int) -> tuple[bool, str]:
+        """(whether it is as it was before what is held, a sentence when as much came since somebody
+        looked)."""
+        if _is_as_before(reader, newest, found.ordinal):
+            return True, ""
+        now_ns = self._now_ns()
+        if newest.ordinal == self._judged or abs(now_ns - self._counted_ns) < AGAIN_NS:
+            return False, ""
+        self._judged, self._counted_ns = newest.ordinal, now_ns
+        before = reader.image_at(found.from_)
+        if before is not None and is_small(reader.counts(before.ordinal, newest.ordinal), percent):
+            return True, ""
+        if found.more or newest.ordinal <= (since := max(found.ordinal, found.shown)):
+            return False, ""
+        counts = reader.counts(since, newest.ordinal, self._load)
+        return False, judge(counts, (), percent, newest.at_ns - self._at(reader, since, newest))
+
+    @staticmethod
+    def _at(reader: Reader, ordinal: int, newest: Image) -> int:
+        image = reader.image_at(ordinal)
+        return image.at_ns if image is not None else newest.at_ns
+
+    def _add(self, more: str) -> None:
+        found = held(self._catalog)
+        if found is not None:
+            self._catalog.set_meta(META, json.dumps(found._replace(more=more)).encode())
 
     def _note(self, found: Held) -> None:
-        base = next((i for i in self._catalog.images() if i.sequence == found.before), None)
-        if base is not None and not base.pinned:
-            self._catalog.set_pin(base.ordinal, found.name, "kept by the brake")
+        """Keep what is held, and the version before it: it may have been thinned since it was looked for,
+        then the one before that is as good, or the next one."""
+        images = [i for i in self._catalog.images() if i.ordinal < found.ordinal]
+        base = next((i for i in reversed(images) if i.ordinal <= found.from_), images[0] if images else None)
+        if base is not None:
+            found = found._replace(before=base.sequence, from_=base.ordinal)
+            if not base.pinned:
+                self._catalog.set_pin(base.ordinal, found.name, "kept by the brake")
         self._catalog.set_meta(META, json.dumps(found).encode())
 
     def _error(self, found: Held) -> HeldBack:
         hours = (self._now_ns() - found.noticed_ns) // (3600 * 10**9)
         since = f" It waits for {hours} h." if hours > 0 else ""
+        since += f" Since then: {found.more}" if found.more else ""
         return HeldBack(
             f"The live tree is held at what was there before version {found.sequence}.",
             f"{found.why} All of it is received and kept.{since}",

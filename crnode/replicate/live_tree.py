@@ -70,7 +70,8 @@ class LiveTree:
         load: object id -> bytes; raises Missing or Damaged.
         archive: deletions do not follow.
         check: asked before a move with the ordinal of the image that is shown, the one that it goes to, and
-            whether it may have begun; raises CrnodeError when the tree has to stay.
+            whether it began since it was asked; raises CrnodeError when the tree has to stay. If the error
+            has a `before`, the ordinal of an image, a tree that shows nothing yet goes there.
         aside_name: names the folder for files set aside by this move (a time, for people).
     """
 
@@ -149,11 +150,19 @@ class LiveTree:
             noted = live.target == newest.ordinal and live.state == "moving"
             wanted = newest if noted else self._aim()
         try:
-            self._check(live.at, wanted, self._again and wanted.ordinal == live.target)
-        except CrnodeError:
-            self.record(self._stay)  # what is held was never begun
+            # Only what this object began itself is known to have been judged: the commit of an image alone
+            # says that the tree moves there.
+            self._check(live.at, wanted, self._begun and wanted.ordinal == live.target)
+        except CrnodeError as error:
+            if self._redo and live.state == "moving":
+                self._abandon(live.at, live.target)  # the process before may have written some of it
             self._begun = self._redo = False
-            raise
+            before = self.reader.image_at(getattr(error, "before", 0)) if not live.at else None
+            if before is None:
+                self.record(self._stay)
+                raise
+            wanted = before  # better than nothing at all
+            self.record(partial(self._go_to, before.ordinal))
         self._begun = True
         newest = wanted
         with self._writer() as writer:
@@ -217,6 +226,11 @@ class LiveTree:
 
         self.record(write)
         return chosen[0]
+
+    def _go_to(self, ordinal: int) -> None:
+        live = self.catalog.live()
+        assert live is not None
+        self.catalog.set_live(live._replace(target=ordinal, state="moving"))
 
     def _stay(self) -> None:
         live = self.catalog.live()

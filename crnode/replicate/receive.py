@@ -26,7 +26,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer, PeerClosed
 from crnode.platform.files import boot_id, syncfs
 from crnode.replicate import compare
-from crnode.replicate.brake import Brake, Held, HeldBack, accept, held
+from crnode.replicate.brake import Brake, Held, HeldBack, accept, held, show
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
 from crnode.replicate.place import Place, Prepared
@@ -428,7 +428,8 @@ class TargetSet:
         self.status.live = text
         self._no_room = isinstance(error, CrnodeError) and error.exit_code == ExitCode.FULL
         self.status.held = isinstance(error, HeldBack)
-        self._tree = None
+        if not self.status.held:  # nothing was begun that has to be looked at anew
+            self._tree = None
         await self._announce()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._told.wait(), RETRY_SECONDS)
@@ -536,9 +537,17 @@ class TargetSet:
         """Something may have changed that the live tree waits for."""
         self._wake.set()
 
-    async def held_back(self) -> Held | None:
-        """What the brake holds now."""
-        return await self.writer.submit(held, self.catalog)
+    async def held_back(self, *, shown: bool = False) -> Held | None:
+        """What the brake holds now; `shown`: a person sees it."""
+
+        def work() -> Held | None:
+            found = held(self.catalog)
+            if found is None or not shown:
+                return found
+            with self.catalog.transaction():
+                return show(self.catalog)
+
+        return await self.writer.submit(work)
 
     async def _look_at_place(self) -> None:
         """Make the tree anew when somebody removed or replaced the destination."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+HOUR_NS = 3600 * 10**9
 PERCENT = 50
 """Share of a set's files that trips the brake unless its owner said otherwise; 0: there is no brake."""
 LEAST = 20
@@ -52,9 +53,15 @@ def _is_scrambled(found: Counts, percent: int) -> bool:
     return found.scrambled >= SCRAMBLED and found.rewritten >= LEAST and rewritten >= percent / 200
 
 
-def judge(found: Counts, usual: Iterable[Counts], percent: int) -> str:
+def is_small(found: Counts, percent: int) -> bool:
+    """Whether so little of what was held is left that somebody has gone back: a quarter of what trips it, so
+    that what has just tripped it never lets go by itself."""
+    return found.deleted + found.rewritten < LEAST // 2 or found.share < percent / 400
+
+
+def judge(found: Counts, usual: Iterable[Counts], percent: int, span_ns: int = HOUR_NS) -> str:
     """Why the brake trips, as a sentence for people; '' when it does not. `usual`: the same counts between
-    versions before."""
+    versions before; `span_ns`: how long this took, for the sentence."""
     if not is_large(found, percent):
         return ""
     if any(found.share <= USUAL * before.share for before in usual if before.files >= LEAST):
@@ -64,7 +71,9 @@ def judge(found: Counts, usual: Iterable[Counts], percent: int) -> str:
         parts.append(f"{found.deleted:,} deleted")
     if found.rewritten:
         parts.append(f"{found.rewritten:,} rewritten")
-    text = f"Of {found.files:,} files {' and '.join(parts)} within an hour."
+    hours = -(-span_ns // HOUR_NS)
+    within = "an hour" if hours <= 1 else f"{hours} hours" if hours < 48 else f"{hours // 24} days"
+    text = f"Of {found.files:,} files {' and '.join(parts)} within {within}."
     if _is_scrambled(found, percent):
         text += " What was readable is noise now, as if it had been encrypted."
     return text

@@ -109,12 +109,19 @@ class Counter(Reader):
 
 
 def baseline(images: list[Image], newest: Image, accepted: int) -> Image | None:
-    """The image that `newest` is compared with: the last whole one that is an hour older, else the first that
-    is kept, and none that is older than what a person accepted (an ordinal). None: there is no other."""
+    """The image that `newest` is compared with: the last that is an hour older, a whole one if there is one
+    of the hour before; else the first that is kept. None that is older than what a person accepted (an
+    ordinal). None: there is no other."""
     older = [image for image in images if accepted <= image.ordinal < newest.ordinal]
-    whole = [image for image in older if not image.flags & (ROLLING | FUZZY)] or older
-    long_ago = [image for image in whole if newest.at_ns - image.at_ns >= WINDOW_NS]
-    return long_ago[-1] if long_ago else whole[0] if whole else None
+    long_ago = [image for image in older if newest.at_ns - image.at_ns >= WINDOW_NS]
+    if not long_ago:
+        return next((image for image in older if _is_whole(image)), older[0] if older else None)
+    recent = [image for image in long_ago if newest.at_ns - image.at_ns < 2 * WINDOW_NS and _is_whole(image)]
+    return recent[-1] if recent else long_ago[-1]
+
+
+def _is_whole(image: Image) -> bool:
+    return not image.flags & (ROLLING | FUZZY)
 
 
 def _short(name: bytes) -> int:

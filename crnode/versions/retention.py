@@ -15,7 +15,8 @@ a clock that jumps nor a source that dates its images weeks apart pushes good ve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import bisect
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,8 +29,8 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 WEEK = 7 * DAY
 TRUSTED_NS = 5 * MINUTE  # a source's clock is believed so far from ours
-POINT_NS = 10 * MINUTE  # what was kept for longer is a version, not a point that comes and goes
-DROPS = 8  # versions that one pass drops at most
+NEAR_NS = HOUR  # a version that stays so near stands for one that goes
+LOSSES = 8  # versions an hour that go though nothing near them stays
 
 
 class Candidate(NamedTuple):
@@ -42,10 +43,16 @@ class Candidate(NamedTuple):
     verdict: int = UNTESTED
 
 
-def candidates(images: Iterable[Image]) -> list[Candidate]:
-    """Images of a catalog as retention sees them."""
+def candidates(images: Iterable[Image], needed: Container[int] = ()) -> list[Candidate]:
+    """Images of a catalog as retention sees them; `needed` are ordinals of those that stay in any case."""
     return [
-        Candidate(i.ordinal, _believed(i), bool(i.pinned), not i.flags & (ROLLING | FUZZY), i.verdict)
+        Candidate(
+            i.ordinal,
+            _believed(i),
+            bool(i.pinned) or i.ordinal in needed,
+            not i.flags & (ROLLING | FUZZY),
+            i.verdict,
+        )
         for i in images
     ]
 
@@ -55,14 +62,38 @@ def _believed(image: Image) -> int:
     return min(max(image.at_ns, image.received_ns - TRUSTED_NS), image.received_ns + TRUSTED_NS)
 
 
-def at_once(images: Sequence[Candidate], kept: Iterable[int]) -> set[int]:
-    """Ordinals of those of `images` that one pass may drop, as `kept` stays: points as they come and go, and
-    of what stayed for a while the oldest few, so that a rule that was written wrongly does not empty a set
-    before anybody can say so."""
+class Budget(NamedTuple):
+    """How many losses retention may cause yet, refilled with LOSSES an hour up to as many. A clock that jumps
+    refills it once."""
+
+    left: float = LOSSES
+    at_ns: int = 0
+
+    def now(self, now_ns: int) -> Budget:
+        """The budget at the time `now_ns`."""
+        more = max(0, now_ns - self.at_ns) / HOUR * LOSSES
+        return Budget(min(float(LOSSES), self.left + more), now_ns)
+
+    def less(self, losses: int) -> Budget:
+        """What is left after so many losses."""
+        return self._replace(left=self.left - losses)
+
+
+def at_once(images: Sequence[Candidate], kept: Iterable[int], most: int = LOSSES) -> tuple[set[int], int]:
+    """(ordinals of those of `images` that may go now, as `kept` stays; how many of them are losses): of
+    versions within an hour of which nothing stays the oldest `most`, so that neither a rule that was written
+    wrongly nor a clock that jumped empties a set before anybody can say so (rule 84)."""
     staying = set(kept)
+    times = sorted(image.at_ns for image in images if image.ordinal in staying)
     going = [image for image in images if image.ordinal not in staying]
-    settled = [image.ordinal for image in going if images[-1].at_ns - image.at_ns > POINT_NS]
-    return {image.ordinal for image in going} - set(settled[DROPS:])
+    losses = [image.ordinal for image in going if not _near(times, image.at_ns)]
+    spared = losses[max(0, most) :]
+    return {image.ordinal for image in going} - set(spared), len(losses) - len(spared)
+
+
+def _near(times: Sequence[int], at_ns: int) -> bool:
+    place = bisect.bisect_left(times, at_ns - NEAR_NS)
+    return place < len(times) and times[place] <= at_ns + NEAR_NS
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,25 @@ def test_it_is_told_though_the_copy_cannot_be_shown(office: Office) -> None:
     office.box2.start()
     scramble(office.source)
     wait_for(office.held)
-    assert any("is held at what was there before" in text for text in office.box2.events())
+    wait_for(lambda: any("is held at what was there before" in text for text in office.box2.events()))
     assert [path.name for path in office.live.iterdir()] == ["somebody's"]
+
+
+def test_a_destination_that_is_gone_gets_what_was_there_before(office: Office) -> None:
+    """While it is held the copy is lost: what comes back is the version before, and not nothing."""
+    before = {path.name: path.read_bytes() for path in office.source.rglob("letter*")}
+    scramble(office.source)
+    wait_for(office.held)
+    office.box2.stop()
+    shutil.rmtree(office.live)
+    office.box2.start()
+
+    def there() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in office.live.rglob("letter*")}
+
+    wait_for(lambda: there() == before, 30)
+    time.sleep(1)
+    assert there() == before and office.held()
 
 
 def test_names_that_change_and_new_files_are_no_mass_change(office: Office) -> None:

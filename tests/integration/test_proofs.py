@@ -57,6 +57,11 @@ def test_a_check_of_the_owner_judges_versions_and_outlives_the_agent(
     assert dict(verdicts(box2))[first] == "good"
     assert any("is no good" in text for text in box2.events())
     assert not any((box2.data / "drills").iterdir())  # nothing of a rehearsal stays
+    cooked = answer["version"]
+
+    done = crnode("verify", "docs", "--version", str(cooked), "--json", "--data", str(box2.data), check=False)
+    assert done.returncode == ExitCode.DAMAGE  # it reads well, and is no good all the same
+    assert dict(verdicts(box2))[cooked] == "bad"
 
     # A check that fails on what it found well before is itself broken.
     drill(box2, "--run", "echo no such books; exit 3", "--every", "1d")

@@ -12,9 +12,9 @@ import pytest
 from store_samples import SET, commit, directory, file, put_file, small_store
 
 from crnode.platform.files import boot_id
-from crnode.replicate.brake import META, Brake, HeldBack, accept, held
+from crnode.replicate.brake import META, UNDONE, Brake, HeldBack, accept, held, needed, show
 from crnode.store.catalog import Catalog
-from crnode.store.reader import Image, Live, connect
+from crnode.store.reader import ROLLING, Image, Live, connect
 from crnode.store.store import ObjectStore
 from crnode.versions.brake import Counts, judge
 from crnode.versions.changes import WINDOW_NS, Counter, baseline
@@ -155,6 +155,17 @@ def test_the_baseline_is_an_hour_old_or_the_first_there_is_and_never_before_an_a
     assert baseline([newest], newest, 0) is None
 
 
+def test_the_baseline_is_whole_unless_that_makes_it_days_old() -> None:
+    whole = _image(1, 0)
+    rolling = [_image(n, 48 * WINDOW_NS + n)._replace(flags=ROLLING) for n in range(2, 5)]
+    newest = _image(9, 50 * WINDOW_NS)
+    assert baseline([whole, *rolling], newest, 0) == rolling[-1]
+    near = _image(6, 49 * WINDOW_NS - 10)
+    later = _image(7, 49 * WINDOW_NS - 5)._replace(flags=ROLLING)
+    assert baseline([whole, *rolling, near, later], newest, 0) == near
+    assert "within 3 days" in judge(Counts(100, 60, 0), [], 50, 72 * WINDOW_NS)
+
+
 class Guarded:
     """A brake on a real catalog; `told` is what people were told."""
 
@@ -243,6 +254,111 @@ def test_an_unfinished_move_to_what_came_before_is_finished_first(guarded: Guard
     guarded.brake.check(guarded.at.ordinal, before, True)
     with pytest.raises(HeldBack):
         guarded.brake.check(before.ordinal, image, True)
+
+
+def _shown(guarded: Guarded) -> None:
+    with guarded.catalog.transaction():
+        assert show(guarded.catalog) is not None
+
+
+def _accepted(guarded: Guarded) -> None:
+    with guarded.catalog.transaction():
+        assert accept(guarded.catalog) is not None
+
+
+def _again(guarded: Guarded) -> bool:
+    """The agent tries once more, a while later; whether the live tree may go to the newest image."""
+    guarded.brake._counted_ns = 0
+    newest = guarded.catalog.newest()
+    assert newest is not None
+    try:
+        guarded.brake.check(guarded.at.ordinal, newest, False)
+    except HeldBack:
+        return False
+    guarded.at = newest
+    return True
+
+
+def test_only_what_was_shown_is_accepted(guarded: Guarded) -> None:
+    """A person looks, an attack comes, the person accepts."""
+    assert not guarded.came(removed=tuple(b"f%d" % n for n in range(60)))
+    _shown(guarded)
+    guarded.brake._counted_ns = 0
+    noise = [_entry(guarded.store, b"f%d" % n, os.urandom(3000)) for n in range(60, 100)]
+    assert not guarded.came(*noise)
+    assert "more came" in guarded.told[-1] and "40 rewritten" in guarded.told[-1]
+    found = held(guarded.catalog)
+    assert found is not None and "encrypted" in found.more
+    assert needed(guarded.catalog) >= {found.ordinal, found.shown, found.from_}
+    _accepted(guarded)
+    assert not _again(guarded)
+    found = held(guarded.catalog)
+    assert found is not None and "Of 40 files 40 rewritten" in found.why
+    assert found.sequence > found.before
+    _shown(guarded)
+    _accepted(guarded)
+    assert _again(guarded)
+
+
+def test_who_accepts_without_a_look_accepts_what_was_told(guarded: Guarded) -> None:
+    assert not guarded.came(removed=tuple(b"f%d" % n for n in range(60)))
+    assert not guarded.came(removed=tuple(b"f%d" % n for n in range(60, 95)))
+    _accepted(guarded)
+    assert not _again(guarded)
+
+
+def test_it_lets_go_when_nearly_all_is_as_before_and_not_sooner(guarded: Guarded) -> None:
+    noise = [_entry(guarded.store, b"f%d" % n, os.urandom(3000)) for n in range(60)]
+    assert not guarded.came(*noise)
+    assert not _again(guarded)
+    back = [_entry(guarded.store, b"f%d" % n, _text(n)) for n in range(60)]
+    guarded.brake._counted_ns = 0
+    assert not guarded.came(*back[:30])
+    guarded.brake._counted_ns = 0
+    # The source worked on while it got its files back: no image is to the letter as before.
+    assert guarded.came(_entry(guarded.store, b"diary", b"today"), *back[30:])
+    assert "as it was" in guarded.told[-1] and held(guarded.catalog) is None
+    # What was undone is not what is usual here.
+    assert guarded.catalog.meta(UNDONE)
+    assert not guarded.came(*noise)
+
+
+def test_padding_does_not_make_the_next_count_late(guarded: Guarded) -> None:
+    """A source makes many files first: the step is a share of what is shown."""
+    guarded.came(_entry(guarded.store, b"small", b"change"))
+    padding = [_entry(guarded.store, b"p%d" % n, b"") for n in range(2000)]
+    noise = [_entry(guarded.store, b"f%d" % n, os.urandom(3000)) for n in range(30)]
+    assert not guarded.came(*padding, *noise)
+
+
+def test_a_count_that_failed_is_made_up_for(guarded: Guarded) -> None:
+    guarded.came(_entry(guarded.store, b"small", b"change"))
+    good = guarded.brake._look
+
+    def broken(*args: object) -> None:
+        raise OSError("disk")
+
+    guarded.brake._look = broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(OSError, match="disk"):
+        guarded.came(removed=tuple(b"f%d" % n for n in range(60)))
+    guarded.brake._look = good  # type: ignore[method-assign]
+    assert not _again(guarded)
+
+
+def test_a_version_that_was_thinned_meanwhile_is_not_named(guarded: Guarded) -> None:
+    guarded.came(_entry(guarded.store, b"small", b"change"))
+    note = guarded.brake._note
+
+    def late(found: object) -> None:
+        guarded.catalog.prune({guarded.at.ordinal - 1, guarded.at.ordinal + 1}, 10_000)
+        note(found)  # type: ignore[arg-type]
+
+    guarded.brake._note = late  # type: ignore[method-assign]
+    assert not guarded.came(removed=tuple(b"f%d" % n for n in range(60)))
+    found = held(guarded.catalog)
+    assert found is not None
+    (before,) = [image for image in guarded.catalog.images() if image.ordinal == found.from_]
+    assert before.sequence == found.before and before.pinned
 
 
 def test_no_count_that_every_image_brings_reads_the_whole_catalog(catalog: Catalog) -> None:

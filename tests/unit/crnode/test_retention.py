@@ -11,11 +11,12 @@ from crnode.cluster.keep import MOST, Rung, parse_rung
 from crnode.store.reader import BAD, GOOD, Image
 from crnode.versions.retention import (
     DAY,
-    DROPS,
     HOUR,
+    LOSSES,
     MINUTE,
     SECOND,
     WEEK,
+    Budget,
     Candidate,
     Ladder,
     at_once,
@@ -52,16 +53,36 @@ def test_a_source_that_dates_its_images_weeks_apart_pushes_nothing_out() -> None
     assert fine[0].at_ns == DAY
 
 
-def test_one_pass_drops_a_few_of_the_versions_and_all_of_the_points() -> None:
-    images = _line(*(n * HOUR for n in range(30)), *(29 * HOUR + n * SECOND for n in range(1, 40)))
+def test_what_nothing_near_stands_for_goes_a_few_at_a_time() -> None:
+    images = _line(*(n * 2 * HOUR for n in range(30)), *(58 * HOUR + n * SECOND for n in range(1, 40)))
     newest = images[-1].ordinal
-    first = at_once(images, {newest})
-    assert first == set(range(1, DROPS + 1)) | set(range(30, newest))  # ordinal 30 was a moment ago
-    left = [image for image in images if image.ordinal not in first]
-    for _ in range(10):
-        left = [image for image in left if image.ordinal not in at_once(left, {newest})]
-    assert [image.ordinal for image in left] == [newest]
-    assert at_once(images, {image.ordinal for image in images}) == set()
+    going, losses = at_once(images, {newest})
+    assert losses == LOSSES
+    assert going == set(range(1, LOSSES + 1)) | set(range(30, newest))  # those of this hour are points
+    assert at_once(images, {newest}, 0) == (set(range(30, newest)), 0)
+    assert at_once(images, {1, newest}, 3)[0] >= {2, 3, 4}
+    assert at_once(images, {image.ordinal for image in images}) == (set(), 0)
+
+
+def test_thinning_as_always_costs_nothing_of_the_budget() -> None:
+    """A set that is changed all the time, as a day passes: what goes has a neighbour that stays."""
+    held: list[Candidate] = []
+    lost = 0
+    for minute in range(0, 60 * 50, 5):
+        held.append(Candidate(minute + 1, minute * MINUTE, False, True))
+        going, losses = at_once(held, retain(held), 1000)
+        held = [image for image in held if image.ordinal not in going]
+        lost += losses
+    assert lost <= 50  # an hour of yesterday, once an hour
+
+
+def test_the_budget_is_an_hours_and_a_clock_that_jumps_fills_it_once() -> None:
+    full = Budget().now(DAY)
+    assert full.left == LOSSES
+    spent = full.less(LOSSES)
+    assert spent.now(DAY + HOUR // 2).left == LOSSES / 2
+    assert spent.now(DAY - HOUR).left == 0
+    assert spent.now(100 * DAY).left == LOSSES
 
 
 def test_nothing_keeps_nothing_and_one_is_the_newest() -> None:
