@@ -20,6 +20,7 @@ from crnode.agent.groups import Groups, settled
 from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
+from crnode.agent.moving import Moving
 from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
 from crnode.agent.schedule import Schedule
@@ -52,7 +53,7 @@ Progress = Callable[[Args], None]
 Handler = Callable[[Args, Progress], Awaitable[Args]]
 
 SYNC_SECONDS = 60.0
-BEGIN_WAITS, BEGIN_WAIT_SECONDS = 100, 0.05
+BEGIN_WAITS, BEGIN_WAIT_SECONDS = 400, 0.05
 SETTLE_SECONDS = 10.0  # a target that has the image and cannot show it gets so long for what passes by itself
 GRACE_SECONDS = 2.5  # a source that is missing or emptied for so long is not only passing by
 WAITS_FOR_A_PERSON = ("root missing", "emptied")
@@ -75,6 +76,7 @@ class Calls:
         self.brakes = Brakes(agent, self._forward, self._restore)
         self.groups = Groups(agent, self._forward, self._sync, self._peer_settle, self._master_only)
         self.takeovers = Takeovers(agent, self._master_only)
+        self.moving = Moving(agent, self.restore, self._forward)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
@@ -89,6 +91,11 @@ class Calls:
             "set.add": self._set_add,
             "takeover.set": self.takeovers.set,
             "takeover.show": self.takeovers.show,
+            "takeover.state": self.moving.state,
+            "takeover.gather": self.moving.gather,
+            "takeover.open": self.moving.open,
+            "takeover.ready-for": self.moving.ready_for,
+            "takeover.hand-over": self.moving.hand_over,
             "group.add": self.groups.add,
             "group.members": self.groups.members,
             "group.conflicts": self.groups.conflicts,
@@ -125,6 +132,8 @@ class Calls:
             "restore": self._peer_restore,
             "verify": self._peer_verify,
             "brake": self.brakes.peer,
+            "takeover.fence": self.moving.fence_peer,
+            "takeover.moved": self.moving.moved_peer,
             **self.looking.peer_methods(),
         }
 
@@ -164,7 +173,7 @@ class Calls:
     async def _node_remove(self, args: Args, progress: Progress) -> Args:
         self._master_only("Removing a node")
         name = str(args["name"])
-        document = remove_node(self.agent.document, name, time.time_ns(), bool(args.get("lose")))
+        document = remove_node(self.agent.said, name, time.time_ns(), bool(args.get("lose")))
         await self.agent.change(document)
         self.agent.journal.add("cluster", f"{name} was removed from the cluster.")
         return {"removed": name}
@@ -180,7 +189,7 @@ class Calls:
     async def _thresholds(self, args: Args, progress: Progress) -> Args:
         self._master_only("Setting thresholds")
         warn, error = (float(args[key]) if args.get(key) is not None else None for key in ("warn", "error"))
-        await self.agent.change(set_thresholds(self.agent.document, warn, error))
+        await self.agent.change(set_thresholds(self.agent.said, warn, error))
         now = self.agent.document.thresholds
         said = f"{now.safe_lag_s:g} s behind is a warning, {now.error_lag_s:g} s an error"
         self.agent.journal.add("cluster", f"A target that is {said}.")
@@ -198,7 +207,7 @@ class Calls:
         self._master_only("Adding a set")
         spec = SetSpec.parse(args)
         uuid = secrets.token_hex(16)
-        document = add_set(self.agent.document, spec, time.time_ns(), uuid)
+        document = add_set(self.agent.said, spec, time.time_ns(), uuid)
         if spec.source == self.agent.node.name:
             added = document.set_by_uuid(uuid)
             assert added is not None
@@ -210,7 +219,7 @@ class Calls:
     async def _set_remove(self, args: Args, progress: Progress) -> Args:
         self._master_only("Removing a set")
         name = str(args["name"])
-        await self.agent.change(remove_set(self.agent.document, name, time.time_ns(), bool(args.get("now"))))
+        await self.agent.change(remove_set(self.agent.said, name, time.time_ns(), bool(args.get("now"))))
         self.agent.journal.add("cluster", f"Set {name} was removed.", name)
         return {"removed": name}
 
@@ -218,7 +227,7 @@ class Calls:
         self._master_only("Saying what is kept")
         name, rungs = str(args["name"]), [str(text) for text in args.get("keep") or []]
         node = str(args["node"]) if args.get("node") else None
-        document = keep_versions(self.agent.document, name, rungs, node)
+        document = keep_versions(self.agent.said, name, rungs, node)
         spec = document.need_set(name)
         said = {target: _rungs(spec, target) for target in spec.targets}
         own = [target for target in spec.targets if node is None and spec.targets[target].keep is not None]
@@ -440,7 +449,7 @@ class Calls:
     async def _has_members(self, uuid: str, members: tuple[str, ...]) -> None:
         for _ in range(BEGIN_WAITS):
             running = self.agent.sets.targets.get(uuid)
-            if running is not None and running.spec.members == members:
+            if (running is not None and running.spec.members == members) or uuid in self.agent.sets.refused:
                 return
             await asyncio.sleep(BEGIN_WAIT_SECONDS)
 
@@ -449,7 +458,8 @@ class Calls:
             await self._has_members(str(args["set"]), tuple(args["members"]))
         running = self.agent.sets.targets.get(str(args.get("set")))
         if running is None or not (running.spec.members or running.spec.source == sender):
-            raise CrnodeError("This node does not receive that set from you.", "", "", ExitCode.REFUSED)
+            why = self.agent.sets.refused.get(str(args.get("set")), "")
+            raise CrnodeError("This node does not receive that set from you.", why, "", ExitCode.REFUSED)
         if running.feed is not None:
             await running.feed.made()
         report = await running.target.check_live()

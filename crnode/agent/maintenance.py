@@ -101,7 +101,8 @@ class Maintenance:
         out = []
         for path in sorted((self.agent.data / "sets").glob("*.db")):
             spec = document.set_by_uuid(path.stem)
-            source = spec is not None and spec.source == name
+            moves = path.stem in self.agent.sets.epochs  # then versions are kept at the source as well
+            source = spec is not None and spec.source == name and not moves
             targets = tuple(spec.targets) if spec is not None and source else ()
             held = self.agent.sets.catalogs.get(path.stem)
             out.append(CatalogRef(path.stem, path, source, targets, held, removed=spec is None))

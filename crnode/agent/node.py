@@ -11,7 +11,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from crnode.cluster.document import (
 )
 from crnode.cluster.join import JoinDesk
 from crnode.cluster.membership import accept
+from crnode.cluster.moves import Move, from_json, moved, to_json
 from crnode.cluster.node_file import (
     CA_KEY_FILE,
     CONTROL_SOCKET,
@@ -70,6 +71,7 @@ from crproto.messages import Hello
 SWITCH_SECONDS = 0.0005  # one busy thread of Python may hold the loop up no longer than this
 MEND_SECONDS = 60.0  # between two times that a catalog is made again
 LOOK_SECONDS = 2.0
+MOVES_FILE = "moves.json"
 DOUBT_SECONDS = 600.0  # between two looks at a catalog of a set whose images do not fit it
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,9 @@ class Agent:
     def __init__(self, data: Path, node: NodeFile, document: ClusterDocument, listen_at: str) -> None:
         self.data = data
         self.node = node
-        self.document = document
+        self.said = document  # as the master made it,
+        self.moves: dict[str, Move] = {}  # ... which node has the sets that move, by uuid,
+        self.document = document  # ... and how that is read
         self.problems: dict[str, str] = {}  # what a check at idle found, until a later one finds it gone
         self.listen_at = listen_at
         self.started_ns = time.time_ns()
@@ -148,8 +152,10 @@ class Agent:
             self.journal.add("start", f"{self.node.name} started as {self.node.role} (crnode {__version__}).")
             await self._learn()
             await asyncio.to_thread(self.calls.proof.clean)
-            await self._follow(self.document)
+            self.moves = await asyncio.to_thread(self._read_moves)
+            await self._follow(self.said)
             await self.calls.in_place.clean()
+            self.calls.moving.resume()
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
             for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):
@@ -161,6 +167,7 @@ class Agent:
         finally:
             if control is not None:
                 await control.close()
+            self.calls.moving.close()
             ending: list[asyncio.Task[Any]] = [*self._background, *self._relief, *self.sets.returning]
             ending += self._link_tasks.values()
             for task in ending:
@@ -252,7 +259,7 @@ class Agent:
     def _make_desk(self) -> JoinDesk | None:
         if self.node.role is not Role.MASTER or not (self.data / CA_KEY_FILE).exists():
             return None
-        return JoinDesk(self.data, lambda: self.document, self.change)
+        return JoinDesk(self.data, lambda: self.said, self.change)
 
     # -- the document
 
@@ -271,11 +278,11 @@ class Agent:
     async def _taken(self, sender: str, body: bytes) -> ClusterDocument | None:
         """The document that was sent, durable now; None when it is no news, or refused."""
         try:
-            document = accept(self.document, parse_document(body, f"the document from {sender}"), sender)
+            document = accept(self.said, parse_document(body, f"the document from {sender}"), sender)
         except CrnodeError as error:
             self.journal.add("refused", str(error))
             return None
-        if document.version == self.document.version:
+        if document.version == self.said.version:
             return None
         await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
         return document
@@ -284,15 +291,16 @@ class Agent:
         """Before any set is opened: a source that was away must not capture under an old document."""
         if self._is_master():
             return
-        body = await newer_document(self.document, self._dial)
-        document = await self._taken(self.document.master.name, body) if body is not None else None
+        body = await newer_document(self.said, self._dial)
+        document = await self._taken(self.said.master.name, body) if body is not None else None
         if document is not None:
-            self.document = document
+            self.said = self.document = document
             self.journal.add("cluster", "The cluster was changed while this node was away.")
 
     async def _follow(self, document: ClusterDocument) -> None:
         async with self._turn:
-            self.document = document
+            self.said = document
+            document = self.document = moved(document, self.moves)
             self._turn_away()
             here = document.node(self.node.name)
             if here is not None and here.role is not self.node.role:
@@ -303,10 +311,30 @@ class Agent:
                 del self.links[name]
             for name, node in others.items():
                 if name not in self.links:
-                    link = Link(node, self._dial, self.offered, lambda: self.document, self._is_master)
+                    link = Link(node, self._dial, self.offered, lambda: self.said, self._is_master)
                     self.links[name] = link
                     self._link_tasks[name] = asyncio.create_task(link.run(), name=f"link to {name}")
-            await self.sets.apply(document)
+            await self.sets.apply(document, self._epochs())
+
+    def _epochs(self) -> dict[str, int]:
+        takeover = self.document.takeover
+        names = takeover.sets if takeover is not None else ()
+        moving = [spec.uuid for spec in self.document.sets if spec.name in names]
+        return {uuid: self.moves[uuid].epoch if uuid in self.moves else 0 for uuid in moving}
+
+    def _read_moves(self) -> dict[str, Move]:
+        path = self.data / MOVES_FILE
+        try:
+            body = path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        return from_json(body, str(path))
+
+    async def move(self, moves: Mapping[str, Move]) -> None:
+        """Sets have another source from now on: durable first, then in force here."""
+        self.moves = {**self.moves, **moves}
+        await asyncio.to_thread(atomic_write, self.data / MOVES_FILE, to_json(self.moves))
+        await self._follow(self.said)
 
     async def rebuild_catalog(self, uuid: str, why: str, found: Catalog | None = None) -> None:
         """A running set's catalog (`found`, where it takes long to find that) is damaged: it is set aside and
@@ -324,7 +352,7 @@ class Agent:
             self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
             self._follow_later()
             raise
-        await self._follow(self.document)
+        await self._follow(self.said)
 
     async def _start_over(self, uuid: str, why: str, found: Catalog | None = None) -> None:
         """What the set's tasks still say of the damaged catalog while they end asks for no other one; what
@@ -366,7 +394,7 @@ class Agent:
                 self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
                 await asyncio.sleep(MEND_SECONDS)
         self._mending.discard(uuid)
-        await self._follow(self.document)
+        await self._follow(self.said)
 
     def _follow_later(self) -> None:
         """A set could not start for what may pass, a full disk for one: it is tried again without anybody's
@@ -377,7 +405,7 @@ class Agent:
     async def _follow_again(self) -> None:
         await asyncio.sleep(MEND_SECONDS)
         self._later = None  # what is so still asks for another one
-        await self._follow(self.document)
+        await self._follow(self.said)
 
     def _writer_met_damage(self, error: BaseException) -> None:
         """A job met a damaged catalog. Where it does not say which, all are looked at."""

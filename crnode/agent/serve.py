@@ -154,7 +154,7 @@ class Server:
         if isinstance(message, Call):
             await self._call(peer, name, message)
         elif isinstance(message, DocumentRequest):
-            await peer.send(Document(self.agent.document.to_bytes()))
+            await peer.send(Document(self.agent.said.to_bytes()))
         elif isinstance(message, Document):
             await self.agent.offered(name, message.body)
         elif isinstance(message, Fetch | ImagesRequest | EntriesRequest):

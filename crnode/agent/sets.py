@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
+from crnode.replicate import turn
 from crnode.replicate.commit import TargetCommit
 from crnode.replicate.group import GroupFeed, Member
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
@@ -73,6 +74,7 @@ class RunningSource:
     commit: SourceCommit
     task: asyncio.Task[None]
     pushes: dict[str, tuple[Push, asyncio.Task[None]]] = field(default_factory=dict)
+    moves: bool = False  # with the lease
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Sets:
         self.sources: dict[str, RunningSource] = {}
         self.targets: dict[str, RunningTarget] = {}
         self.catalogs: dict[str, Catalog] = {}
+        self.epochs: dict[str, int] = {}  # of the sets that move: the epoch in which their source is active
         self.readers_roots: dict[str, set[int]] = {}  # ordinals that running restores of a set read
         self.bundled: dict[str, dict[str, set[int]]] = {}  # set -> group -> ordinals that it is made of
         self._sourced: set[str] = set()  # sets whose source this node is: they have no versions to salvage
@@ -134,17 +137,20 @@ class Sets:
 
     # -- the document
 
-    async def apply(self, document: ClusterDocument) -> None:
-        """Start what is new, stop what is gone, change what changed; sets that are alike are not touched."""
+    async def apply(self, document: ClusterDocument, epochs: Mapping[str, int] | None = None) -> None:
+        """Start what is new, stop what is gone, change what changed; sets that are alike are not touched.
+        `epochs`: uuid -> the epoch of whoever is its source, for the sets that move (0: nobody took them
+        over yet)."""
         async with self._turn:
+            self.epochs = dict(epochs or {})
             mine = {s.uuid: s for s in document.sets_from(self.node.name)}
             theirs = {s.uuid: s for s in document.sets_to(self.node.name)}
-            self._sourced = set(mine)
+            self._sourced = mine.keys() - self.epochs.keys()
             halted, self._halted = self._halted, set()
             for uuid in [u for u in self.sources if u not in mine or u in halted]:
                 await self._stop_source(uuid)
             for uuid in [u for u in self.targets if u not in theirs or u in halted]:
-                await self._stop_target(uuid, removed=uuid not in theirs)
+                await self._stop_target(uuid, removed=uuid not in theirs and uuid not in mine)
             for spec in mine.values():
                 await self._guarded(spec, partial(self._source, spec))
             for spec in sorted(theirs.values(), key=lambda spec: bool(spec.members)):  # groups come last
@@ -359,7 +365,10 @@ class Sets:
 
     async def _source(self, spec: ReplicationSet) -> None:
         running = self.sources.get(spec.uuid)
-        if running is not None and _same_source(running.spec, spec):
+        moves = spec.uuid in self.epochs
+        if running is not None and _same_source(running.spec, spec) and running.moves == moves:
+            running.commit.epoch = self.epochs.get(spec.uuid, 0)
+            running.commit.ladder = ladder_of(spec.keep) if moves else None
             await self._pushes(running, spec)
             return
         if running is not None:
@@ -368,13 +377,9 @@ class Sets:
         catalog = await self.catalog(spec.uuid)
         running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
         commit = await self.writer.submit(
-            SourceCommit,
+            self.source_commit,
             catalog,
-            self.store,
-            bytes.fromhex(self.node.incarnation),
-            0,
-            len(spec.paths),
-            self.now_ns,
+            spec,
             lambda: {i for push, _ in list(running_pushes.values()) for i in list(push.in_flight)},
         )
 
@@ -399,15 +404,35 @@ class Sets:
             on_staged=on_staged,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
         )
+        source.spool = moves  # its versions stay here, and with them their bytes
         if not self.store.recovery.unclean_boot:
             # After a power cut the disk may not hold what was captured: then nothing is pushed before a full
             # scan has said what is there (rule 60).
             source.newest = await self.writer.submit(catalog.newest)
         running = RunningSource(
-            spec, source, commit, self._task(source.run(), "source", spec), running_pushes
+            spec, source, commit, self._task(source.run(), "source", spec), running_pushes, moves
         )
         self.sources[spec.uuid] = running
         await self._pushes(running, spec)
+
+    def source_commit(
+        self, catalog: Catalog, spec: ReplicationSet, in_flight: Callable[[], set[bytes]] = set
+    ) -> SourceCommit:
+        """What makes images of a set whose source this node is; in the writer thread."""
+        moves = spec.uuid in self.epochs
+        if moves and catalog.meta(turn.WAS_SOURCE) is None:
+            with catalog.transaction():
+                catalog.set_meta(turn.WAS_SOURCE, b"1")
+        return SourceCommit(
+            catalog,
+            self.store,
+            bytes.fromhex(self.node.incarnation),
+            self.epochs.get(spec.uuid, 0),
+            len(spec.paths),
+            self.now_ns,
+            in_flight,
+            ladder=ladder_of(spec.keep) if moves else None,
+        )
 
     def check_new_source(self, spec: ReplicationSet) -> None:
         """Refuse a set whose paths cannot be protected on this node. Raises CrnodeError."""
@@ -506,6 +531,7 @@ class Sets:
             retain_roots=lambda: roots.union(*self.bundled.get(spec.uuid, {}).values()),
         )
         destination, uuid = self.destination(spec), bytes.fromhex(spec.uuid)
+        await self.writer.submit(turn.to_target, catalog, destination)
 
         def make_place(before: Prepared | None, adopt: bool) -> tuple[Place, bool]:
             return prepare(destination, uuid, before, adopt=adopt)

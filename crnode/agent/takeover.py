@@ -33,7 +33,7 @@ class Takeovers:
         self._master_only("Saying what takes over")
         spec = TakeoverSpec.model_validate(args)
         incarnation = await asyncio.to_thread(self._incarnation)
-        await self.agent.change(set_takeover(self.agent.document, spec, incarnation))
+        await self.agent.change(set_takeover(self.agent.said, spec, incarnation))
         self.agent.journal.add("cluster", f"Voters on who is active are {', '.join(spec.voters)}.")
         return await self.show({}, progress)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from crnode.capture.job import Batch
 from crnode.capture.read import Fresh
 from crnode.capture.unsure import begun_anew
+from crnode.errors import CrnodeError
 from crnode.store.catalog import Catalog
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import (
@@ -29,6 +30,7 @@ from crnode.store.reader import (
     Totals,
 )
 from crnode.store.store import CHUNK, RECIPE, ObjectStore
+from crnode.versions.retention import Ladder, at_once, candidates, retain
 from crproto import delta
 from crproto.entries import DIRECTORY, Entry
 from crproto.ids import image_id
@@ -69,6 +71,8 @@ class SourceCommit:
         epoch: the fencing number of this ownership.
         roots: number of root directories: a set with no entry beyond them is empty.
         in_flight: ids of images that were sent and not acknowledged; roots of pruning.
+        ladder: which images stay versions here as well, for a set whose source may be another node soon;
+            None: none but those that pushes need.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class SourceCommit:
         roots: int,
         now_ns: Callable[[], int],
         in_flight: Callable[[], set[bytes]],
+        ladder: Ladder | None = None,
     ) -> None:
+        self.ladder = ladder
         self.catalog = catalog
         self.store = store
         self.incarnation = catalog.meta("incarnation") or incarnation
@@ -397,7 +403,41 @@ class SourceCommit:
             image = self.catalog.image(name)
             if image is not None:
                 keep.add(image.ordinal)
+        if self.ladder is not None:
+            images = candidates(self.catalog.images())
+            going, _ = at_once(images, retain(images, self.ladder))
+            keep |= {image.ordinal for image in images} - going
         self.catalog.prune(keep, PRUNE_ROWS)
+
+    def walk_back(self, to: int, epoch: int, name: str) -> Point:
+        """Open `epoch` with what image `to` has: a new image, so that history stays a line (rule 45). The one
+        that is left is kept under `name`, with the verdict that condemned it."""
+        newest = self.catalog.newest()
+        assert newest is not None
+        wanted = {entry.path: entry for entry in self.catalog.subtree(b"", to)}
+        batch = Batch()
+        for entry in self.catalog.subtree(b"", newest.ordinal):
+            if wanted.get(entry.path) == entry:
+                del wanted[entry.path]
+            elif entry.path not in wanted:
+                batch.removed.add(entry.path)
+        batch.changed.update(wanted)
+        self.epoch = epoch
+        with self.catalog.transaction():
+            self.catalog.set_pin(newest.ordinal, name, "it was found bad when this node took over")
+        point = self.finish(batch, CLEAN, False, True, True, False)
+        assert point is not None
+        return point
+
+    def open_epoch(self, epoch: int) -> Point:
+        """The image that opens `epoch`: the newest, once more, as the first of a new time. Whatever descends
+        from it is not older than that (rule 1). Raises CrnodeError while an image is half made."""
+        if self.catalog.staging() is not None or self.catalog.newest() is None:
+            raise CrnodeError("There is no whole image yet.", "The first copy is not complete.", "")
+        self.epoch = epoch
+        point = self.finish(Batch(), CLEAN, False, True, True, False)
+        assert point is not None
+        return point
 
 
 __all__ = ["ROLLING", "EmptiedSet", "Point", "SourceCommit"]

@@ -374,10 +374,13 @@ class Takeover(_Value):
     address: str | None = None  # the floating one, with its prefix: 192.0.2.10/24
     interface: Annotated[str, Field(max_length=15)] = ""
     services: Annotated[tuple[ServiceSpec, ...], Field(max_length=32)] = ()
+    sets: Annotated[tuple[Name, ...], Field(max_length=MAX_SETS)] = ()  # the active node is their source
+    max_loss_s: Annotated[int, Field(ge=0, lt=2**31)] = 86_400  # how far a takeover may go back by itself
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for what, names in (("voters", self.voters), ("candidates", self.candidates)):
+        named = (("voters", self.voters), ("candidates", self.candidates), ("sets", self.sets))
+        for what, names in named:
             if (name := _twice(names)) is not None:
                 raise ValueError(f"'{name}' is named twice among the {what}; name it once.")
         if strangers := sorted(set(self.candidates) - set(self.voters)):
@@ -590,6 +593,9 @@ def _set_problems(document: ClusterDocument) -> Iterator[str]:
         for name in document.takeover.voters:
             if name not in roles:
                 yield f"'{name}' votes on who is active and is no node here; choose one of: {known}."
+        for name in document.takeover.sets:
+            if document.set_named(name) is None:
+                yield f"The set '{name}' moves with the lease; say first what moves without it."
     for item in document.sets:
         if item.members:
             yield from _group_problems(document, item)

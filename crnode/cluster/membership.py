@@ -34,6 +34,7 @@ from crnode.cluster.document import (
     sentence,
 )
 from crnode.cluster.keep import MAX_RUNGS, Rung, check_rungs, parse_rung
+from crnode.cluster.moves import why_it_cannot_move
 from crnode.errors import CrnodeError, ExitCode
 
 _UNCHANGED = "Nothing was changed."
@@ -401,6 +402,8 @@ class TakeoverSpec(BaseModel):
     address: str | None = None
     interface: str = ""
     services: list[tuple[str, list[str]]] = []  # (name, command)
+    sets: list[str] = []  # names
+    max_loss_s: int = 86_400
 
 
 def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str) -> ClusterDocument:
@@ -421,12 +424,18 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
                 "address": spec.address,
                 "interface": spec.interface,
                 "services": tuple({"name": name, "command": tuple(words)} for name, words in spec.services),
+                "sets": tuple(spec.sets),
+                "max_loss_s": spec.max_loss_s,
             }
         )
     except ValidationError as error:
         raise refusal(what, error) from error
     if takeover.founder not in takeover.voters:
         raise _refuse(what, f"'{takeover.founder}' is the first to vote; it has to stay one of the voters.")
+    for name in takeover.sets:
+        why = why_it_cannot_move(document, document.need_set(name), takeover.candidates)
+        if why:
+            raise _refuse(what, why)
     return _edited(document, what, takeover=takeover)
 
 

@@ -161,17 +161,34 @@ def prepare(
             " or crnode set rebase SET --node NODE where the set is there already.",
             ExitCode.REFUSED,
         )
-    make_private_dir(place.workspace)
-    make_private_dir(place.temporary)
-    _empty(place.temporary)
+    _make_workspace(place)
     if others:
         kept = place.aside / _unused(place.aside, "before first copy")
         make_private_dir(kept)
         for other in others:
             os.rename(other, kept / other.name)
-    body = {"set": set_uuid.hex(), "inode": _inode(destination), "born": birth_ns(destination)}
-    atomic_write(place.workspace / MARK, json.dumps(body).encode())
+    _write_mark(place)
     return place, False
+
+
+def take_over(destination: Path, set_uuid: bytes) -> Place:
+    """Make a folder ours with all that is in it: it was the set's own source until now. Raises OSError."""
+    place = locate(destination, set_uuid)
+    _make_workspace(place)
+    _write_mark(place)
+    return place
+
+
+def _make_workspace(place: Place) -> None:
+    make_private_dir(place.workspace)
+    make_private_dir(place.temporary)
+    _empty(place.temporary)
+
+
+def _write_mark(place: Place) -> None:
+    here = place.destination
+    body = {"set": place.set_uuid.hex(), "inode": _inode(here), "born": birth_ns(here)}
+    atomic_write(place.workspace / MARK, json.dumps(body).encode())
 
 
 def _create(destination: Path) -> None:

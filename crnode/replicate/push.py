@@ -156,6 +156,12 @@ class Push:
         async with self._changed:
             await self._changed.wait_for(lambda: self.lag.acknowledged >= sequence)
 
+    async def shown(self, image: Image) -> None:
+        """Return once the target has this very image, applied to its live tree and durable there."""
+        wanted = (image.id, image.id, True)
+        async with self._changed:
+            await self._changed.wait_for(lambda: (self.acked, self.applied, self.synced) == wanted)
+
     async def settle(self) -> dict[str, object]:
         """Ask the target to check its live tree against what it applied, to put it right, and to say what it
         did. Raises PeerClosed, or CrnodeError with the target's own reason."""
@@ -592,10 +598,11 @@ class Push:
         )
         if behind:
             if not self.commit.rolled_back:
+                why = "was set back" if not self.commit.epoch else "took the set over without it"
                 self._journal(
                     "push",
                     f"Set {self.set_name}: {self.target} holds an image that this source does not know. The"
-                    " source was set back; it goes on under a new incarnation and the target keeps what it"
+                    f" source {why}; it goes on under a new incarnation and the target keeps what it"
                     " had as a version.",
                 )
             self._raised += 1

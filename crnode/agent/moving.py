@@ -1,0 +1,566 @@
+"""Sets that move with the lease: what the keeper asks this agent to do with the data.
+
+The keeper decides who is active, this makes the data fit. **Gather**: nobody commits anything older any more
+(rule 20), what others have and we lack is fetched (rule 21), a newest version that was found bad is
+walked back from (rule 45), and the live tree is whole, durable and at the newest image. **Open**: the image
+that begins the epoch is committed, and the set has its source here from now on. **Hand over**: all that was written
+is at the successor, applied and durable there. Whoever hears that a later epoch has begun **steps down**: what
+it wrote and nobody has becomes a version (rule 46), and its folder the live tree of a target.
+
+Every step may be repeated, also by a process that knows nothing of the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from crnode.agent.restore import Chosen, Restore
+from crnode.agent.sets import RunningSource, RunningTarget
+from crnode.agent.threads import in_thread
+from crnode.capture.commit import Point
+from crnode.cluster.document import ReplicationSet
+from crnode.cluster.moves import Move, epoch_parts, is_plausible
+from crnode.errors import CrnodeError, ExitCode
+from crnode.replicate.commit import Refusal
+from crnode.store.catalog import Catalog
+from crnode.store.reader import BAD, FUZZY, ROLLING, Image, Reader
+from crproto.entries import Entry
+from crproto.errors import RemoteProtocolError
+from crproto.limits import DIGEST_SCHEME
+from crproto.messages import ImageBegin
+
+if TYPE_CHECKING:
+    from crnode.agent.node import Agent
+
+Args = dict[str, Any]
+Progress = Callable[[Args], None]
+
+FENCE = "fence_epoch"
+GATHER_SECONDS = {"lan": 3.0, "wan": 15.0}  # for the answers of the others (rule 21)
+FETCH_SECONDS = 30.0  # for what one of them has and we lack
+READY_SECONDS = 120.0  # for the live tree to be whole
+LAST_SCAN_SECONDS = 60.0  # for what was written last to be captured
+HAND_OVER_SECONDS = 60.0
+TELL_SECONDS = 2.0  # who has not heard who is active is told again
+NAMED = 20  # paths that a report names
+
+
+class Moving:
+    """See the module's text.
+
+    Args:
+        forward: call a method of another node.
+    """
+
+    def __init__(self, agent: Agent, restore: Restore, forward: Callable[..., Any]) -> None:
+        self.agent = agent
+        self._restore = restore
+        self._forward = forward
+        self._turn = asyncio.Lock()
+        self._telling: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    # -- what moves
+
+    def specs(self) -> list[ReplicationSet]:
+        """The sets that move, as they are read now."""
+        takeover = self.agent.document.takeover
+        names = takeover.sets if takeover is not None else ()
+        return [self.agent.document.need_set(name) for name in names]
+
+    def _may_lead(self, node: str) -> bool:
+        takeover = self.agent.document.takeover
+        return takeover is not None and node in takeover.candidates
+
+    def _catalog(self, spec: ReplicationSet) -> Catalog:
+        catalog = self.agent.sets.catalogs.get(spec.uuid)
+        if catalog is None:
+            why = self.agent.sets.refused.get(spec.uuid, "It is being started.")
+            raise CrnodeError(f"Set {spec.name} does not run on {self.agent.node.name}.", why)
+        return catalog
+
+    async def state(self, args: Args, progress: Progress) -> Args:
+        """Control call of the keeper: {"data": the epoch that all sets descend from, "why_not": why this node
+        could not be active, "sets": [what a takeover now would show]}."""
+        rows: list[Args] = []
+        why_not = ""
+        for spec in self.specs():
+            row, why = await self._one_state(spec)
+            rows.append(row)
+            why_not = why_not or why
+        data = min((row["epoch"] for row in rows), default=0)
+        return {"data": list(epoch_parts(data)), "why_not": why_not, "sets": rows}
+
+    async def _one_state(self, spec: ReplicationSet) -> tuple[Args, str]:
+        row: Args = {"name": spec.name, "epoch": 0, "version": None, "time_ns": None, "source": spec.source}
+        try:
+            catalog = self._catalog(spec)
+        except CrnodeError as error:
+            return row, str(error)
+
+        def look() -> tuple[Image | None, bool]:
+            return catalog.newest(), catalog.staging() is not None
+
+        newest, staging = await self.agent.writer.submit(look)
+        if newest is None:
+            return row, f"Set {spec.name} has no version here yet."
+        row |= {"epoch": newest.epoch, "version": newest.sequence, "time_ns": newest.at_ns}
+        if spec.uuid in self.agent.sets.sources:
+            return row, f"Set {spec.name} has no whole copy yet." if staging and not newest.entries else ""
+        running = self.agent.sets.targets.get(spec.uuid)
+        if running is None:
+            return row, f"Set {spec.name} does not run here."
+        status = running.target.status
+        if status.unapplied:
+            return row, f"{status.unapplied} paths of set {spec.name} cannot be held here."
+        if status.live and not status.held:
+            return row, f"Set {spec.name}: {status.live}"
+        return row, ""
+
+    # -- becoming active
+
+    async def gather(self, args: Args, progress: Progress) -> Args:
+        """Control call of the keeper: everything is here, and the live trees show it. `epoch`: the one that
+        it holds and has not opened. Returns {"said": [sentences]}. Raises CrnodeError when this node cannot
+        serve."""
+        epoch = int(args["epoch"])
+        async with self._turn:
+            specs = self.specs()
+            for spec in specs:
+                catalog = self._catalog(spec)
+                await self.agent.writer.submit(raise_fence, catalog, epoch, force=True)
+            said = await self._ask_others(specs, epoch)
+            for spec in specs:
+                if spec.uuid in self.agent.sets.targets:
+                    said += await self._make_ready(spec, epoch)
+        for text in said:
+            self.agent.journal.add("takeover", text)
+        return {"said": said}
+
+    async def _ask_others(self, specs: list[ReplicationSet], epoch: int) -> list[str]:
+        takeover = self.agent.document.takeover
+        assert takeover is not None
+        seconds = GATHER_SECONDS[takeover.network]
+        members = {name for spec in specs for name in (spec.source, *spec.targets)} - {self.agent.node.name}
+
+        async def ask(name: str) -> tuple[str, Args | None]:
+            question = {"epoch": epoch}
+            try:
+                async with asyncio.timeout(seconds):
+                    return name, await self._forward(name, "takeover.fence", question, seconds)
+            except (CrnodeError, TimeoutError):
+                return name, None
+
+        answers = dict(await asyncio.gather(*(ask(name) for name in sorted(members))))
+        silent = [name for name, answer in answers.items() if answer is None]
+        said = []
+        if silent:
+            said.append(
+                f"{', '.join(silent)} did not answer within {seconds:g} s: what they have and nobody else has"
+                " is kept there, and becomes a version when they are back."
+            )
+        for spec in specs:
+            running = self.agent.sets.targets.get(spec.uuid)
+            if running is None:
+                continue  # the source had all of it first
+            best: tuple[int, int] = await self._newest(running)
+            holder, header = "", None
+            for name, answer in answers.items():
+                newest = (answer or {}).get("newest", {}).get(spec.uuid)
+                if newest and newest["epoch"] == best[0] and newest["sequence"] > best[1]:
+                    best, holder, header = (best[0], int(newest["sequence"])), name, newest
+            if header is not None:
+                said.append(await self._fetch(spec, running, holder, header))
+        return said
+
+    async def _newest(self, running: RunningTarget) -> tuple[int, int]:
+        newest = await self.agent.writer.submit(running.commit.catalog.newest)
+        return (newest.epoch, newest.sequence) if newest is not None else (0, 0)
+
+    async def _fetch(self, spec: ReplicationSet, running: RunningTarget, holder: str, header: Args) -> str:
+        """Take an image that `holder` acknowledged and we never had."""
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                await self._take(spec, running, holder, header)
+        except (CrnodeError, TimeoutError, Refusal, RemoteProtocolError) as error:
+            why = str(error) or f"it took longer than {FETCH_SECONDS:g} s"
+            return (
+                f"{holder} has version {header['sequence']} of {spec.name}, which could not be fetched: {why}."
+                f" It is kept there."
+            )
+        return f"Version {header['sequence']} of {spec.name} was fetched from {holder}."
+
+    async def _take(self, spec: ReplicationSet, running: RunningTarget, holder: str, header: Args) -> None:
+        names = ("id", "parent", "incarnation", "digest")
+        name, parent, incarnation, digest = (bytes.fromhex(header[key]) for key in names)
+        entries, size = int(header["entries"]), int(header["bytes"])
+        wanted = Chosen(name, int(header["sequence"]), digest, entries, size, holder)
+        found: dict[bytes, Entry] = {}
+        await self._restore.pages(spec, wanted, b"", lambda page: found.update((e.path, e) for e in page))
+        catalog = running.commit.catalog
+        with await in_thread(catalog.reader) as reader:
+            newest, changed, removed = await in_thread(partial(_differences, reader, found))
+        await self._restore.have(spec, changed)
+        base = newest.id if newest is not None and newest.id is not None else b""
+        begin = ImageBegin(
+            name, parent, base, incarnation, int(header["epoch"]), int(header["sequence"]),
+            int(header["at_ns"]), digest, int(header["flags"]), entries, size, DIGEST_SCHEME, False,
+            bool(base) and parent != base,
+        )  # fmt: skip
+        missing = await self.agent.writer.submit(_commit, running, begin, changed, removed)
+        if missing:
+            raise CrnodeError(f"{len(missing)} objects of it are nowhere.", "")
+        running.target.look_again()
+
+    async def _make_ready(self, spec: ReplicationSet, epoch: int) -> list[str]:
+        """The live tree shows the newest image that is fit, and is durable."""
+        running = self.agent.sets.targets[spec.uuid]
+        said = []
+        if text := await self._walk_back(spec, running, epoch):
+            said.append(text)
+        found = await running.target.held_back()
+        if found is not None:  # rule 82: nobody loses hours of work to a suspicion; both states stay
+            await running.target.held_back(shown=True)
+            await running.target.accept_changes()
+            said.append(
+                f"Set {spec.name} was held at version {found.before}: {found.why} It serves what came since;"
+                f" to go back: crnode restore {spec.name} --in-place --version {found.before}"
+            )
+        await self._wait_whole(spec, running)
+        return said
+
+    async def _wait_whole(self, spec: ReplicationSet, running: RunningTarget) -> None:
+        catalog = running.commit.catalog
+
+        def whole() -> bool:
+            live, newest = catalog.live(), catalog.newest()
+            if live is None or newest is None or live.state != "clean":
+                return False
+            return live.at == live.synced == newest.ordinal
+
+        deadline = time.monotonic() + READY_SECONDS
+        while not await self.agent.writer.submit(whole):
+            why = running.target.status.live
+            if (why and not running.target.status.held) or time.monotonic() > deadline:
+                raise CrnodeError(
+                    f"The live tree of {spec.name} is not whole.",
+                    why or f"It did not become so within {READY_SECONDS:g} s.",
+                    "Another node may serve meanwhile. See: crnode status",
+                )
+            running.target.look_again()
+            await asyncio.sleep(0.05)
+
+    async def _walk_back(self, spec: ReplicationSet, running: RunningTarget, epoch: int) -> str:
+        """Leave a newest version that was found bad, for the newest that was not (rules 45 and 80)."""
+        catalog = running.commit.catalog
+        takeover = self.agent.document.takeover
+        assert takeover is not None
+        images = await self.agent.writer.submit(catalog.images)
+        if not images or not _is_refuted(images[-1]):
+            return ""
+        newest = images[-1]
+        fit = [one for one in images[:-1] if not _is_refuted(one) and not one.flags & (ROLLING | FUZZY)]
+        lost_s = (newest.at_ns - fit[-1].at_ns) / 1e9 if fit else 0.0
+        if not fit or lost_s > takeover.max_loss_s:
+            raise CrnodeError(
+                f"The newest version of {spec.name}, {newest.sequence}, was found bad: {newest.evidence}.",
+                "No older one that was not is within the loss that is allowed"
+                f" ({takeover.max_loss_s} s); the next one is {lost_s:.0f} s older." if fit
+                else "There is no older one that was not.",
+                "Allow a greater loss with crnode takeover set --max-loss, or verify it again.",
+                ExitCode.DAMAGE,
+            )  # fmt: skip
+        to = fit[-1]
+
+        def back() -> None:
+            commit = self.agent.sets.source_commit(catalog, spec)
+            commit.walk_back(to.ordinal, epoch, f"walked back from, version {newest.sequence}")
+
+        await self.agent.writer.submit(back)
+        running.target.look_again()
+        return (
+            f"Version {newest.sequence} of {spec.name} was found bad ({newest.evidence}): it serves version"
+            f" {to.sequence}, which is {lost_s:.1f} s older. What came since is kept."
+        )
+
+    async def open(self, args: Args, progress: Progress) -> Args:
+        """Control call of the keeper: commit the images that open `epoch`, and be the source."""
+        epoch = int(args["epoch"])
+        async with self._turn:
+            for spec in self.specs():
+                await self._open(spec, epoch)
+            move = Move(epoch, self.agent.node.name)
+            await self.agent.move({spec.uuid: move for spec in self.specs()})
+            self._tell_others(epoch)
+        self.agent.journal.add("takeover", f"{self.agent.node.name} is active in epoch {_spoken(epoch)}.")
+        return {}
+
+    async def _open(self, spec: ReplicationSet, epoch: int) -> None:
+        catalog = self._catalog(spec)
+        newest = await self.agent.writer.submit(catalog.newest)
+        if newest is not None and newest.epoch == epoch:
+            return
+        running = self.agent.sets.sources.get(spec.uuid)
+        if running is not None:
+            await running.source.publish(running.commit.open_epoch, epoch)
+            return
+
+        def work() -> Point:
+            return self.agent.sets.source_commit(catalog, spec).open_epoch(epoch)
+
+        await self.agent.writer.submit(work)
+
+    # -- giving it up
+
+    async def ready_for(self, args: Args, progress: Progress) -> Args:
+        """Control call of the keeper: whether node `to` has nearly all, so that a switch to it is short.
+        Raises CrnodeError when it has not."""
+        to = str(args["to"])
+        for spec in self.specs():
+            push = self._push(spec, to)
+            if push.state != "in sync":
+                raise CrnodeError(
+                    f"{to} does not have all of {spec.name}.",
+                    f"It is {push.state}. {push.reason}".strip(),
+                    "Wait until crnode status says that it is in sync.",
+                    ExitCode.BEHIND,
+                )
+        return {}
+
+    async def hand_over(self, args: Args, progress: Progress) -> Args:
+        """Control call of the keeper, when the services have stopped: return when node `to` has everything,
+        applied and durable: {"versions": {set: number}}. Raises CrnodeError, and nothing is handed over."""
+        to = str(args["to"])
+        out: Args = {}
+        for spec in self.specs():
+            running = self._source(spec)
+            try:
+                async with asyncio.timeout(HAND_OVER_SECONDS):
+                    await running.source.scan_now()
+                    newest = running.source.newest
+                    assert newest is not None
+                    push = self._push(spec, to)
+                    await push.shown(newest)
+            except TimeoutError:
+                what = f"{to} did not get all of {spec.name} within {HAND_OVER_SECONDS:g} s."
+                raise CrnodeError(what, "", "", ExitCode.BEHIND) from None
+            out[spec.name] = newest.sequence
+        return {"versions": out}
+
+    def _source(self, spec: ReplicationSet) -> RunningSource:
+        running = self.agent.sets.sources.get(spec.uuid)
+        if running is None:
+            raise CrnodeError(f"Set {spec.name} does not have its source here.", "", "", ExitCode.REFUSED)
+        return running
+
+    def _push(self, spec: ReplicationSet, to: str) -> Any:
+        pushes = self._source(spec).pushes
+        if to not in pushes:
+            raise CrnodeError(f"Set {spec.name} does not go to {to}.", "", "", ExitCode.REFUSED)
+        return pushes[to][0]
+
+    # -- hearing of it
+
+    async def fence_peer(self, sender: str, args: Args) -> Args:
+        """A node that won the lease: nothing older than its epoch is committed here any more. Answers what
+        the newest images are: {"newest": {uuid: header}}."""
+        self._check(sender)
+        epoch = int(args["epoch"])
+        out: Args = {}
+        for spec in self.specs():
+            catalog = self.agent.sets.catalogs.get(spec.uuid)
+            if catalog is None:
+                continue
+            newest = await self.agent.writer.submit(_fence_and_look, catalog, epoch)
+            if newest is not None and newest.id is not None:
+                out[spec.uuid] = _header(newest)
+        return {"newest": out}
+
+    async def moved_peer(self, sender: str, args: Args) -> Args:
+        """A node that opened an epoch: it is the source of what moves. Answers {"heard": whether that counts
+        here}."""
+        self._check(sender)
+        epoch = int(args["epoch"])
+        known = [self.agent.moves[s.uuid].epoch for s in self.specs() if s.uuid in self.agent.moves]
+        if any(epoch < one for one in known):
+            return {"heard": False}
+        if self._leaving is None or self._leaving.done():
+            self._leaving = asyncio.create_task(self._follow(sender, epoch), name="stepping down")
+            self._leaving.add_done_callback(self._left)
+        done, _ = await asyncio.wait([self._leaving], timeout=1.0)
+        at = [self.agent.moves.get(s.uuid) for s in self.specs()]
+        return {"heard": bool(done) and all(move == Move(epoch, sender) for move in at)}
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.agent.journal.add("takeover", f"It could not step down: {error}")
+
+    def _check(self, sender: str) -> None:
+        if not self._may_lead(sender):
+            raise CrnodeError(f"{sender} may not become active.", "", "", ExitCode.REFUSED)
+
+    async def _follow(self, leader: str, epoch: int) -> None:
+        async with self._turn:
+            moves: dict[str, Move] = {}
+            for spec in self.specs():
+                before = self.agent.moves.get(spec.uuid)
+                if before is not None and before.epoch >= epoch:
+                    continue
+                catalog = self.agent.sets.catalogs.get(spec.uuid)
+                if catalog is not None:
+                    fence = await self.agent.writer.submit(raise_fence, catalog, epoch)
+                    if fence > epoch:
+                        continue
+                running = self.agent.sets.sources.get(spec.uuid)
+                if running is not None:
+                    await self._step_down(spec, running, leader)
+                moves[spec.uuid] = Move(epoch, leader)
+            if moves:
+                if self._telling is not None:
+                    self._telling.cancel()
+                await self.agent.move(moves)
+                text = f"{leader} is active in epoch {_spoken(epoch)}; this node follows it."
+                self.agent.journal.add("takeover", text)
+
+    async def _step_down(self, spec: ReplicationSet, running: RunningSource, leader: str) -> None:
+        """Capture what was written last, and say what of it nobody has (rule 46). Its bytes are in the store:
+        a set that moves keeps them from the beginning."""
+        try:
+            async with asyncio.timeout(LAST_SCAN_SECONDS):
+                await running.source.scan_now()
+        except TimeoutError:
+            self.agent.journal.add(
+                "takeover",
+                f"Set {spec.name}: what was written last could not be captured ({running.source.state}. "
+                f"{running.source.detail}). Where it differs from what {leader} has it is set aside.",
+                spec.name,
+            )
+        catalog = running.commit.catalog
+
+        def unacknowledged() -> tuple[list[bytes], int]:
+            newest = catalog.newest()
+            cursors = {cursor.target: cursor.ordinal for cursor in catalog.cursors()}
+            at = cursors.get(leader, 0)
+            if newest is None or at >= newest.ordinal:
+                return [], 0
+            paths = _changed_paths(catalog, at, newest.ordinal)
+            return paths[:NAMED], len(paths)
+
+        paths, count = await self.agent.writer.submit(unacknowledged)
+        if count:
+            shown = ", ".join(path.decode(errors="replace") for path in paths)
+            more = f" and {count - len(paths)} more" if count > len(paths) else ""
+            self.agent.journal.add(
+                "diverged",
+                f"Set {spec.name}: {leader} took over without {count} changes of this node: {shown}{more}. They"
+                " are kept here as a version called 'diverged …'.",
+                spec.name,
+            )
+
+    # -- saying it
+
+    def resume(self) -> None:
+        """At start: who is active says so until all have heard it."""
+        mine = {move.epoch for move in self.agent.moves.values() if move.active == self.agent.node.name}
+        if mine:
+            self._tell_others(max(mine))
+
+    def _tell_others(self, epoch: int) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = asyncio.create_task(self._tell(epoch), name="telling who is active")
+
+    async def _tell(self, epoch: int) -> None:
+        heard: set[str] = set()
+        while True:
+            names = {name for spec in self.specs() for name in spec.targets} - heard
+            for name in sorted(names):
+                with contextlib.suppress(CrnodeError, TimeoutError):
+                    answer = await self._forward(name, "takeover.moved", {"epoch": epoch}, 5.0)
+                    if answer["heard"]:
+                        heard.add(name)
+            await asyncio.sleep(TELL_SECONDS)
+
+    def close(self) -> None:
+        """The agent ends."""
+        for task in (self._telling, self._leaving):
+            if task is not None:
+                task.cancel()
+
+
+def raise_fence(catalog: Catalog, epoch: int, *, force: bool = False) -> int:
+    """From now on no image of an older epoch is committed to this catalog (rule 20); returns the epoch that
+    counts. Raises CrnodeError for an epoch that nobody can have come to (rule 19), unless this node's own
+    keeper says so. In the writer thread."""
+    held = int.from_bytes(catalog.meta(FENCE) or b"", "big")
+    if epoch <= held:
+        return held
+    if not force and not is_plausible(epoch, held):
+        what = f"Epoch {_spoken(epoch)} is too far ahead of {_spoken(held)}."
+        raise CrnodeError(what, "", "", ExitCode.REFUSED)
+    with catalog.transaction():
+        catalog.set_meta(FENCE, epoch.to_bytes(8, "big"))
+    return epoch
+
+
+def _fence_and_look(catalog: Catalog, epoch: int) -> Image | None:
+    raise_fence(catalog, epoch)
+    return catalog.newest()
+
+
+def _spoken(epoch: int) -> str:
+    counter, slot = epoch_parts(epoch)
+    return f"{counter}.{slot}"
+
+
+def _is_refuted(image: Image) -> bool:
+    return image.verdict == BAD
+
+
+def _header(image: Image) -> Args:
+    assert image.id is not None
+    return {
+        "id": image.id.hex(), "parent": image.parent.hex(), "incarnation": image.incarnation.hex(),
+        "epoch": image.epoch, "sequence": image.sequence, "at_ns": image.at_ns, "digest": image.digest.hex(),
+        "flags": image.flags, "entries": image.entries, "bytes": image.bytes,
+    }  # fmt: skip
+
+
+def _differences(reader: Reader, found: dict[bytes, Entry]) -> tuple[Image | None, list[Entry], list[bytes]]:
+    """(our newest image, what of `found` it has not so, what it has and `found` has not)."""
+    newest = reader.newest()
+    if newest is None:
+        return None, list(found.values()), []
+    changed, removed = dict(found), []
+    for entry in reader.subtree(b"", newest.ordinal):
+        other = changed.get(entry.path)
+        if other is None:
+            removed.append(entry.path)
+        elif other == entry:
+            del changed[entry.path]
+    return newest, list(changed.values()), removed
+
+
+def _changed_paths(catalog: Reader, base: int, to: int) -> list[bytes]:
+    out = set(catalog.went(base, to)) if base else set()
+    after: tuple[int, int, bytes] | None = None
+    while page := catalog.came(base, to, after, 1000):
+        out.update(entry.path for _, entry in page)
+        after = page[-1][0]
+    return sorted(path for path in out if path)
+
+
+def _commit(
+    running: RunningTarget, begin: ImageBegin, changed: list[Entry], removed: list[bytes]
+) -> list[bytes]:
+    incoming = running.commit.begin(begin)
+    running.commit.add(incoming, changed, removed)
+    return running.commit.commit(incoming)
+
+
+__all__ = ["FENCE", "Moving", "raise_fence"]
