@@ -1,11 +1,11 @@
 """Sets that move with the lease: what the keeper asks this agent to do with the data.
 
-The keeper decides who is active, this makes the data fit. **Gather**: nobody commits anything older any more
-(rule 20), what others have and we lack is fetched (rule 21), a newest version that was found bad is
+The keeper decides who is active, this makes the data fit. **Gather**: nobody commits anything older any
+more (rule 20), what others have and we lack is fetched (rule 21), a newest version that was found bad is
 walked back from (rule 45), and the live tree is whole, durable and at the newest image. **Open**: the image
-that begins the epoch is committed, and the set has its source here from now on. **Hand over**: all that was written
-is at the successor, applied and durable there. Whoever hears that a later epoch has begun **steps down**: what
-it wrote and nobody has becomes a version (rule 46), and its folder the live tree of a target.
+that begins the epoch is committed, and the set has its source here from now on. **Hand over**: all that was
+written is at the successor, applied and durable there. Whoever hears that a later epoch has begun **steps
+down**: what it wrote and nobody has becomes a version (rule 46), and its folder the live tree of a target.
 
 Every step may be repeated, also by a process that knows nothing of the one before.
 """
@@ -161,8 +161,8 @@ class Moving:
         said = []
         if silent:
             said.append(
-                f"{', '.join(silent)} did not answer within {seconds:g} s: what they have and nobody else has"
-                " is kept there, and becomes a version when they are back."
+                f"{', '.join(silent)} did not answer within {seconds:g} s: what they have and nobody else"
+                " has is kept there, and becomes a version when they are back."
             )
         for spec in specs:
             running = self.agent.sets.targets.get(spec.uuid)
@@ -190,8 +190,8 @@ class Moving:
         except (CrnodeError, TimeoutError, Refusal, RemoteProtocolError) as error:
             why = str(error) or f"it took longer than {FETCH_SECONDS:g} s"
             return (
-                f"{holder} has version {header['sequence']} of {spec.name}, which could not be fetched: {why}."
-                f" It is kept there."
+                f"{holder} has version {header['sequence']} of {spec.name}, which could not be fetched:"
+                f" {why}. It is kept there."
             )
         return f"Version {header['sequence']} of {spec.name} was fetched from {holder}."
 
@@ -457,8 +457,8 @@ class Moving:
             more = f" and {count - len(paths)} more" if count > len(paths) else ""
             self.agent.journal.add(
                 "diverged",
-                f"Set {spec.name}: {leader} took over without {count} changes of this node: {shown}{more}. They"
-                " are kept here as a version called 'diverged …'.",
+                f"Set {spec.name}: {leader} took over without {count} changes of this node: {shown}{more}."
+                " They are kept here as a version called 'diverged …'.",
                 spec.name,
             )
 
@@ -494,9 +494,9 @@ class Moving:
 
 
 def raise_fence(catalog: Catalog, epoch: int, *, force: bool = False) -> int:
-    """From now on no image of an older epoch is committed to this catalog (rule 20); returns the epoch that
-    counts. Raises CrnodeError for an epoch that nobody can have come to (rule 19), unless this node's own
-    keeper says so. In the writer thread."""
+    """From now on no image of an older epoch is committed to this catalog (rule 20); returns the epoch
+    that counts. Raises CrnodeError for an epoch that nobody can have come to (rule 19), unless this node's
+    own keeper says so. In the writer thread."""
     held = int.from_bytes(catalog.meta(FENCE) or b"", "big")
     if epoch <= held:
         return held

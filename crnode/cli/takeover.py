@@ -10,10 +10,11 @@ import typer
 
 from crnode.cli.common import Data, Json, ask, data_dir
 from crnode.cli.output import duration, print_json, progress, show, table
+from crnode.cli.setup import parse_span
 from crnode.errors import CrnodeError, ExitCode
 
 app = typer.Typer(
-    help="Taking over: who votes on who is active, and what moves with it. So far an address and services.",
+    help="Taking over: who votes on who is active, and what moves with it: sets, services, an address.",
     epilog="Example: crnode takeover status",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -51,6 +52,16 @@ def set_(
             help="A program that runs where the lease is, in the foreground; in their order.",
         ),
     ] = None,
+    moves: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SET", help="A set whose source is where the lease is; each candidate has it."
+        ),
+    ] = None,
+    max_loss: Annotated[
+        str,
+        typer.Option(metavar="TIME", help="How far back a takeover goes by itself from a version found bad."),
+    ] = "1d",
     wan: Annotated[
         bool, typer.Option("--wan", help="The nodes are far from each other: a lease of 10 s instead of 3.")
     ] = False,
@@ -78,6 +89,8 @@ def set_(
         "interface": interface,
         "services": services,
         "network": "wan" if wan else "lan",
+        "sets": moves or [],
+        "max_loss_s": parse_span(max_loss),
     }
     answer = ask(data, "takeover.set", args)
     if as_json:
@@ -98,6 +111,7 @@ def show_(data: Data = None, as_json: Json = False) -> None:
         ("voters", ", ".join(item["voters"])),
         ("candidates", ", ".join(item["candidates"])),
         ("network", item["network"]),
+        ("sets", ", ".join(item["sets"]) or None),
         ("address", f"{item['address']} on {item['interface']}" if item["address"] else None),
         *((f"service {one['name']}", shlex.join(one["command"])) for one in item["services"]),
     ]

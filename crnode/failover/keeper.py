@@ -3,10 +3,8 @@
 It decides nothing that :mod:`crnode.failover.lease` and :mod:`crnode.failover.machine` do not decide: it
 reads the two clocks, writes the vote file, carries messages, and does to the machine what it is told,
 asking the lease before and after (rule 17). What it knows of the cluster is the document that the agent
-keeps; it goes on when the agent does not.
-
-So far it moves an address and services that need no data of a set: gathering and opening have nothing to do
-yet.
+keeps; it goes on when the agent does not. What is to be done with the data it asks the agent to do, over the
+control socket, and never waits for that: the lease is renewed meanwhile.
 """
 
 from __future__ import annotations
@@ -19,10 +17,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from crnode.cluster.document import ClusterDocument, Takeover, join_address, split_address
+from crnode.cluster.moves import epoch_number
 from crnode.cluster.node_file import read_document, read_node_file
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover import wire
@@ -57,7 +58,7 @@ from crnode.failover.terms import (
     Voter,
 )
 from crnode.failover.vote_file import NAME, VoteFile
-from crnode.net.control import ControlServer
+from crnode.net.control import ControlServer, call
 from crnode.net.tls import PeerRefused, client_context, peer_name, server_context
 from crproto.errors import RemoteProtocolError
 
@@ -73,7 +74,12 @@ UNSENT_MOST = 64 << 10  # what is to be sent is dropped beyond that: it would co
 SWITCH_SECONDS = 15.0
 RESTARTS = 3  # of a service that ended by itself, before another node is asked to serve
 ALL_DATA = Epoch(1 << 62, 0)
-"""No set moves with the lease yet: whatever was opened, nothing of it is missing here."""
+"""Where no set moves with the lease: whatever was opened, nothing of it is missing here."""
+AGENT_SOCKET = "control.sock"
+ASK_SECONDS = 1.0  # between two questions to the agent about its data
+ANSWER_SECONDS = 2.0  # it has as long to answer
+STALE_SECONDS = 4.0  # what it said counts for so long
+WORK_SECONDS = 180.0  # for gathering, opening, handing over
 
 log = logging.getLogger("crnode.keeper")
 
@@ -162,7 +168,9 @@ class Keeper:
         self._told: dict[str, str] = {}
         self._document_read = 0.0
         self._alive_sent = 0.0
-        self._able = ""
+        self._able = ""  # why this node has not been able to serve, of itself
+        self._data: tuple[float, Epoch, str] = (0.0, NO_EPOCH, "its agent has not answered yet")
+        self._agent = ThreadPoolExecutor(4, "agent")
         timers = WAN if self._takeover().network == "wan" else LAN
         self.lease = Lease(self.node.name, self.votes.hard, timers, chance, time.time_ns())
         self._found()
@@ -222,6 +230,7 @@ class Keeper:
             {"status": self._status, "switch": self._switch, "campaign": self._campaign_call},
         )
         await control.start()
+        self._later(self._ask_data())
         self.say(f"The keeper of {self.node.name} listens on {join_address(host, port)}.")
         try:
             while True:
@@ -234,6 +243,7 @@ class Keeper:
             await control.close()
             server.close()
             self.votes.close()
+            self._agent.shutdown(wait=False, cancel_futures=True)
 
     def _configure(self) -> None:
         """Take over what the document says."""
@@ -266,7 +276,7 @@ class Keeper:
         if clock - self._alive_sent >= ALIVE_SECONDS:
             self._alive_sent = clock
             for name in self.links:
-                self._send(name, Alive(0, not self._able))
+                self._send(name, Alive(0, not self._why_not()))
         if self.lease.phase is Phase.STANDBY:
             self._consider(now)
         elif self.lease.phase is Phase.ACTIVE:
@@ -282,12 +292,12 @@ class Keeper:
         self._released = self.lease.released == (self.lease.hard.epoch, self.node.name)
         asked = self._asked or self._released
         facts = Facts(
-            self.node.name, self._takeover().network, self.started, self._able, owner_able,
+            self.node.name, self._takeover().network, self.started, self._why_not(), owner_able,
             tuple(self.takeovers), asked,
         )  # fmt: skip
         why = hindrance(facts, self.lease, now)
         if not why:
-            answer = self.lease.campaign(ALL_DATA, now)
+            answer = self.lease.campaign(self._data[1] if self._takeover().sets else ALL_DATA, now)
             if isinstance(answer, str):
                 why = answer
             else:
@@ -410,11 +420,56 @@ class Keeper:
         lease = self.lease
         return lease.epoch == epoch and lease.serves and lease.left(moment()) > lease.timers.stop_ns
 
+    # -- what the agent does with the data
+
+    async def _ask_agent(self, what: str, args: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """A control call of this node's agent. Raises CrnodeError."""
+        work = partial(call, self.data / AGENT_SOCKET, what, args, None, seconds)
+        return await asyncio.get_running_loop().run_in_executor(self._agent, work)
+
+    async def _ask_data(self) -> None:
+        """Know what the agent has, as long as this runs."""
+        while True:
+            if self._takeover().sets:
+                try:
+                    answer = await self._ask_agent("takeover.state", {}, ANSWER_SECONDS)
+                    data, why = Epoch(*map(int, answer["data"])), str(answer["why_not"])
+                except CrnodeError as error:
+                    data, why = self._data[1], f"its agent does not say what data it has: {error.what}"
+                self._data = (time.monotonic(), data, why)
+            await asyncio.sleep(ASK_SECONDS)
+
+    def _why_not(self) -> str:
+        """Why this node could not serve now; '' when it could."""
+        if self._able or not self._takeover().sets:
+            return self._able
+        at, _, why = self._data
+        return why if time.monotonic() - at < STALE_SECONDS else "its agent does not answer"
+
     async def _gathered(self) -> None:
-        self.do(self.lease.gathered(moment()))
+        epoch = self.lease.epoch
+        if await self._did("takeover.gather", epoch) and self.lease.epoch == epoch:
+            self.do(self.lease.gathered(moment()))
 
     async def _committed(self) -> None:
-        self.do(self.lease.committed(moment()))
+        epoch = self.lease.epoch
+        if await self._did("takeover.open", epoch) and self.lease.epoch == epoch:
+            self.do(self.lease.committed(moment()))
+
+    async def _did(self, what: str, epoch: Epoch) -> bool:
+        """Let the agent do a step towards this epoch; when it cannot, the epoch is left to others."""
+        if not self._takeover().sets:
+            return True
+        try:
+            answer = await self._ask_agent(what, {"epoch": epoch_number(*epoch)}, WORK_SECONDS)
+        except CrnodeError as error:
+            if self.lease.epoch == epoch:
+                self.say(f"{self.node.name} cannot serve: {error}")
+                self.do(self.lease.abandon(f"{self.node.name} cannot serve: {error.what}", moment()))
+            return False
+        for text in answer.get("said", ()):
+            self.say(text)
+        return True
 
     async def _serve(self, epoch: Epoch) -> None:
         if not self._asked and not self._released:
@@ -431,11 +486,19 @@ class Keeper:
         epoch = self.lease.epoch
         self._up = False
         stopped = await self.services.stop()
+        why = "" if stopped else "the services did not stop"
+        if not why and self._takeover().sets:
+            try:
+                await self._ask_agent("takeover.hand-over", {"to": successor}, WORK_SECONDS)
+            except CrnodeError as error:
+                why = str(error)
         if self.lease.epoch != epoch or self.lease.phase is not Phase.HANDING:
             return
         link = self.links.get(successor)
-        if not stopped or link is None or not link.is_there or not link.able:
-            self.say(f"The switch to {successor} is taken back: it does not answer, or is not able to serve.")
+        if not why and (link is None or not link.is_there or not link.able):
+            why = "it does not answer, or is not able to serve"
+        if why:
+            self.say(f"The switch to {successor} is taken back: {why}.")
             self.do(self.lease.take_back())
             return
         self.do(self.lease.stopped(moment()))
@@ -486,6 +549,8 @@ class Keeper:
             "services": {n: p.returncode is None for n, p in self.services.running.items()},
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
+            "able": not self._why_not(),
+            "data": str(self._data[1]),
         }
 
     async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
@@ -498,6 +563,8 @@ class Keeper:
                 "Look at it with: crnode takeover status",
                 ExitCode.REFUSED,
             )
+        if self._takeover().sets and self.lease.phase is Phase.ACTIVE:
+            await self._ask_agent("takeover.ready-for", {"to": successor}, ANSWER_SECONDS)
         answer = self.lease.hand_over(successor)
         if isinstance(answer, str):
             raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)

@@ -644,6 +644,16 @@ class Lease:
         out += [Send(name, Release(epoch, successor)) for name in names]
         return [*out, Say(f"Epoch {epoch} was released to {successor}.")]
 
+    def abandon(self, why: str, now: Moment) -> list[Effect]:
+        """Leave an epoch that was not opened: this node cannot serve in it. Others may, when what was
+        promised has run out."""
+        if not Phase.CONFIRMING <= self.phase <= Phase.OPENING:
+            return []
+        lease = self.hard.config.lease_ns
+        out = self._fence(why)
+        self._wait = (now, 2 * lease + int(lease * self._chance()))
+        return out
+
     def _fence(self, why: str) -> list[Effect]:
         epoch = self._epoch
         self._end()
