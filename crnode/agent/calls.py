@@ -503,7 +503,7 @@ class Calls:
             except CrnodeError as error:
                 silent[name] = str(error)
 
-        await asyncio.gather(*(ask(name) for name in spec.targets))  # only targets keep versions
+        await asyncio.gather(*(ask(name) for name in self.agent.document.keepers(spec)))
         rows = [row for answer in answers for row in answer["versions"]]
         rows.sort(key=lambda r: (r["number"], r["node"]))
         if not rows:
@@ -516,10 +516,11 @@ class Calls:
             raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
         catalog = self.agent.sets.catalogs.get(spec.uuid)
         path = args.get("path")
-        if catalog is None or spec.uuid not in self.agent.sets.targets:
+        here = self.agent.node.name
+        if catalog is None or here not in self.agent.document.keepers(spec):
             return {"versions": []}
 
-        ladder = _wanted_ladder(args) or self.agent.sets.targets[spec.uuid].commit.ladder
+        ladder = _wanted_ladder(args) or ladder_of(spec.kept_at(here))
 
         def look() -> list[Args]:
             images = catalog.images()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ Progress = Callable[[Args], None]
 
 FENCE = "fence_epoch"
 GATHER_SECONDS = {"lan": 3.0, "wan": 15.0}  # for the answers of the others (rule 21)
+SILENT_SECONDS = 0.3  # ... for that of a node that was not heard of for a while
 FETCH_SECONDS = 30.0  # for what one of them has and we lack
 READY_SECONDS = 120.0  # for the live tree to be whole
 LAST_SCAN_SECONDS = 60.0  # for what was written last to be captured
@@ -126,15 +127,16 @@ class Moving:
 
     async def gather(self, args: Args, progress: Progress) -> Args:
         """Control call of the keeper: everything is here, and the live trees show it. `epoch`: the one that
-        it holds and has not opened. Returns {"said": [sentences]}. Raises CrnodeError when this node cannot
-        serve."""
+        it holds and has not opened; `there`: names of nodes that were heard of just now. Returns {"said":
+        [sentences]}. Raises CrnodeError when this node cannot serve."""
         epoch = int(args["epoch"])
         async with self._turn:
             specs = self.specs()
             for spec in specs:
                 catalog = self._catalog(spec)
                 await self.agent.writer.submit(raise_fence, catalog, epoch, force=True)
-            said = await self._ask_others(specs, epoch)
+            there = {str(name) for name in args.get("there", ())}
+            said = await self._ask_others(specs, epoch, there)
             for spec in specs:
                 if spec.uuid in self.agent.sets.targets:
                     said += await self._make_ready(spec, epoch)
@@ -142,17 +144,19 @@ class Moving:
             self.agent.journal.add("takeover", text)
         return {"said": said}
 
-    async def _ask_others(self, specs: list[ReplicationSet], epoch: int) -> list[str]:
+    async def _ask_others(
+        self, specs: list[ReplicationSet], epoch: int, there: Container[str]
+    ) -> list[str]:
         takeover = self.agent.document.takeover
         assert takeover is not None
-        seconds = GATHER_SECONDS[takeover.network]
         members = {name for spec in specs for name in (spec.source, *spec.targets)} - {self.agent.node.name}
 
         async def ask(name: str) -> tuple[str, Args | None]:
-            question = {"epoch": epoch}
+            # Who is dead, most likely, is what all of this is for: customers do not wait for it.
+            seconds = GATHER_SECONDS[takeover.network] if name in there else SILENT_SECONDS
             try:
                 async with asyncio.timeout(seconds):
-                    return name, await self._forward(name, "takeover.fence", question, seconds)
+                    return name, await self._forward(name, "takeover.fence", {"epoch": epoch}, seconds)
             except (CrnodeError, TimeoutError):
                 return name, None
 
@@ -161,8 +165,8 @@ class Moving:
         said = []
         if silent:
             said.append(
-                f"{', '.join(silent)} did not answer within {seconds:g} s: what they have and nobody else"
-                " has is kept there, and becomes a version when they are back."
+                f"{', '.join(silent)} did not answer in time: what they have and nobody else has is kept"
+                " there, and becomes a version when they are back."
             )
         for spec in specs:
             running = self.agent.sets.targets.get(spec.uuid)

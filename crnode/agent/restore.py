@@ -267,7 +267,7 @@ class Restore:
         """The version asked for (see :meth:`Chosen.called`; None: the newest), from whoever holds it.
         Raises CrnodeError."""
         here = self.agent.node.name
-        names = (here, *(name for name in spec.targets if name != here))
+        names = (here, *(name for name in self.agent.document.keepers(spec) if name != here))
         held = await asyncio.gather(*(self.images(spec, name) for name in names))
         if not any(held):
             raise CrnodeError(
@@ -297,9 +297,10 @@ class Restore:
 
     async def images(self, spec: ReplicationSet, name: str) -> list[Chosen]:
         """The versions that node `name` keeps; none when it cannot be reached."""
-        if name == self.agent.node.name:
+        here = self.agent.node.name
+        if name == here:
             catalog = self.agent.sets.catalogs.get(spec.uuid)
-            if catalog is None or spec.uuid not in self.agent.sets.targets:
+            if catalog is None or here not in self.agent.document.keepers(spec):
                 return []
             images = await self.agent.writer.submit(catalog.images)
             return [

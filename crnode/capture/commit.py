@@ -39,6 +39,9 @@ from crproto.paths import split
 FORGET_AFTER_NS = 30 * 86_400 * 10**9
 """A target that was silent for so long pins nothing any more; when it is back it is compared by ranges."""
 SEQUENCE_MOST = 1 << 53
+OPENED_FROM = "opened_from"
+"""The key of the image that was the newest when this node became the source: others may have it still, and be
+sent what differs from it."""
 PRUNE_ROWS = 500  # rows pruned at most inside a commit
 
 
@@ -404,6 +407,9 @@ class SourceCommit:
             if image is not None:
                 keep.add(image.ordinal)
         if self.ladder is not None:
+            opened_from = self.catalog.image(self.catalog.meta(OPENED_FROM) or b"")
+            if opened_from is not None:
+                keep.add(opened_from.ordinal)
             images = candidates(self.catalog.images())
             going, _ = at_once(images, retain(images, self.ladder))
             keep |= {image.ordinal for image in images} - going
@@ -424,6 +430,7 @@ class SourceCommit:
         batch.changed.update(wanted)
         self.epoch = epoch
         with self.catalog.transaction():
+            self.catalog.set_meta(OPENED_FROM, newest.id)
             self.catalog.set_pin(newest.ordinal, name, "it was found bad when this node took over")
         point = self.finish(batch, CLEAN, False, True, True, False)
         assert point is not None
@@ -432,9 +439,12 @@ class SourceCommit:
     def open_epoch(self, epoch: int) -> Point:
         """The image that opens `epoch`: the newest, once more, as the first of a new time. Whatever descends
         from it is not older than that (rule 1). Raises CrnodeError while an image is half made."""
-        if self.catalog.staging() is not None or self.catalog.newest() is None:
+        newest = self.catalog.newest()
+        if self.catalog.staging() is not None or newest is None:
             raise CrnodeError("There is no whole image yet.", "The first copy is not complete.", "")
         self.epoch = epoch
+        with self.catalog.transaction():
+            self.catalog.set_meta(OPENED_FROM, newest.id)
         point = self.finish(Batch(), CLEAN, False, True, True, False)
         assert point is not None
         return point

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from crnode.cli.common import Data, Json, ask, data_dir
 from crnode.cli.output import duration, print_json, progress, show, table
 from crnode.cli.setup import parse_span
 from crnode.errors import CrnodeError, ExitCode
+
+SWITCH_SECONDS = 300.0
 
 app = typer.Typer(
     help="Taking over: who votes on who is active, and what moves with it: sets, services, an address.",
@@ -176,10 +179,28 @@ def switch_to(
     """Let another node be active, in good order: services stop first. Run it on the active node."""
     with progress(f"Switching to {node}", as_json):
         answer = _ask_keeper(data, "switch", {"to": node})
+        state = _switched(data)
+    if state["phase"] != "standby" or state["taken_back"]:
+        raise CrnodeError(
+            f"There was no switch to {node}; this node serves as before.",
+            state["taken_back"] or f"It is {state['phase']} still.",
+            "See: crnode takeover status",
+            ExitCode.FAILED,
+        )
     if as_json:
         print_json(answer)
     else:
         show(f"{node} takes over.")
+
+
+def _switched(data: Path | None) -> dict[str, Any]:
+    """What the keeper says when a hand-over has ended, one way or the other."""
+    deadline = time.monotonic() + SWITCH_SECONDS
+    while True:
+        state = _ask_keeper(data, "status", {})
+        if state["phase"] != "handing" or time.monotonic() > deadline:
+            return state
+        time.sleep(0.1)
 
 
 def _ask_keeper(data: Path | None, name: str, args: dict[str, Any]) -> dict[str, Any]:

@@ -420,6 +420,11 @@ class ClusterDocument(_Value):
         """The one node with the role master."""
         return next(node for node in self.nodes if node.role is Role.MASTER)
 
+    def keepers(self, spec: ReplicationSet) -> tuple[str, ...]:
+        """The nodes that keep versions of a set: its targets, and its source where the set moves."""
+        moves = self.takeover is not None and spec.name in self.takeover.sets
+        return (spec.source, *spec.targets) if moves else tuple(spec.targets)
+
     def node(self, name: str) -> Node | None:
         """The node of that name, or None."""
         return next((node for node in self.nodes if node.name == name), None)

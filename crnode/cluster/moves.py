@@ -73,6 +73,8 @@ def why_it_cannot_move(document: ClusterDocument, spec: ReplicationSet, candidat
     """Why a set cannot move between those nodes, as a sentence; '' when it can."""
     if spec.members:
         return f"'{spec.name}' is a group; name the sets that it is made of."
+    if not spec.privileged:
+        return f"'{spec.name}' leaves out who owns files; a set that moves is added with --privileged."
     if len(spec.paths) != 1:
         return f"'{spec.name}' has {len(spec.paths)} paths; a set that moves has one."
     if spec.source not in candidates:

@@ -66,6 +66,7 @@ SOCKET = "keeper.sock"
 PORT_ABOVE = 1  # the keeper listens one port above its node's agent
 TICK_SECONDS = 0.1
 ALIVE_SECONDS = 1.0
+LATELY_SECONDS = 1.5  # one that was heard so long ago is there, as far as can be known
 HEARD_SECONDS = 3.0  # a keeper that was not heard for so long is away
 DIAL_SECONDS = 1.0
 REDIAL_SECONDS = 0.3
@@ -162,6 +163,7 @@ class Keeper:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._asked = False  # a person wants this node to be active
+        self._taken_back = ""  # why the last switch was
         self._released = False  # the last holder named this node
         self._up = False  # the services are started: the address may be held
         self._failures: dict[str, int] = {}
@@ -460,8 +462,11 @@ class Keeper:
         """Let the agent do a step towards this epoch; when it cannot, the epoch is left to others."""
         if not self._takeover().sets:
             return True
+        now = time.monotonic()
+        there = [name for name, link in self.links.items() if now - link.heard < LATELY_SECONDS]
+        args = {"epoch": epoch_number(*epoch), "there": there}
         try:
-            answer = await self._ask_agent(what, {"epoch": epoch_number(*epoch)}, WORK_SECONDS)
+            answer = await self._ask_agent(what, args, WORK_SECONDS)
         except CrnodeError as error:
             if self.lease.epoch == epoch:
                 self.say(f"{self.node.name} cannot serve: {error}")
@@ -498,6 +503,7 @@ class Keeper:
         if not why and (link is None or not link.is_there or not link.able):
             why = "it does not answer, or is not able to serve"
         if why:
+            self._taken_back = why
             self.say(f"The switch to {successor} is taken back: {why}.")
             self.do(self.lease.take_back())
             return
@@ -549,6 +555,7 @@ class Keeper:
             "services": {n: p.returncode is None for n, p in self.services.running.items()},
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
+            "taken_back": self._taken_back,
             "able": not self._why_not(),
             "data": str(self._data[1]),
         }
@@ -568,6 +575,7 @@ class Keeper:
         answer = self.lease.hand_over(successor)
         if isinstance(answer, str):
             raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)
+        self._taken_back = ""
         self.do(answer)
         return {"to": successor}
 

@@ -378,6 +378,8 @@ class Lease:
     def _on_release(self, sender: str, message: Release) -> list[Effect]:
         if (message.epoch, sender) == (self.hard.epoch, self.hard.to):  # V4
             self.released = (message.epoch, message.successor)
+            if message.successor == self.me:
+                self._wait = None  # what it tried before was at another's lease
         return []
 
     # -- candidate

@@ -30,6 +30,9 @@ from crproto.limits import DIGEST_SCHEME
 from crproto.messages import ImageBegin
 from crproto.paths import split
 
+COMPARED = 1 << 16
+"""Among the flags of an image on its way, never of one that is kept: its sender does not know what the target
+has, and found what differs by comparing."""
 SPILL_ENTRIES = 500  # changes of one image kept in memory; beyond, they become staged rows in one turn
 SMALL_IMAGE = 1 << 20  # bytes of objects up to which an image goes to the lane of small appends
 UNRESOLVED_MOST = 200_000
@@ -305,7 +308,7 @@ class TargetCommit:
             header.digest,
             header.entries,
             header.total_bytes,
-            header.flags,
+            header.flags & ~COMPARED,
             state,
             0,
             None,
@@ -439,6 +442,8 @@ class TargetCommit:
         descends = header.parent == newest.id or header.skips
         if descends and header.incarnation == newest.incarnation:
             return
+        if descends and header.epoch > newest.epoch and not header.flags & COMPARED:
+            return  # another node went on with it
         self.catalog.set_pin(
             newest.ordinal,
             f"diverged {newest.at_ns // 10**9}",

@@ -26,6 +26,7 @@ from crnode.capture.source import SourceSet
 from crnode.errors import CrnodeError
 from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate import compare
+from crnode.replicate.commit import COMPARED
 from crnode.replicate.difference import (
     Abandoned,
     ObjectReader,
@@ -628,7 +629,8 @@ class Push:
             removed: list[bytes] = []
             if state.digest != image.digest:
                 changed, removed = await compare.difference(reader, image.ordinal, ask, self._in_thread)
-            await peer.send(replace(self._header(image, state.newest, False, None), skips=not behind))
+            header = self._header(image, state.newest, False, None)
+            await peer.send(replace(header, skips=not behind, flags=header.flags | COMPARED))
             parts = compare.parts(reader, image.ordinal, changed, removed, self.source.store.load)
             await self._sender(peer).send(parts, objects, offer=True, patches=False)
             await peer.send(ImageCommit(image.id))
