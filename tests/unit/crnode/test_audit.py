@@ -106,7 +106,7 @@ def agent_of(
         journal=SimpleNamespace(add=lambda kind, text, name=None: events.append(text)),
         document=SimpleNamespace(set_by_uuid=lambda uuid: None, sets_to=lambda _: ()),
         node=SimpleNamespace(name="shop1"), healer=SimpleNamespace(fetch=fetch),
-        sets=SimpleNamespace(catalogs={UUID: catalog}, sources={}, targets={}),
+        sets=SimpleNamespace(catalogs={UUID: catalog}, sources={}, targets={}, epochs={}),
     )  # fmt: skip
     agent.calls = SimpleNamespace(maintenance=Maintenance(agent), schedule=Schedule(agent, None))  # type: ignore[arg-type]
     return agent

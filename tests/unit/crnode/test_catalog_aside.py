@@ -886,7 +886,7 @@ def test_a_catalog_that_is_set_aside_while_a_collection_reads_it_makes_that_void
 def agent_with(sets: Sets, followed: list[str]) -> Any:
     """As much of an agent as makes a catalog again."""
     agent: Any = object.__new__(Agent)
-    agent.sets, agent.document, agent._mending, agent._mended = sets, None, set(), {}
+    agent.sets, agent.said, agent._mending, agent._mended = sets, None, set(), {}
 
     async def follow(_: object) -> None:
         followed.append("now")
@@ -973,7 +973,7 @@ def test_attempts_at_a_set_that_cannot_start_leave_nothing_behind(monkeypatch: p
 
     async def run() -> int:
         agent: Any = object.__new__(Agent)
-        agent._later, agent._background, agent.document, times = None, set(), None, []
+        agent._later, agent._background, agent.said, times = None, set(), None, []
 
         async def follow(_: object) -> None:
             times.append(1)

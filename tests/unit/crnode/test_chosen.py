@@ -22,7 +22,12 @@ def image(number: int, sequence: int, holder: str = "box2") -> Chosen:
 
 
 def chosen(wanted: object, *found: Chosen) -> Chosen:
-    restore = Restore(SimpleNamespace(node=SimpleNamespace(name="box1"), data=Path("/nowhere")))  # type: ignore[arg-type]
+    agent: Any = SimpleNamespace(
+        node=SimpleNamespace(name="box1"),
+        data=Path("/nowhere"),
+        document=SimpleNamespace(keepers=lambda spec: tuple(spec.targets)),
+    )
+    restore = Restore(agent)
 
     async def images(spec: object, name: str) -> list[Chosen]:
         return [one for one in found if one.holder == name]

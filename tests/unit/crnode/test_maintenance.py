@@ -88,6 +88,7 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
         healer=_Healer(store, holder), events=events, problems={},
         journal=SimpleNamespace(add=lambda kind, text, name=None: events.append((kind, text))),
         sets=SimpleNamespace(
+            epochs={},
             catalogs={UUID: catalog}, sources={},
             targets={UUID: SimpleNamespace(spec=spec, commit=commit_, target=target)},
         ),

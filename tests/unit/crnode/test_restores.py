@@ -51,7 +51,9 @@ class Box:
         other = SimpleNamespace(
             uuid="00" * 16, name="mine", source="box1", paths=(str(tmp_path / "mine"),), targets={}
         )
-        self.document = SimpleNamespace(sets=(self.spec, other), set_by_uuid=lambda _: self.spec)
+        self.document = SimpleNamespace(
+            sets=(self.spec, other), set_by_uuid=lambda _: self.spec, keepers=lambda spec: tuple(spec.targets)
+        )
         self.journal = SimpleNamespace(add=lambda kind, text, *_: self.events.append(text))
         self.sets: Any = Sets(
             self.data, self.node, self.store, writer, dial=None, heal=None, journal=self.journal.add,
