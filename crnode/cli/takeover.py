@@ -55,6 +55,27 @@ def set_(
             help="A program that runs where the lease is, in the foreground; in their order.",
         ),
     ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHAT",
+            help="How a service is asked whether it serves: http://…, https://…, tcp:HOST:PORT, postgresql://…,"
+            " mysql://…, mssql://…, or sh:COMMAND.",
+        ),
+    ] = None,
+    expect: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=TEXT", help="What its page has to contain.")
+    ] = None,
+    every: Annotated[float, typer.Option(help="Seconds between two questions of a probe.")] = 1.0,
+    within: Annotated[float, typer.Option(help="Seconds that it has to answer.")] = 1.0,
+    rise: Annotated[int, typer.Option(help="Answers in a row after which a service is up.")] = 1,
+    fall: Annotated[int, typer.Option(help="Failures in a row after which it is down.")] = 2,
+    restarts: Annotated[
+        int, typer.Option(help="How often a service is started again here before another node serves.")
+    ] = 1,
+    active_port: Annotated[
+        int | None, typer.Option(help="Answer load balancers there: GET /active is 200 on the active node.")
+    ] = None,
     moves: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,14 +98,28 @@ def set_(
     With two voters nothing takes over by itself, because one of two is no majority: name a third, which may
     hold no data at all.
     """
-    services = []
+    services: list[dict[str, Any]] = []
     for text in service or []:
         name, _, command = text.partition("=")
         words = shlex.split(command)
         if not words:
             hint = "Write it as NAME=COMMAND, as in: web='nginx -g …'"
             raise CrnodeError(f"'{text}' names no command.", "", hint, ExitCode.USAGE)
-        services.append([name, words])
+        services.append({"name": name, "command": words, "restarts": restarts})
+    for text in probe or []:
+        name, _, what = text.partition("=")
+        found = next((one for one in services if one["name"] == name), None)
+        if found is None:
+            hint = f"The services are: {', '.join(one['name'] for one in services) or 'none'}."
+            raise CrnodeError(f"'{text}' names no service.", hint, "Write it as NAME=WHAT.", ExitCode.USAGE)
+        times = {"interval_s": every, "timeout_s": within, "rise": rise, "fall": fall}
+        found["probe"] = {**_probe(what), **times}
+    for text in expect or []:
+        name, _, what = text.partition("=")
+        found = next((one for one in services if one["name"] == name and "probe" in one), None)
+        if found is None:
+            raise CrnodeError(f"'{text}' names no service with a probe.", "", "Add --probe.", ExitCode.USAGE)
+        found["probe"]["expect"] = what
     args: dict[str, Any] = {
         "voters": voter,
         "candidates": candidate or [],
@@ -94,6 +129,7 @@ def set_(
         "network": "wan" if wan else "lan",
         "sets": moves or [],
         "max_loss_s": parse_span(max_loss),
+        "active_port": active_port,
     }
     answer = ask(data, "takeover.set", args)
     if as_json:
@@ -117,6 +153,7 @@ def show_(data: Data = None, as_json: Json = False) -> None:
         ("sets", ", ".join(item["sets"]) or None),
         ("address", f"{item['address']} on {item['interface']}" if item["address"] else None),
         *((f"service {one['name']}", shlex.join(one["command"])) for one in item["services"]),
+        *((f"probe of {one['name']}", one["probe"]["target"]) for one in item["services"] if one["probe"]),
     ]
     show(table("Taking over", ("what", "as it was said"), rows))
 
@@ -136,7 +173,7 @@ def status(data: Data = None, as_json: Json = False) -> None:
         ("voters", ", ".join(answer["voters"]) or None),
         ("keepers that answer", ", ".join(n for n, there in answer["keepers"].items() if there) or "none"),
         ("address", answer["address"]),
-        ("services", ", ".join(n for n, runs in answer["services"].items() if runs) or None),
+        *((f"service {name}", how) for name, how in answer["services"].items()),
     ]
     show(table("Keeper", ("what", "is"), rows))
     if answer["why_not"]:
@@ -191,6 +228,21 @@ def switch_to(
         print_json(answer)
     else:
         show(f"{node} takes over.")
+
+
+def _probe(text: str) -> dict[str, str]:
+    """What to ask, as people write it."""
+    kind, _, rest = text.partition(":")
+    if kind in ("http", "https"):
+        return {"kind": "http", "target": text}
+    if kind == "tcp":
+        return {"kind": "tcp", "target": rest}
+    if kind == "sh":
+        return {"kind": "command", "target": rest}
+    if "://" in text:
+        return {"kind": "sql", "target": text}
+    hint = "Write http://…, tcp:HOST:PORT, postgresql://…, or sh:COMMAND."
+    raise CrnodeError(f"'{text}' is no probe that is known.", "", hint, ExitCode.USAGE)
 
 
 def _switched(data: Path | None) -> dict[str, Any]:

@@ -356,11 +356,38 @@ class Thresholds(_Value):
         return self
 
 
+class ProbeSpec(_Value):
+    """How a service is asked whether it serves, and what its answers mean."""
+
+    kind: Literal["tcp", "http", "sql", "command"]
+    target: Annotated[str, Field(min_length=1, max_length=2000)]  # HOST:PORT, a URL, or a shell command
+    expect: Annotated[str, Field(max_length=500)] = ""  # what a page has to contain
+    interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 1.0
+    timeout_s: Annotated[float, Field(ge=0.1, le=600)] = 1.0
+    rise: Annotated[int, Field(ge=1, le=100)] = 1  # successes in a row after which the service is up
+    fall: Annotated[int, Field(ge=1, le=100)] = 2  # failures in a row after which it is down
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "tcp" and not self.target.rpartition(":")[2].isdigit():
+            raise ValueError(f"'{self.target}' names no port; write the probe as tcp:HOST:PORT.")
+        if self.kind == "http" and not self.target.startswith(("http://", "https://")):
+            raise ValueError(f"'{self.target}' is no address of a page; write it as http://HOST:PORT/PATH.")
+        databases = ("postgresql://", "postgres://", "mysql://", "mariadb://", "mssql://")
+        if self.kind == "sql" and not self.target.startswith(databases):
+            raise ValueError(f"'{self.target}' is no database that is known; begin it with {databases[0]}.")
+        return self
+
+
 class ServiceSpec(_Value):
     """A program that runs where the lease is: a command in the foreground."""
 
     name: Name
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+    probe: ProbeSpec | None = None  # None: it serves as long as it runs
+    restarts: Annotated[int, Field(ge=0, le=100)] = 1  # here, within ten minutes, before another node serves
+    start_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0  # until its probe succeeds first
+    stop_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0  # until what has not stopped is killed
 
 
 class Takeover(_Value):
@@ -376,6 +403,7 @@ class Takeover(_Value):
     services: Annotated[tuple[ServiceSpec, ...], Field(max_length=32)] = ()
     sets: Annotated[tuple[Name, ...], Field(max_length=MAX_SETS)] = ()  # the active node is their source
     max_loss_s: Annotated[int, Field(ge=0, lt=2**31)] = 86_400  # how far a takeover may go back by itself
+    active_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # where /active is answered
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -401,9 +401,10 @@ class TakeoverSpec(BaseModel):
     network: str = "lan"
     address: str | None = None
     interface: str = ""
-    services: list[tuple[str, list[str]]] = []  # (name, command)
+    services: list[dict[str, Any]] = []  # as the document has them
     sets: list[str] = []  # names
     max_loss_s: int = 86_400
+    active_port: int | None = None
 
 
 def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str) -> ClusterDocument:
@@ -423,7 +424,8 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
                 "network": spec.network,
                 "address": spec.address,
                 "interface": spec.interface,
-                "services": tuple({"name": name, "command": tuple(words)} for name, words in spec.services),
+                "services": tuple({**one, "command": tuple(one["command"])} for one in spec.services),
+                "active_port": spec.active_port,
                 "sets": tuple(spec.sets),
                 "max_loss_s": spec.max_loss_s,
             }

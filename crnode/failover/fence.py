@@ -1,4 +1,4 @@
-"""What a keeper does to its machine: the floating address, the services, and ending both.
+"""What a keeper does to its machine: the floating address, and processes that end with it.
 
 The address is only ever added with a lifetime, so that the kernel ends it when nobody refreshes it (rule
 4): a whole number of seconds that is less than what is left of the lease. A service is a command in the
@@ -18,23 +18,14 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 PR_SET_PDEATHSIG = 1
-STOP_SECONDS = 10.0
 IP_SECONDS = 1.0  # `ip` takes 2 ms; a machine on which it takes a second serves nobody well
 ANNOUNCE_SECONDS = (0.0, 1.0, 5.0)  # after it was taken, and then with ANNOUNCE_AGAIN
 ANNOUNCE_AGAIN = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Service(NamedTuple):
-    """A program that runs where the lease is."""
-
-    name: str
-    command: tuple[str, ...]
 
 
 class Address:
@@ -114,76 +105,15 @@ def announcement(mac: bytes, address: bytes) -> bytes:
     return head + arp
 
 
-class Services:
-    """The programs that run where the lease is, in their order."""
-
-    def __init__(self, services: Sequence[Service], log: Path, say: Callable[[str], None]) -> None:
-        self.services = list(services)
-        self.running: dict[str, asyncio.subprocess.Process] = {}
-        self._log = log
-        self._say = say
-
-    async def start(self, still: Callable[[], bool]) -> None:
-        """Start all of them, one after the other, while `still` says so: it is asked before and after each
-        (rule 17)."""
-        for service in self.services:
-            if service.name in self.running and self.running[service.name].returncode is None:
-                continue
-            if not still():
-                break
-            try:
-                with (self._log / f"{service.name}.log").open("ab") as out:
-                    process = await asyncio.create_subprocess_exec(
-                        *service.command,
-                        stdin=asyncio.subprocess.DEVNULL,
-                        stdout=out,
-                        stderr=out,
-                        start_new_session=True,
-                        preexec_fn=_die_with_parent,
-                    )
-            except OSError as error:
-                self._say(f"The service {service.name} could not be started: {error.strerror or error}.")
-                continue
-            self.running[service.name] = process
-        if not still():
-            self.kill()
-
-    async def stop(self) -> bool:
-        """Stop all of them in good order, the last one first; what does not end in time is killed. True when
-        nothing of them is left."""
-        for service in reversed(self.services):
-            process = self.running.get(service.name)
-            if process is None or process.returncode is not None:
-                continue
-            _signal(process, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        self.kill()
-        for process in self.running.values():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), 1.0)
-        left = [name for name, process in self.running.items() if process.returncode is None]
-        self.running = {name: self.running[name] for name in left}
-        return not left
-
-    def kill(self) -> None:
-        """At once, and everything that they started in their groups."""
-        for process in self.running.values():
-            _signal(process, signal.SIGKILL)
-
-    def dead(self) -> list[str]:
-        """Those that ended by themselves."""
-        return [name for name, process in self.running.items() if process.returncode is not None]
-
-
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+def signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """To a process and everything that it started in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child, before it becomes the service: prctl(2), PR_SET_PDEATHSIG."""
     _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
-__all__ = ["Address", "Service", "Services", "announcement"]
+__all__ = ["Address", "announcement", "die_with_parent", "signal_group"]

@@ -27,9 +27,11 @@ from crnode.cluster.moves import epoch_number
 from crnode.cluster.node_file import read_document, read_node_file
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover import wire
-from crnode.failover.fence import Address, Service, Services
+from crnode.failover.active import ActiveAnswer
+from crnode.failover.fence import Address
 from crnode.failover.lease import Lease, Phase
 from crnode.failover.machine import Facts, hindrance, next_voters, sentence
+from crnode.failover.services import Services
 from crnode.failover.terms import (
     LAN,
     LAN_LEASE_NS,
@@ -73,7 +75,8 @@ REDIAL_SECONDS = 0.3
 USER_TIMEOUT_MS = 2000  # what the other side has not acknowledged for so long ends a connection (RFC 5482)
 UNSENT_MOST = 64 << 10  # what is to be sent is dropped beyond that: it would come too late to be of use
 SWITCH_SECONDS = 15.0
-RESTARTS = 3  # of a service that ended by itself, before another node is asked to serve
+FORGIVEN_SECONDS = 600.0  # after which a failure of a service, or of this node to serve, counts no more
+HAND_OVERS, HAND_OVER_SECONDS = 2, 3600.0  # that a service may cause, within so long (rule 24)
 ALL_DATA = Epoch(1 << 62, 0)
 """Where no set moves with the lease: whatever was opened, nothing of it is missing here."""
 AGENT_SOCKET = "control.sock"
@@ -166,7 +169,11 @@ class Keeper:
         self._taken_back = ""  # why the last switch was
         self._released = False  # the last holder named this node
         self._up = False  # the services are started: the address may be held
-        self._failures: dict[str, int] = {}
+        self._failures: dict[str, list[float]] = {}  # service -> when it failed
+        self._handed: list[float] = []  # when a service made another node serve
+        self._unable_since = 0.0
+        self._mending = False  # a service is being started again
+        self._active: ActiveAnswer | None = None
         self._told: dict[str, str] = {}
         self._document_read = 0.0
         self._alive_sent = 0.0
@@ -244,6 +251,7 @@ class Keeper:
                 task.cancel()
             await control.close()
             server.close()
+            self._answer_active(None)
             self.votes.close()
             self._agent.shutdown(wait=False, cancel_futures=True)
 
@@ -263,7 +271,8 @@ class Keeper:
                 self.address.off()
             here = takeover.address is not None and self.node.name in takeover.candidates
             self.address = Address(str(takeover.address), takeover.interface, self.say) if here else None
-        self.services.services = [Service(one.name, one.command) for one in takeover.services]
+        self.services.services = list(takeover.services)
+        self._answer_active(takeover.active_port)
 
     def _tick(self) -> None:
         now, clock = moment(), time.monotonic()
@@ -275,6 +284,8 @@ class Keeper:
                     self.document = document
                     self._configure()
         self.do(self.lease.tick(now))
+        if self._able and clock - self._unable_since >= FORGIVEN_SECONDS:
+            self._able = ""
         if clock - self._alive_sent >= ALIVE_SECONDS:
             self._alive_sent = clock
             for name in self.links:
@@ -510,33 +521,64 @@ class Keeper:
         self.do(self.lease.stopped(moment()))
 
     def _watch(self) -> None:
-        """A service that ended by itself is started again; one that ends again and again makes another node
-        serve."""
-        if not self._up:
+        """A service that does not serve is started again; one that goes on like that makes another node
+        serve, if there is one that is able."""
+        if not self._up or self._mending:
             return
-        for name in self.services.dead():
-            del self.services.running[name]
-            count = self._failures[name] = self._failures.get(name, 0) + 1
-            if count <= RESTARTS:
-                self.say(f"The service {name} has ended; it is started again ({count} of {RESTARTS}).")
-                self._later(self._start_again())
-                continue
+        now = time.monotonic()
+        for name, why in self.services.unsure():
+            self.say_once(f"unsure {name}", f"The service {name}: {why}.")
+        for name, why in self.services.failed():
+            spec = self.services.running[name].spec
+            recent = [at for at in self._failures.get(name, []) if now - at < FORGIVEN_SECONDS]
+            self._failures[name] = [*recent, now]
             others = [n for n, link in self.links.items() if link.is_there and link.able]
             able = [n for n in others if self.lease.hard.config.slot(n) is not None]
-            self._able = f"its service {name} ends again and again"
-            if not able:
-                self.say_once("service", f"The service {name} ends again and again; no other node is able.")
-                self._failures[name] = 0
-                continue
-            self.say(f"The service {name} ends again and again: {able[0]} is to serve.")
+            self._handed = [at for at in self._handed if now - at < HAND_OVER_SECONDS]
+            if len(recent) < spec.restarts or not able or len(self._handed) >= HAND_OVERS:
+                self.say(f"The service {name} does not serve: {why}; it is started again.")
+                if len(recent) >= spec.restarts:
+                    moved = f"it moved {HAND_OVERS} times within the hour"
+                    held = moved if able else "no other node is able"
+                    self.say_once("service", f"The service {name} fails again and again, and {held}.")
+                self._mending = True
+                self._later(self._start_again(name, len(recent)))
+                return
+            self._able, self._unable_since = f"its service {name} fails again and again: {why}", now
+            self._handed.append(now)
+            self.say(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
             answer = self.lease.hand_over(able[0])
             if not isinstance(answer, str):
                 self.do(answer)
             return
 
-    async def _start_again(self) -> None:
+    async def _start_again(self, name: str, before: int) -> None:
         epoch = self.lease.epoch
-        await self.services.start(lambda: self._still(epoch))
+        try:
+            if before:
+                await asyncio.sleep(min(0.1 * 2**before, 5.0))
+            if self._still(epoch) and name in self.services.running:
+                await self.services.end(name)
+            if self._still(epoch):
+                await self.services.start(lambda: self._still(epoch))
+        finally:
+            self._mending = False
+
+    def _answer_active(self, port: int | None) -> None:
+        """Answer load balancers on that port (rule 23)."""
+        if self._active is not None and self._active.port != port:
+            self._active.close()
+            self._active = None
+        if port is not None and self._active is None:
+            self._active = ActiveAnswer(port, self._serves_for, self.say)
+            self._later(self._active.run())
+
+    def _serves_for(self) -> float:
+        """For how many seconds this node is active yet; 0 when it is not, or not sure."""
+        lease = self.lease
+        if not self._up or lease.phase is not Phase.ACTIVE or lease.doubts:
+            return 0.0
+        return lease.left(moment()) / SECOND
 
     # -- calls
 
@@ -552,7 +594,7 @@ class Keeper:
             "voters": [voter.name for voter in lease.hard.config.voters],
             "is_voter": lease.is_voter,
             "address": str(self.address.address) if self.address is not None and self.address.on else None,
-            "services": {n: p.returncode is None for n, p in self.services.running.items()},
+            "services": self.services.told(),
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
             "taken_back": self._taken_back,
@@ -582,6 +624,7 @@ class Keeper:
     async def _campaign_call(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person wants this node to be active as soon as the lease is free."""
         self._asked, self._able = True, ""
+        self._failures.clear()
         return {"node": self.node.name}
 
 

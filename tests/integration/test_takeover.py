@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,18 @@ http.server.HTTPServer(("0.0.0.0", 8080), Count).serve_forever()
 """
 
 
+PROBE = """
+import os, sys, urllib.request
+flap = os.path.join(os.path.dirname(__file__), "flap")
+if os.path.exists(flap):
+    turn = os.path.getsize(flap)
+    open(flap, "a").write("x")
+    if turn % 2:
+        sys.exit("it fails now and then")
+urllib.request.urlopen("http://127.0.0.1:8080/", timeout=0.4).read()
+"""
+
+
 class Shop(House):
     """A house in which a set moves: a and b have it and may be active, c votes."""
 
@@ -65,9 +78,10 @@ class Shop(House):
             a.run("set", "add", "site", *words)
             a.run("sync", "site", "--timeout", "30")
 
-        self.build(
-            "--candidate", "a", "--candidate", "b", "--set", "site", service=SERVICE, prepare=prepare
-        )
+        words = ["--candidate", "a", "--candidate", "b", "--set", "site", "--active-port", "9000"]
+        words += ["--probe", f"web=sh:{sys.executable} {self.place / 'probe.py'}", "--within", "0.5"]
+        (self.place / "probe.py").write_text(PROBE)
+        self.build(*words, service=SERVICE, prepare=prepare)
         for host in self.keepers():
             host.keeper = host.start("keeper")
         assert self.settled(40) is self.hosts["a"]
@@ -104,6 +118,13 @@ class Shop(House):
     def events(self, name: str) -> list[str]:
         answer = call(self.hosts[name].data / "control.sock", "events", {"limit": 1000}, None, 30)
         return [event["text"] for event in answer["events"]]
+
+    def balancer(self, name: str) -> int:
+        """What a load balancer is told by a host."""
+        words = ["ip", "netns", "exec", self.hosts["client"].space, "curl", "-s", "-o", "/dev/null"]
+        words += ["-m", "2", "-w", "%{http_code}", f"http://{self.hosts[name].address}:9000/active"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        return int(done.stdout or 0)
 
     def quiet(self) -> None:
         """Nobody counts from now on."""
@@ -280,4 +301,45 @@ def test_all_start_again_and_one_that_is_missing_is_not_needed(shop: Shop) -> No
     wait_for(lambda: shop.in_sync("a", "b"), 60)
     shop.quiet()
     wait_for(shop.same, 30)
+    shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+def test_a_service_is_started_again_and_one_that_goes_on_failing_moves(shop: Shop) -> None:
+    a, b = shop.hosts["a"], shop.hosts["b"]
+    shop.turns = ["a"]
+    if shutil.which("curl"):
+        assert (shop.balancer("a"), shop.balancer("b")) == (200, 503)
+    (first,) = a.service()
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: a.service() not in ([], [first]), 5.0)
+    assert shop.settled() is a
+    wait_for(lambda: shop.in_sync("a", "b"))
+    (second,) = a.service()
+    os.kill(second, signal.SIGSTOP)  # it hangs: it runs, has its port, and answers nobody
+    wait_for(lambda: b.phase() == "active", 30)
+    assert shop.settled() is b
+    shop.turns.append("b")
+    assert not a.has_address() and not a.serves()
+    said = shop.said()
+    moved = max(at for at in range(1, len(said)) if (said[at - 1][0], said[at][0]) == ("a", "b"))
+    assert said[moved][1] >= said[moved - 1][1] + 1  # what was counted is not lost
+    log = (shop.place / "a.log").read_text()
+    assert "b is to serve" in log and "did not end within" in log
+    wait_for(lambda: shop.in_sync("b", "a"), 60)
+    if shutil.which("curl"):
+        assert (shop.balancer("a"), shop.balancer("b")) == (503, 200)
+    shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+def test_a_probe_that_fails_now_and_then_moves_nothing(shop: Shop) -> None:
+    a = shop.hosts["a"]
+    shop.turns = ["a"]
+    (before,) = a.service()
+    (shop.place / "flap").touch()
+    time.sleep(12)
+    (shop.place / "flap").unlink()
+    assert shop.settled() is a
+    assert a.service() == [before]
     shop.check_answers()
