@@ -18,6 +18,7 @@ from crnode.failover.fence import die_with_parent, signal_group
 from crnode.failover.health import Health, Judge
 from crnode.failover.probes import Probe
 
+HANGING_SECONDS = 1.0  # that a service has to stop which does not serve anyway
 KILLED_SECONDS = 1.0  # within which what was killed has to be gone
 
 
@@ -133,11 +134,13 @@ class Services:
     async def end(self, name: str) -> bool:
         """Stop one of them; True when nothing of it is left."""
         running = self.running[name]
+        hangs = running.health is Health.DOWN
         running.close()
         if not running.ended:
             signal_group(running.process, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(running.process.wait(), running.spec.stop_s)
+                seconds = min(running.spec.stop_s, HANGING_SECONDS) if hangs else running.spec.stop_s
+                await asyncio.wait_for(running.process.wait(), seconds)
         signal_group(running.process, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(running.process.wait(), KILLED_SECONDS)
