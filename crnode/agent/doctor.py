@@ -40,6 +40,8 @@ async def checks(agent: Agent) -> list[Check]:
     out += await asyncio.to_thread(_catalogs_kept, agent)
     out += _sets(agent)
     out += await _held_elsewhere(agent)
+    if agent.document.takeover is not None:
+        out += await _takeover(agent)
     out += [_check(name, False, text) for name, text in agent.problems.items()]
     out.append(_certificate(agent))
     return out
@@ -227,6 +229,13 @@ async def _held_elsewhere(agent: Agent) -> list[Check]:
         for target in item["targets"]
         if item["name"] in mine and target["state"] == "held"
     ]
+
+
+async def _takeover(agent: Agent) -> list[Check]:
+    """Whether a takeover would work now, and what it would cost."""
+    found = await agent.calls.moving.would({}, lambda _: None)
+    hint = "" if found["ok"] else "See: crnode failover --dry-run"
+    return [_check("takeover", found["ok"], " ".join(found["says"]), hint)]
 
 
 def _left_out(running: RunningSource) -> Check:

@@ -26,6 +26,8 @@ from crnode.capture.commit import Point
 from crnode.cluster.document import ReplicationSet
 from crnode.cluster.moves import Move, epoch_parts, is_plausible
 from crnode.errors import CrnodeError, ExitCode
+from crnode.failover.forecast import forecast
+from crnode.net.control import call
 from crnode.replicate.commit import Refusal
 from crnode.store.catalog import Catalog
 from crnode.store.reader import BAD, FUZZY, ROLLING, Image, Reader
@@ -47,6 +49,8 @@ FETCH_SECONDS = 30.0  # for what one of them has and we lack
 READY_SECONDS = 120.0  # for the live tree to be whole
 LAST_SCAN_SECONDS = 60.0  # for what was written last to be captured
 HAND_OVER_SECONDS = 60.0
+SWITCH_SECONDS = 240.0
+KEEPER_SECONDS = 30.0  # for its answer: before a switch it asks this agent
 TELL_SECONDS = 2.0  # who has not heard who is active is told again
 NAMED = 20  # paths that a report names
 
@@ -122,6 +126,72 @@ class Moving:
         if status.live and not status.held:
             return row, f"Set {spec.name}: {status.live}"
         return row, ""
+
+    async def state_peer(self, sender: str, args: Args) -> Args:
+        """The same for another node, with what this node's keeper says."""
+        return {**await self.state({}, lambda _: None), "keeper": await ask_keeper(self.agent, "status", {})}
+
+    async def would(self, args: Args, progress: Progress) -> Args:
+        """Control call: what a takeover now would be, see :func:`forecast`."""
+        takeover = self.agent.document.takeover
+        if takeover is None:
+            hint = "Say it at the master: crnode takeover set"
+            raise CrnodeError("Nobody has said yet who votes.", "", hint, ExitCode.REFUSED)
+
+        async def ask(name: str) -> Args:
+            try:
+                if name == self.agent.node.name:
+                    return {"node": name, **await self.state_peer(name, {})}
+                return {"node": name, **await self._forward(name, "takeover.state", {}, 5.0)}
+            except (CrnodeError, TimeoutError) as error:
+                return {"node": name, "error": str(error) or "it did not answer in time"}
+
+        rows = list(await asyncio.gather(*(ask(name) for name in takeover.voters)))
+        return forecast(takeover, rows)
+
+    async def switch(self, args: Args, progress: Progress) -> Args:
+        """Control call: let node `to` be active ('home': where the sets that move are at home), wherever this
+        is asked."""
+        to = str(args["to"])
+        if to == "home":
+            homes = {spec.source for spec in self.agent.said.sets if spec.name in self._names()}
+            to = homes.pop() if len(homes) == 1 else self.agent.document.master.name
+        seen = await self.would({}, progress)
+        active = seen["active"]
+        if active is None:
+            hint = "See: crnode failover --dry-run"
+            raise CrnodeError("No node is active, so none can hand over.", "", hint, ExitCode.REFUSED)
+        if active == to:
+            return {"to": to, "from": active, "already": True}
+        if active == self.agent.node.name:
+            return {"from": active, **await self.switch_peer(active, {"to": to})}
+        return {"from": active, **await self._forward(active, "takeover.switch", {"to": to}, SWITCH_SECONDS)}
+
+    def _names(self) -> tuple[str, ...]:
+        takeover = self.agent.document.takeover
+        return takeover.sets if takeover is not None else ()
+
+    async def switch_peer(self, sender: str, args: Args) -> Args:
+        """The active node is asked to hand over, by its owner, the master or a candidate; returns when that
+        has ended. Raises CrnodeError when it serves as before."""
+        if not self._may_lead(sender) and sender != self.agent.document.master.name:
+            raise CrnodeError(f"{sender} may not ask for a switch.", "", "", ExitCode.REFUSED)
+        to = str(args["to"])
+        await ask_keeper(self.agent, "switch", {"to": to})
+        deadline = time.monotonic() + SWITCH_SECONDS
+        while True:
+            state = await ask_keeper(self.agent, "status", {})
+            if state["phase"] != "handing" or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
+        if state["phase"] != "standby" or state["taken_back"]:
+            raise CrnodeError(
+                f"There was no switch to {to}; {self.agent.node.name} serves as before.",
+                state["taken_back"] or f"It is {state['phase']} still.",
+                "See: crnode takeover status",
+            )
+        self.agent.journal.add("takeover", f"It handed over to {to}, as {sender} asked.")
+        return {"to": to, "already": False}
 
     # -- becoming active
 
@@ -495,6 +565,17 @@ class Moving:
         for task in (self._telling, self._leaving):
             if task is not None:
                 task.cancel()
+
+
+async def ask_keeper(agent: Agent, what: str, args: Args) -> Args:
+    """A call of this node's keeper. Raises CrnodeError."""
+    try:
+        return await in_thread(lambda: call(agent.data / "keeper.sock", what, args, None, KEEPER_SECONDS))
+    except CrnodeError as error:
+        if error.exit_code is ExitCode.UNREACHABLE:
+            what = f"No keeper answers on {agent.node.name}."
+            raise CrnodeError(what, error.why, "Start it: crnode keeper", ExitCode.UNREACHABLE) from error
+        raise
 
 
 def raise_fence(catalog: Catalog, epoch: int, *, force: bool = False) -> int:

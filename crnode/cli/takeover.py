@@ -1,9 +1,8 @@
-"""keeper, switch-to, takeover set, show, status: who is active, and what moves with it."""
+"""keeper, takeover set, show and status, switch-to, failback, failover: who is active, and what moves."""
 
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +12,6 @@ from crnode.cli.common import Data, Json, ask, data_dir
 from crnode.cli.output import duration, print_json, progress, show, table
 from crnode.cli.setup import parse_span
 from crnode.errors import CrnodeError, ExitCode
-
-SWITCH_SECONDS = 300.0
 
 app = typer.Typer(
     help="Taking over: who votes on who is active, and what moves with it: sets, services, an address.",
@@ -28,6 +25,8 @@ def register(top: typer.Typer) -> None:
     """Add this module's commands that stand by themselves."""
     top.command(epilog="Example: crnode keeper")(keeper)
     top.command("switch-to", epilog="Example: crnode switch-to box2")(switch_to)
+    top.command(epilog="Example: crnode failback")(failback)
+    top.command(epilog="Example: crnode failover --dry-run")(failover)
 
 
 @app.command(
@@ -213,21 +212,62 @@ def switch_to(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Let another node be active, in good order: services stop first. Run it on the active node."""
-    with progress(f"Switching to {node}", as_json):
-        answer = _ask_keeper(data, "switch", {"to": node})
-        state = _switched(data)
-    if state["phase"] != "standby" or state["taken_back"]:
-        raise CrnodeError(
-            f"There was no switch to {node}; this node serves as before.",
-            state["taken_back"] or f"It is {state['phase']} still.",
-            "See: crnode takeover status",
-            ExitCode.FAILED,
-        )
+    """Let another node be active, in good order: services stop, the successor gets all that was written, and
+    only then it serves. Nothing is lost. Run it on any node."""
+    _switch(node, data, as_json)
+
+
+def failback(data: Data = None, as_json: Json = False) -> None:
+    """Let the node be active again that was so before the takeover: the source that the sets which move were
+    added with. As switch-to, without loss."""
+    _switch("home", data, as_json)
+
+
+def _switch(node: str, data: Path | None, as_json: bool) -> None:
+    with progress("Switching", as_json) as report:
+        answer = ask(data, "takeover.switch", {"to": node}, report, None)
     if as_json:
         print_json(answer)
+    elif answer.get("already"):
+        show(f"{answer['to']} is active already.")
     else:
-        show(f"{node} takes over.")
+        show(f"{answer['from']} has handed over to {answer['to']}.")
+
+
+def failover(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say whether a takeover would work now, and what it would cost.")
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> int:
+    """Let this node take over as soon as nobody holds the lease, whatever kept it from that by itself: that
+    it took over often within the hour, or that its service failed.
+
+    A node that is active and answers is not pushed aside: ask it with switch-to. With --dry-run nothing
+    happens, and exit code 5 says that nothing would take over.
+    """
+    found = ask(data, "takeover.would")
+    if not dry_run:
+        if found["active"] is not None:
+            raise CrnodeError(
+                f"{found['active']} is active, and answers.",
+                "",
+                "To let this node be active instead: crnode switch-to NODE",
+                ExitCode.REFUSED,
+            )
+        answer = _ask_keeper(data, "campaign", {})
+        if as_json:
+            print_json(answer)
+        else:
+            show("This node takes over as soon as nobody holds the lease. See: crnode takeover status")
+        return int(ExitCode.OK)
+    if as_json:
+        print_json(found)
+    else:
+        for text in found["says"]:
+            show(text)
+    return int(ExitCode.OK if found["ok"] else ExitCode.BEHIND)
 
 
 def _probe(text: str) -> dict[str, str]:
@@ -243,16 +283,6 @@ def _probe(text: str) -> dict[str, str]:
         return {"kind": "sql", "target": text}
     hint = "Write http://…, tcp:HOST:PORT, postgresql://…, or sh:COMMAND."
     raise CrnodeError(f"'{text}' is no probe that is known.", "", hint, ExitCode.USAGE)
-
-
-def _switched(data: Path | None) -> dict[str, Any]:
-    """What the keeper says when a hand-over has ended, one way or the other."""
-    deadline = time.monotonic() + SWITCH_SECONDS
-    while True:
-        state = _ask_keeper(data, "status", {})
-        if state["phase"] != "handing" or time.monotonic() > deadline:
-            return state
-        time.sleep(0.1)
 
 
 def _ask_keeper(data: Path | None, name: str, args: dict[str, Any]) -> dict[str, Any]:

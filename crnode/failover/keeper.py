@@ -599,6 +599,7 @@ class Keeper:
             "why_not": self._told.get("campaign", ""),
             "taken_back": self._taken_back,
             "able": not self._why_not(),
+            "why_unable": self._able,
             "data": str(self._data[1]),
         }
 

@@ -196,8 +196,12 @@ def test_the_server_dies_and_the_other_one_serves_what_was_there_and_hands_back(
     wait_for(lambda: (shop.site("a") / "written at b").exists())
 
     # Back to the old one, without loss: the number that the client saw last goes on.
-    b.run("switch-to", "a")
+    said = b.run("failover", "--dry-run")
+    assert "b is active in epoch" in said and "a could take over with version" in said
+    assert "If b fails, a serves after about" in said
+    assert "a is active already" not in a.run("failback")  # asked there, done by b
     assert shop.settled(40) is a
+    assert "a is active already" in b.run("failback")
     shop.turns.append("a")
     said = shop.said()
     back = max(at for at in range(1, len(said)) if (said[at - 1][0], said[at][0]) == ("b", "a"))
@@ -318,6 +322,7 @@ def test_a_service_is_started_again_and_one_that_goes_on_failing_moves(shop: Sho
     wait_for(lambda: a.service() not in ([], [first]), 5.0)
     assert shop.settled() is a
     wait_for(lambda: shop.in_sync("a", "b"))
+    wait_for(lambda: a.asked()["services"] == {"web": "up"})
     (second,) = a.service()
     os.kill(second, signal.SIGSTOP)  # it hangs: it runs, has its port, and answers nobody
     wait_for(lambda: b.phase() == "active", 30)

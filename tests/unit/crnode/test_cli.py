@@ -56,6 +56,8 @@ COMMANDS = [
     ["selftest"],
     ["keeper"],
     ["switch-to"],
+    ["failback"],
+    ["failover"],
     ["takeover"],
     ["takeover", "set"],
     ["takeover", "show"],

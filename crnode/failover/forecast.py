@@ -1,0 +1,83 @@
+"""Whether a takeover would work now, and what it would cost, in sentences. Pure.
+
+Each node says what it has and what its keeper knows; this puts it together for people, who want to know it
+before they need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from crnode.cluster.document import Takeover
+
+Row = dict[str, Any]
+LEASE_S = {"lan": 3.0, "wan": 10.0}
+START_S = 1.0  # gathering, opening and starting services take about that
+
+
+def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
+    """{"active", "ok", "says", "nodes"} from the answers of the voters: each has "node" and either "error" or
+    what the node's agent and its keeper say."""
+    says: list[str] = []
+    there = [row for row in rows if "error" not in row]
+    active = next((row["node"] for row in there if row["keeper"]["phase"] in ("active", "handing")), None)
+    voters = next((row["keeper"]["voters"] for row in there if row["node"] == active), list(takeover.voters))
+    majority = len(voters) // 2 + 1
+    if active is None:
+        says.append("No node is active.")
+    else:
+        says.append(f"{active} is active in epoch {_of(there, active)['keeper']['epoch']}.")
+    for row in rows:
+        if "error" in row:
+            says.append(f"{row['node']} does not answer: {row['error']}")
+    if len(voters) < 3:
+        alone = f"Only {' and '.join(voters)} vote{'s' if len(voters) == 1 else ''}"
+        says.append(
+            f"{alone}: when one of two is gone, the other is no majority, and nothing takes over by itself."
+            " Add a third node as a witness, which may hold no data: crnode invite NAME --role replica, then"
+            " name it with --voter."
+        )
+    nodes = [_candidate(takeover, row, there, active) for row in rows if row["node"] in takeover.candidates]
+    able = [one["node"] for one in nodes if one["able"] and one["node"] != active]
+    left = [name for name in voters if name != active and any(row["node"] == name for row in there)]
+    ok = bool(able) and (active is None or len(left) >= majority)
+    if active is not None and len(left) < majority:
+        says.append(
+            f"Without {active} {len(left)} of {len(voters)} voters are left, and {majority} are needed:"
+            " nothing would take over."
+        )
+    for one in nodes:
+        if one["node"] != active:
+            says.append(one["says"])
+    if ok:
+        seconds = LEASE_S[takeover.network] + START_S
+        says.append(f"If {active or 'nobody'} fails, {' or '.join(able)} serves after about {seconds:.0f} s.")
+    return {"active": active, "ok": ok, "says": says, "nodes": nodes}
+
+
+def _candidate(takeover: Takeover, row: Row, there: Sequence[Row], active: str | None) -> Row:
+    name = row["node"]
+    if "error" in row:
+        return {"node": name, "able": False, "says": f"{name} cannot take over: it does not answer."}
+    why = str(row["why_not"] or row["keeper"]["why_unable"])
+    if why:
+        return {"node": name, "able": False, "says": f"{name} cannot take over: {why}"}
+    shown = []
+    newest = {item["name"]: item for item in _of(there, active)["sets"]} if active is not None else {}
+    for item in row["sets"]:
+        text = f"version {item['version']} of {item['name']}"
+        other = newest.get(item["name"])
+        if other is not None and other["version"] is not None and item["version"] is not None:
+            behind = (other["time_ns"] - item["time_ns"]) / 1e9
+            text += ", the newest" if other["version"] == item["version"] else f", {behind:.1f} s older"
+        shown.append(text)
+    what = f" with {'; '.join(shown)}" if shown else ""
+    return {"node": name, "able": True, "says": f"{name} could take over{what}."}
+
+
+def _of(rows: Sequence[Row], name: str | None) -> Row:
+    return next(row for row in rows if row["node"] == name)
+
+
+__all__ = ["forecast"]

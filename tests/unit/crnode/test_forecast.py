@@ -1,0 +1,61 @@
+"""What people are told of a takeover that has not happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from crnode.cluster.document import Takeover
+from crnode.failover.forecast import forecast
+
+
+def takeover(*voters: str) -> Takeover:
+    return Takeover.model_validate(
+        {"voters": voters, "candidates": voters[:2], "founder": voters[0], "founder_incarnation": "00" * 16}
+    )
+
+
+def row(node: str, phase: str = "standby", version: int = 9, **more: Any) -> dict[str, Any]:
+    keeper = {"phase": phase, "epoch": "4.1", "voters": ["a", "b", "c"], "why_unable": ""}
+    keeper |= {key: more.pop(key) for key in list(more) if key in keeper}
+    sets = [{"name": "web", "version": version, "time_ns": version * 10**9, "epoch": 1}]
+    return {"node": node, "why_not": "", "sets": sets, "keeper": keeper, **more}
+
+
+def test_all_is_well() -> None:
+    out = forecast(takeover("a", "b", "c"), [row("a", "active"), row("b"), row("c")])
+    assert out["ok"] and out["active"] == "a"
+    text = " ".join(out["says"])
+    assert "b could take over with version 9 of web, the newest." in text
+    assert "If a fails, b serves after about 4 s." in text
+    assert "c could" not in text  # it votes only
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([row("a", "active"), row("b", why_not="Set web has no version here yet."), row("c")],
+         "b cannot take over: Set web has no version"),
+        ([row("a", "active"), row("b", why_unable="its service web fails again and again"), row("c")],
+         "b cannot take over: its service web"),
+        ([row("a", "active"), row("b"), {"node": "c", "error": "No route."}],
+         "Without a 1 of 3 voters are left, and 2 are needed"),
+        ([row("a", "active"), {"node": "b", "error": "No route."}, row("c")],
+         "b cannot take over: it does not answer."),
+    ],
+)  # fmt: skip
+def test_what_stands_in_the_way(rows: list[dict[str, Any]], said: str) -> None:
+    out = forecast(takeover("a", "b", "c"), rows)
+    assert not out["ok"] and any(said in text for text in out["says"]), out["says"]
+
+
+def test_what_it_would_cost_and_two_that_are_too_few() -> None:
+    rows = [row("a", "active", voters=["a"]), row("b", version=4, voters=["a"])]
+    out = forecast(takeover("a", "b"), rows)
+    text = " ".join(out["says"])
+    assert not out["ok"]
+    assert "b could take over with version 4 of web, 5.0 s older." in text
+    assert "Only a votes" in text and "witness" in text
+    nobody = forecast(takeover("a", "b", "c"), [row("a"), row("b"), row("c")])
+    assert nobody["says"][0] == "No node is active."
