@@ -59,6 +59,10 @@ bench-growth: $(VENV)/installed ## Measure crnode as sets, files and targets gro
 bench-versions: $(VENV)/installed ## Look at and thin out 64 versions of 1,000,000 files: folders, histories, differences (five minutes).
 	$(BIN)/python -m bench.versions $(ARGS)
 
+bench-takeover: $(VENV)/installed ## Measure how long customers wait when a server or a service dies, beside keepalived (root; ten minutes).
+	@command -v keepalived > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends keepalived; }
+	$(BIN)/python -m bench.takeover --runs $(RUNS) $(ARGS)
+
 bench-micro: $(VENV)/bench ## Time the cores: cutting, hashing, frames, entries, digest, catalog, packs (two minutes).
 	$(BIN)/python -m pytest bench/micro -o python_files='bench_*.py' --timeout 0 --benchmark-sort=name \
 		--benchmark-columns=median,iqr,min,rounds $(ARGS)

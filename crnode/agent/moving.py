@@ -44,7 +44,7 @@ Progress = Callable[[Args], None]
 
 FENCE = "fence_epoch"
 GATHER_SECONDS = {"lan": 3.0, "wan": 15.0}  # for the answers of the others (rule 21)
-SILENT_SECONDS = 0.3  # ... for that of a node that was not heard of for a while
+SILENT_SECONDS = 0.1  # ... for that of a node that was not heard of for a while
 FETCH_SECONDS = 30.0  # for what one of them has and we lack
 READY_SECONDS = 120.0  # for the live tree to be whole
 LAST_SCAN_SECONDS = 60.0  # for what was written last to be captured

@@ -86,7 +86,7 @@ def set_(
         typer.Option(metavar="TIME", help="How far back a takeover goes by itself from a version found bad."),
     ] = "1d",
     wan: Annotated[
-        bool, typer.Option("--wan", help="The nodes are far from each other: a lease of 10 s instead of 3.")
+        bool, typer.Option("--wan", help="The nodes are far from each other: a lease of 10 s instead of 2.5.")
     ] = False,
     data: Data = None,
     as_json: Json = False,

@@ -12,7 +12,7 @@ from typing import Any
 from crnode.cluster.document import Takeover
 
 Row = dict[str, Any]
-LEASE_S = {"lan": 3.0, "wan": 10.0}
+LEASE_S = {"lan": 2.5, "wan": 10.0}
 START_S = 1.0  # gathering, opening and starting services take about that
 
 

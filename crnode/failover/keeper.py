@@ -66,7 +66,7 @@ from crproto.errors import RemoteProtocolError
 
 SOCKET = "keeper.sock"
 PORT_ABOVE = 1  # the keeper listens one port above its node's agent
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.05
 ALIVE_SECONDS = 1.0
 LATELY_SECONDS = 1.5  # one that was heard so long ago is there, as far as can be known
 HEARD_SECONDS = 3.0  # a keeper that was not heard for so long is away

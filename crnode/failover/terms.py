@@ -91,7 +91,7 @@ class Timers(NamedTuple):
 
 
 LAN = Timers(SECOND // 2, 3 * SECOND // 10)
-LAN_LEASE_NS = 3 * SECOND
+LAN_LEASE_NS = 5 * SECOND // 2
 WAN = Timers(2 * SECOND, 3 * SECOND // 10)
 WAN_LEASE_NS = 10 * SECOND
 
