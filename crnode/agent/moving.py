@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -199,12 +199,17 @@ class Moving:
         """Control call of the keeper: everything is here, and the live trees show it. `epoch`: the one that
         it holds and has not opened; `there`: names of nodes that were heard of just now. Returns {"said":
         [sentences]}. Raises CrnodeError when this node cannot serve."""
+        return await _ticking(progress, self._gather(args))
+
+    async def _gather(self, args: Args) -> Args:
         epoch = int(args["epoch"])
         async with self._turn:
             specs = self.specs()
             for spec in specs:
                 catalog = self._catalog(spec)
                 await self.agent.writer.submit(raise_fence, catalog, epoch, force=True)
+                if (target := self.agent.sets.targets.get(spec.uuid)) is not None:
+                    await target.target.leave_source("This node takes the set over.")
             there = {str(name) for name in args.get("there", ())}
             said = await self._ask_others(specs, epoch, there)
             for spec in specs:
@@ -364,6 +369,9 @@ class Moving:
 
     async def open(self, args: Args, progress: Progress) -> Args:
         """Control call of the keeper: commit the images that open `epoch`, and be the source."""
+        return await _ticking(progress, self._open_all(args))
+
+    async def _open_all(self, args: Args) -> Args:
         epoch = int(args["epoch"])
         async with self._turn:
             for spec in self.specs():
@@ -409,6 +417,9 @@ class Moving:
     async def hand_over(self, args: Args, progress: Progress) -> Args:
         """Control call of the keeper, when the services have stopped: return when node `to` has everything,
         applied and durable: {"versions": {set: number}}. Raises CrnodeError, and nothing is handed over."""
+        return await _ticking(progress, self._hand_over(args))
+
+    async def _hand_over(self, args: Args) -> Args:
         to = str(args["to"])
         out: Args = {}
         for spec in self.specs():
@@ -416,10 +427,7 @@ class Moving:
             try:
                 async with asyncio.timeout(HAND_OVER_SECONDS):
                     await running.source.scan_now()
-                    newest = running.source.newest
-                    assert newest is not None
-                    push = self._push(spec, to)
-                    await push.shown(newest)
+                    newest = await self._push(spec, to).shown()
             except TimeoutError:
                 what = f"{to} did not get all of {spec.name} within {HAND_OVER_SECONDS:g} s."
                 raise CrnodeError(what, "", "", ExitCode.BEHIND) from None
@@ -565,6 +573,17 @@ class Moving:
         for task in (self._telling, self._leaving):
             if task is not None:
                 task.cancel()
+
+
+async def _ticking(progress: Progress, work: Coroutine[Any, Any, Args]) -> Args:
+    """Do it, and say each second that it is being done: an agent that stands still is silent."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=1.0))[0]:
+            progress({"text": "making ready"})
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def ask_keeper(agent: Agent, what: str, args: Args) -> Args:

@@ -83,7 +83,7 @@ AGENT_SOCKET = "control.sock"
 ASK_SECONDS = 1.0  # between two questions to the agent about its data
 ANSWER_SECONDS = 2.0  # it has as long to answer
 STALE_SECONDS = 4.0  # what it said counts for so long
-WORK_SECONDS = 180.0  # for gathering, opening, handing over
+SILENT_SECONDS = 10.0  # it works on what it was asked to do, and says so each second
 
 log = logging.getLogger("crnode.keeper")
 
@@ -172,6 +172,8 @@ class Keeper:
         self._failures: dict[str, list[float]] = {}  # service -> when it failed
         self._handed: list[float] = []  # when a service made another node serve
         self._unable_since = 0.0
+        self._broken: BaseException | None = None  # of what ran beside
+        self._served = NO_EPOCH
         self._mending = False  # a service is being started again
         self._active: ActiveAnswer | None = None
         self._told: dict[str, str] = {}
@@ -244,6 +246,8 @@ class Keeper:
         try:
             while True:
                 await asyncio.sleep(TICK_SECONDS)
+                if self._broken is not None:
+                    raise self._broken
                 self._tick()
         finally:
             self.do([Fence("the keeper ends")])
@@ -407,7 +411,13 @@ class Keeper:
     def _later(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """What could not be done as it was decided ends the keeper, which fences: better nobody than two."""
+        self._running.discard(task)
+        if not task.cancelled() and self._broken is None:
+            self._broken = task.exception()
 
     def _fence(self, why: str) -> None:
         if self._up:
@@ -447,8 +457,9 @@ class Keeper:
                 try:
                     answer = await self._ask_agent("takeover.state", {}, ANSWER_SECONDS)
                     data, why = Epoch(*map(int, answer["data"])), str(answer["why_not"])
-                except CrnodeError as error:
-                    data, why = self._data[1], f"its agent does not say what data it has: {error.what}"
+                except (CrnodeError, KeyError, TypeError, ValueError) as error:
+                    told = error.what if isinstance(error, CrnodeError) else repr(error)
+                    data, why = self._data[1], f"its agent does not say what data it has: {told}"
                 self._data = (time.monotonic(), data, why)
             await asyncio.sleep(ASK_SECONDS)
 
@@ -477,7 +488,7 @@ class Keeper:
         there = [name for name, link in self.links.items() if now - link.heard < LATELY_SECONDS]
         args = {"epoch": epoch_number(*epoch), "there": there}
         try:
-            answer = await self._ask_agent(what, args, WORK_SECONDS)
+            answer = await self._ask_agent(what, args, SILENT_SECONDS)
         except CrnodeError as error:
             if self.lease.epoch == epoch:
                 self.say(f"{self.node.name} cannot serve: {error}")
@@ -488,8 +499,9 @@ class Keeper:
         return True
 
     async def _serve(self, epoch: Epoch) -> None:
-        if not self._asked and not self._released:
+        if not self._asked and not self._released and epoch != self._served:
             self.takeovers.append(moment())
+        self._served = epoch  # once more in the same one: a switch was taken back
         self._asked = self._released = False
         self._failures.clear()
         self.say(f"{self.node.name} is active in epoch {epoch}.")
@@ -505,7 +517,7 @@ class Keeper:
         why = "" if stopped else "the services did not stop"
         if not why and self._takeover().sets:
             try:
-                await self._ask_agent("takeover.hand-over", {"to": successor}, WORK_SECONDS)
+                await self._ask_agent("takeover.hand-over", {"to": successor}, SILENT_SECONDS)
             except CrnodeError as error:
                 why = str(error)
         if self.lease.epoch != epoch or self.lease.phase is not Phase.HANDING:
@@ -528,33 +540,23 @@ class Keeper:
         now = time.monotonic()
         for name, why in self.services.unsure():
             self.say_once(f"unsure {name}", f"The service {name}: {why}.")
-        for name, why in self.services.failed():
-            spec = self.services.running[name].spec
-            recent = [at for at in self._failures.get(name, []) if now - at < FORGIVEN_SECONDS]
-            self._failures[name] = [*recent, now]
-            others = [n for n, link in self.links.items() if link.is_there and link.able]
-            able = [n for n in others if self.lease.hard.config.slot(n) is not None]
-            self._handed = [at for at in self._handed if now - at < HAND_OVER_SECONDS]
-            if len(recent) < spec.restarts or not able or len(self._handed) >= HAND_OVERS:
-                self.say(f"The service {name} does not serve: {why}; it is started again.")
-                if len(recent) >= spec.restarts:
-                    moved = f"it moved {HAND_OVERS} times within the hour"
-                    held = moved if able else "no other node is able"
-                    self.say_once("service", f"The service {name} fails again and again, and {held}.")
-                self._mending = True
-                self._later(self._start_again(name, len(recent)))
-                return
-            self._able, self._unable_since = f"its service {name} fails again and again: {why}", now
-            self._handed.append(now)
-            self.say(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
-            answer = self.lease.hand_over(able[0])
-            if not isinstance(answer, str):
-                self.do(answer)
+        for spec, why in self.services.failed():
+            recent = [at for at in self._failures.get(spec.name, []) if now - at < FORGIVEN_SECONDS]
+            self._failures[spec.name] = [*recent, now]
+            self._mending = True
+            self._later(self._mend(spec.name, why, len(recent), again=len(recent) < spec.restarts))
             return
 
-    async def _start_again(self, name: str, before: int) -> None:
+    async def _mend(self, name: str, why: str, before: int, *, again: bool) -> None:
+        """Start a service again, or let another node serve, when that has everything and could."""
         epoch = self.lease.epoch
         try:
+            if not again:
+                held = await self._move_away(name, why)
+                if not held:
+                    return
+                self.say_once("service", f"The service {name} fails again and again, and {held}.")
+            self.say(f"The service {name} does not serve: {why}; it is started again.")
             if before:
                 await asyncio.sleep(min(0.1 * 2**before, 5.0))
             if self._still(epoch) and name in self.services.running:
@@ -563,6 +565,30 @@ class Keeper:
                 await self.services.start(lambda: self._still(epoch))
         finally:
             self._mending = False
+
+    async def _move_away(self, name: str, why: str) -> str:
+        """Begin to hand over, because a service fails here; else why not."""
+        now = time.monotonic()
+        self._handed = [at for at in self._handed if now - at < HAND_OVER_SECONDS]
+        if len(self._handed) >= HAND_OVERS:
+            return f"it moved {HAND_OVERS} times within the hour"
+        others = [n for n, link in self.links.items() if link.is_there and link.able]
+        able = [n for n in others if self.lease.hard.config.slot(n) is not None]
+        if not able:
+            return "no other node is able"
+        if self._takeover().sets:
+            try:
+                await self._ask_agent("takeover.ready-for", {"to": able[0]}, ANSWER_SECONDS)
+            except CrnodeError as error:
+                return f"{able[0]} cannot serve yet: {error}"
+        answer = self.lease.hand_over(able[0])
+        if isinstance(answer, str):
+            return answer
+        self._able, self._unable_since = f"its service {name} fails again and again: {why}", now
+        self._handed.append(now)
+        self.say(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
+        self.do(answer)
+        return ""
 
     def _answer_active(self, port: int | None) -> None:
         """Answer load balancers on that port (rule 23)."""

@@ -55,8 +55,8 @@ class Probe:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=self.spec.timeout_s):
                 return ""
-        except OSError as error:
-            return f"{self.spec.target} does not answer: {error.strerror or error}"
+        except (OSError, ValueError) as error:
+            return f"{self.spec.target} does not answer: {error}"
 
     def _http(self) -> str:
         url = urllib.parse.urlsplit(self.spec.target)
@@ -76,7 +76,7 @@ class Probe:
                 self.warning = _expiry(connection.sock.getpeercert(binary_form=True))
             answer = connection.getresponse()
             body = answer.read(BODY_BYTES)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             return f"{self.spec.target} does not answer: {error}"
         finally:
             connection.close()

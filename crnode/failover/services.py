@@ -154,14 +154,17 @@ class Services:
             running.close()
             signal_group(running.process, signal.SIGKILL)
 
-    def failed(self) -> list[tuple[str, str]]:
-        """(name, why) of those that ended by themselves or do not serve."""
+    def failed(self) -> list[tuple[ServiceSpec, str]]:
+        """(service, why) of those that could not be started, ended by themselves or do not serve."""
         out = []
-        for name, running in self.running.items():
-            if running.ended:
-                out.append((name, f"it has ended with {running.process.returncode}"))
+        for spec in self.services:
+            running = self.running.get(spec.name)
+            if running is None:
+                out.append((spec, "it could not be started"))
+            elif running.ended:
+                out.append((spec, f"it has ended with {running.process.returncode}"))
             elif running.health is Health.DOWN:
-                out.append((name, running.why or "it does not serve"))
+                out.append((spec, running.why or "it does not answer as it should"))
         return out
 
     def told(self) -> dict[str, str]:

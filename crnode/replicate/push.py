@@ -157,11 +157,18 @@ class Push:
         async with self._changed:
             await self._changed.wait_for(lambda: self.lag.acknowledged >= sequence)
 
-    async def shown(self, image: Image) -> None:
-        """Return once the target has this very image, applied to its live tree and durable there."""
-        wanted = (image.id, image.id, True)
+    async def shown(self) -> Image:
+        """Return once the target has the newest image, applied to its live tree and durable there; that
+        image."""
+
+        def is_shown() -> bool:
+            newest = self.source.newest
+            return newest is not None and self.acked == self.applied == newest.id and self.synced
+
         async with self._changed:
-            await self._changed.wait_for(lambda: (self.acked, self.applied, self.synced) == wanted)
+            await self._changed.wait_for(is_shown)
+        assert self.source.newest is not None
+        return self.source.newest
 
     async def settle(self) -> dict[str, object]:
         """Ask the target to check its live tree against what it applied, to put it right, and to say what it

@@ -761,6 +761,20 @@ class TargetSet:
             self._session[0].fail("denied", reason, retry=True)
         self._looked_up.set()
 
+    async def leave_source(self, reason: str) -> None:
+        """End the session for good: this node is to be the source itself. What was staged of an image that
+        nobody will complete is dropped; nothing of the session may come to that place afterwards."""
+        await self.close_session(reason)
+        self._session = None  # what it has sent already is refused
+
+        def drop() -> None:  # behind all that the session has asked of the writer
+            staging = self.catalog.staging()
+            if staging is not None:
+                with self.catalog.transaction():
+                    self.catalog.undo(staging.ordinal)
+
+        await self.writer.submit(drop)
+
 
 def _syncfs_and_close(fd: int) -> None:
     try:

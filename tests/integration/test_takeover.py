@@ -18,7 +18,9 @@ import pytest
 from harness import rsync_difference, wait_for
 from house import FLOATING, NAMES, Host, House, ip
 
+from crnode.errors import ExitCode
 from crnode.net.control import call
+from crnode.store.reader import open_reader
 
 SERVICE = """
 import http.server, os, subprocess
@@ -242,6 +244,38 @@ def test_a_server_that_was_cut_off_keeps_what_it_wrote_as_a_version(shop: Shop) 
 
 
 @pytest.mark.timeout(300)
+def test_a_server_that_dies_while_it_sends_a_large_image(shop: Shop) -> None:
+    """What was staged of it is nobody's: the new source begins with what was whole."""
+    a, b = shop.hosts["a"], shop.hosts["b"]
+    shop.quiet()
+    wait_for(lambda: shop.in_sync("a", "b"))
+    catalog = next((b.data / "sets").glob("*.db"))
+
+    def staging() -> bool:
+        with open_reader(catalog) as reader:
+            return reader.staging() is not None
+
+    many = shop.site("a") / "many"
+    many.mkdir()
+    for number in range(12_000):
+        (many / f"{number}").write_bytes(b"%d" % number * 20)
+    wait_for(staging, 60, 0.005)
+    shop.kill(a)
+    wait_for(lambda: b.phase() == "active" and b.serves(), 30)
+    assert not staging()
+    before = len(list((shop.site("b") / "many").glob("*"))) if (shop.site("b") / "many").exists() else 0
+    (shop.site("b") / "written at b").write_text("on with the work")
+    shop.boot(a)
+    wait_for(lambda: shop.in_sync("b", "a"), 90)
+    wait_for(shop.same, 60)
+    assert (shop.site("a") / "written at b").exists()
+    assert len(list((shop.site("a") / "many").glob("*"))) == before or before == 0
+    versions = call(a.data / "control.sock", "versions", {"set": "site"}, None, 30)["versions"]
+    (kept,) = [row for row in versions if (row["name"] or "").startswith("diverged") and row["node"] == "a"]
+    assert kept["entries"] > 12_000  # all that a had
+
+
+@pytest.mark.timeout(300)
 def test_whatever_stands_still_at_most_one_serves(shop: Shop) -> None:
     """SIGSTOP of the agent, of the keeper, of both."""
     a, b = shop.hosts["a"], shop.hosts["b"]
@@ -350,4 +384,42 @@ def test_a_probe_that_fails_now_and_then_moves_nothing(shop: Shop) -> None:
     (shop.place / "flap").unlink()
     assert shop.settled() is a
     assert a.service() == [before]
+    shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+def test_without_the_witness_it_goes_on_and_without_two_nobody_serves(shop: Shop) -> None:
+    a, b, c = shop.keepers()
+    shop.turns = ["a"]
+    shop.kill(c)
+    time.sleep(5)
+    assert shop.settled() is a
+    said = subprocess.run(a.command("failover", "--dry-run"), capture_output=True, text=True, check=False)
+    assert said.returncode == ExitCode.BEHIND and "nothing would take over" in said.stdout
+    b.plug("down")
+    wait_for(lambda: not a.has_address() and not a.serves(), 8.0)  # one of three: it stops by itself
+    b.plug("up")
+    found = shop.settled(40)
+    assert found in (a, b)
+    if found is b:
+        shop.turns.append("b")
+    shop.boot(c)
+    wait_for(lambda: c.phase() == "standby", 20)
+    shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_hears_and_is_not_heard_stops(shop: Shop) -> None:
+    """One way only: nothing of what it sends to the others leaves it, and its clients reach it well."""
+    a, b, _ = shop.keepers()
+    shop.turns = ["a"]
+    for number in (2, 3):
+        ip("-n", a.space, "route", "add", "blackhole", f"10.77.0.{number}/32")
+    wait_for(lambda: not a.has_address() and not a.serves(), 8.0)
+    assert shop.settled(40) is b
+    shop.turns.append("b")
+    for number in (2, 3):
+        ip("-n", a.space, "route", "del", "blackhole", f"10.77.0.{number}/32")
+    wait_for(lambda: shop.in_sync("b", "a"), 60)
+    wait_for(lambda: a.phase() == "standby")
     shop.check_answers()

@@ -101,7 +101,8 @@ def test_pages_and_ports() -> None:
         assert "without 'closed'" in ask("http", f"{url}/", expect="closed")[0]
         assert "answers 503" in ask("http", f"{url}/503")[0]
         begun = time.monotonic()
-        assert "did not answer within 0.5 s" in ask("http", f"{url}/999")[0]
+        why = ask("http", f"{url}/999")[0]  # whichever of the two clocks is first
+        assert "did not answer within 0.5 s" in why or "timed out" in why
         assert time.monotonic() - begun < 1.4
         assert ask("tcp", f"127.0.0.1:{port}")[0] == ""
     with socket.socket() as free:
