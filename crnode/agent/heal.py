@@ -28,6 +28,7 @@ class Healer:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.first: dict[str, str] = {}  # set -> the holder that is asked before the others
 
     def holders(self, uuid: str) -> list[str]:
         """Nodes that may hold the set's objects, the source first."""
@@ -77,7 +78,7 @@ class Healer:
                 return found
         for member in self._members(uuid):  # what a group has came with its members
             found |= await self.fetch(member, {i for i in ids if i not in found}, paths)
-        for name in self.holders(uuid):
+        for name in sorted(self.holders(uuid), key=lambda name: name != self.first.get(uuid)):
             wanted = [i for i in ids if i not in found]
             if not wanted:
                 break

@@ -284,7 +284,12 @@ class Moving:
         catalog = running.commit.catalog
         with await in_thread(catalog.reader) as reader:
             newest, changed, removed = await in_thread(partial(_differences, reader, found))
-        await self._restore.have(spec, changed)
+        healer = self.agent.healer
+        healer.first[spec.uuid] = holder  # who has died may be asked for long
+        try:
+            await self._restore.have(spec, changed)
+        finally:
+            healer.first.pop(spec.uuid, None)
         base = newest.id if newest is not None and newest.id is not None else b""
         begin = ImageBegin(
             name, parent, base, incarnation, int(header["epoch"]), int(header["sequence"]),
@@ -662,7 +667,7 @@ def _changed_paths(catalog: Reader, base: int, to: int) -> list[bytes]:
 def _commit(
     running: RunningTarget, begin: ImageBegin, changed: list[Entry], removed: list[bytes]
 ) -> list[bytes]:
-    incoming = running.commit.begin(begin)
+    incoming = running.commit.begin(begin, gathered=True)
     running.commit.add(incoming, changed, removed)
     return running.commit.commit(incoming)
 

@@ -56,6 +56,7 @@ class Incoming:
     """An image on its way in."""
 
     header: ImageBegin
+    gathered: bool = False  # see :meth:`TargetCommit.begin`
     changed: dict[bytes, Entry] = field(default_factory=dict)
     removed: set[bytes] = field(default_factory=set)
     unresolved: set[bytes] = field(default_factory=set)  # named and not held yet
@@ -163,11 +164,12 @@ class TargetCommit:
 
     # -- entries
 
-    def begin(self, header: ImageBegin) -> Incoming:
-        """Check an image's header against what is here. Raises Refusal."""
-        self._check_header(header)
+    def begin(self, header: ImageBegin, *, gathered: bool = False) -> Incoming:
+        """Check an image's header against what is here. Raises Refusal. `gathered`: this node itself fetches
+        what another one acknowledged before the present epoch began, which is no reason then."""
+        self._check_header(header, gathered=gathered)
         staging = self.catalog.staging()
-        incoming = Incoming(header)
+        incoming = Incoming(header, gathered=gathered)
         incoming.needed = most_needed(header.total_bytes, header.entries)
         if staging is not None:
             if header.resumed and staging.id == header.id:
@@ -181,11 +183,11 @@ class TargetCommit:
             raise Refusal("resume", "nothing of this image is staged here", retry=True)
         return incoming
 
-    def _check_header(self, header: ImageBegin) -> None:
+    def _check_header(self, header: ImageBegin, *, gathered: bool) -> None:
         if header.digest_scheme != DIGEST_SCHEME:
             raise Refusal("scheme", f"digest scheme {header.digest_scheme} is unknown here", retry=False)
         fence = int.from_bytes(self.catalog.meta("fence_epoch") or b"", "big")
-        if header.epoch < fence:
+        if header.epoch < fence and not gathered:
             raise Refusal("epoch", f"epoch {header.epoch} is over; epoch {fence} has begun", retry=False)
         expected = image_id(
             header.parent,
@@ -327,7 +329,7 @@ class TargetCommit:
         newest = self.catalog.newest()
         if newest is not None and newest.id == header.id:
             return []
-        self._check_header(header)
+        self._check_header(header, gathered=incoming.gathered)
         self.store.check_room()
         lacking = self._lacking(incoming)
         if lacking:

@@ -64,8 +64,9 @@ urllib.request.urlopen("http://127.0.0.1:8080/", timeout=1.5).read()
 class Shop(House):
     """A house in which a set moves: a and b have it and may be active, c votes."""
 
-    def open(self) -> None:
-        for name in ("a", "b"):
+    def open(self, *, third: bool = False) -> None:
+        """`third`: c keeps a copy as well."""
+        for name in ("a", "b", "c") if third else ("a", "b"):
             (self.place / f"site-{name}").mkdir()
         site = self.place / "site-a"
         (site / "count").write_bytes(b"%020d" % 0)
@@ -78,6 +79,8 @@ class Shop(House):
             a = self.hosts["a"]
             at = f"b:{self.place / 'site-b'}"
             words = ["--source", "a", "--path", str(site), "--to", at, "--privileged"]
+            if third:
+                words += ["--to", f"c:{self.place / 'site-c'}"]
             a.run("set", "add", "site", *words)
             a.run("sync", "site", "--timeout", "30")
 
@@ -156,7 +159,7 @@ class Shop(House):
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces take root and iproute2")
     probe = f"k{os.getpid() % 100000}-probe"
@@ -165,7 +168,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     ip("netns", "delete", probe)
     one = Shop(tmp_path)
     try:
-        one.open()
+        one.open(third=getattr(request, "param", "") == "third")
         yield one
     finally:
         one.close()
@@ -241,6 +244,30 @@ def test_a_server_that_was_cut_off_keeps_what_it_wrote_as_a_version(shop: Shop) 
     a.run("restore", "site:nobody has it", "--version", kept["name"], "--to", str(to))
     assert (to / "nobody has it").read_bytes() == b"written while the cable was out"
     shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shop", ["third"], indirect=True)
+def test_what_only_a_third_node_has_is_fetched_before_anybody_serves(shop: Shop) -> None:
+    a, b, c = shop.keepers()
+    shop.quiet()
+    wait_for(lambda: shop.in_sync("a", "b") and shop.in_sync("a", "c"))
+    assert b.agent is not None
+    os.kill(b.agent.pid, signal.SIGSTOP)  # its disk is slow, say
+    for number in range(30):
+        (shop.site("a") / f"only at c {number}").write_bytes(os.urandom(40_000))
+    (shop.site("a") / "page 3").unlink()
+    wait_for(lambda: (shop.site("c") / "only at c 29").exists() and shop.in_sync("a", "c"))
+    shop.kill(a)
+    os.kill(b.agent.pid, signal.SIGCONT)
+    wait_for(lambda: b.phase() == "active" and b.serves(), 40)
+    wait_for(lambda: rsync_difference(shop.site("b"), shop.site("c")) == "", 30)
+    assert (shop.site("b") / "only at c 29").exists() and not (shop.site("b") / "page 3").exists()
+    assert any("was fetched from c" in text for text in shop.events("b"))
+    wait_for(lambda: shop.in_sync("b", "c"), 60)
+    rows = call(b.data / "control.sock", "versions", {"set": "site"}, None, 60)["versions"]
+    assert not [row for row in rows if (row["name"] or "").startswith("diverged")]
+    assert c.phase() == "standby"
 
 
 @pytest.mark.timeout(300)
