@@ -28,7 +28,7 @@ from crnode.cluster.moves import Move, epoch_parts, is_plausible
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover.forecast import forecast
 from crnode.net.control import call
-from crnode.replicate.commit import Refusal
+from crnode.replicate.commit import FENCE, Refusal
 from crnode.store.catalog import Catalog
 from crnode.store.reader import BAD, FUZZY, ROLLING, Image, Reader
 from crproto.entries import Entry
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 Args = dict[str, Any]
 Progress = Callable[[Args], None]
 
-FENCE = "fence_epoch"
 GATHER_SECONDS = {"lan": 3.0, "wan": 15.0}  # for the answers of the others (rule 21)
 SILENT_SECONDS = 0.1  # ... for that of a node that was not heard of for a while
 FETCH_SECONDS = 30.0  # for what one of them has and we lack
@@ -672,4 +671,4 @@ def _commit(
     return running.commit.commit(incoming)
 
 
-__all__ = ["FENCE", "Moving", "raise_fence"]
+__all__ = ["Moving", "raise_fence"]

@@ -32,10 +32,24 @@ class Takeovers:
         """Control call: the wish as :class:`TakeoverSpec` has it."""
         self._master_only("Saying what takes over")
         spec = TakeoverSpec.model_validate(args)
+        self._check_left(spec)
         incarnation = await asyncio.to_thread(self._incarnation)
         await self.agent.change(set_takeover(self.agent.said, spec, incarnation))
         self.agent.journal.add("cluster", f"Voters on who is active are {', '.join(spec.voters)}.")
         return await self.show({}, progress)
+
+    def _check_left(self, spec: TakeoverSpec) -> None:
+        """A set that was opened in an epoch stays in it: its targets take nothing older any more, and what is
+        pushed without an epoch is older than all."""
+        before = self.agent.said.takeover
+        for name in before.sets if before is not None else ():
+            if name not in spec.sets and self.agent.said.need_set(name).uuid in self.agent.moves:
+                raise CrnodeError(
+                    f"The set '{name}' moves with the lease already, and would be left out.",
+                    "Its targets would refuse whatever came of it without one.",
+                    f"Name it again: --set {name}",
+                    ExitCode.REFUSED,
+                )
 
     def _incarnation(self) -> str:
         file = VoteFile(self.agent.data / NAME)

@@ -30,6 +30,7 @@ from crproto.limits import DIGEST_SCHEME
 from crproto.messages import ImageBegin
 from crproto.paths import split
 
+FENCE = "fence_epoch"  # key of the epoch below which nothing is committed any more (rule 20)
 COMPARED = 1 << 16
 """Among the flags of an image on its way, never of one that is kept: its sender does not know what the target
 has, and found what differs by comparing."""
@@ -186,7 +187,7 @@ class TargetCommit:
     def _check_header(self, header: ImageBegin, *, gathered: bool) -> None:
         if header.digest_scheme != DIGEST_SCHEME:
             raise Refusal("scheme", f"digest scheme {header.digest_scheme} is unknown here", retry=False)
-        fence = int.from_bytes(self.catalog.meta("fence_epoch") or b"", "big")
+        fence = int.from_bytes(self.catalog.meta(FENCE) or b"", "big")
         if header.epoch < fence and not gathered:
             raise Refusal("epoch", f"epoch {header.epoch} is over; epoch {fence} has begun", retry=False)
         expected = image_id(
@@ -481,13 +482,6 @@ class TargetCommit:
             return 0
         with self.catalog.transaction():
             return self._thin(newest, limit)
-
-    def raise_fence(self, epoch: int) -> None:
-        """From now on no image of an older epoch is committed here (rule 20)."""
-        with self.catalog.transaction():
-            held = int.from_bytes(self.catalog.meta("fence_epoch") or b"", "big")
-            if epoch > held:
-                self.catalog.set_meta("fence_epoch", epoch.to_bytes(8, "big"))
 
 
 def shown(path: bytes) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from store_samples import SET, commit, directory, file, put_file, small_store
 
 from crnode.agent.moving import raise_fence
+from crnode.agent.takeover import Takeovers
 from crnode.cluster.document import (
     ClusterDocument,
     DocumentId,
@@ -18,6 +21,7 @@ from crnode.cluster.document import (
     Takeover,
     Target,
 )
+from crnode.cluster.membership import TakeoverSpec
 from crnode.cluster.moves import (
     JUMP,
     Move,
@@ -152,3 +156,20 @@ def test_the_folder_of_a_source_becomes_a_live_tree_as_it_is(tmp_path: Path) -> 
     place, as_left = prepare(folder, SET, locate(folder, SET).prepared())
     assert as_left and place.mark() is not None
     assert (folder / "page").read_bytes() == b"page" and catalog.meta(WAS_SOURCE) is None
+
+
+@pytest.mark.parametrize(
+    ("sets", "opened", "refused"), [([], True, True), (["web"], True, False), ([], False, False)]
+)
+def test_a_set_that_was_opened_in_an_epoch_is_not_left_out(
+    sets: list[str], opened: bool, refused: bool
+) -> None:
+    """Who says it all anew to add a probe forgets --set: then the targets would refuse everything."""
+    agent: Any = SimpleNamespace(said=_document(_set()), moves={UUID: Move(258, "b")} if opened else {})
+    check = Takeovers(agent, lambda _: None)._check_left
+    spec = TakeoverSpec(voters=["a", "b", "c"], sets=sets)
+    if not refused:
+        check(spec)
+        return
+    with pytest.raises(CrnodeError, match="--set web"):
+        check(spec)
