@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from crnode.agent import doctor, status
 from crnode.agent.brake import Brakes
+from crnode.agent.forced import Forced
 from crnode.agent.groups import Groups, settled
 from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
@@ -77,6 +78,7 @@ class Calls:
         self.groups = Groups(agent, self._forward, self._sync, self._peer_settle, self._master_only)
         self.takeovers = Takeovers(agent, self._master_only)
         self.moving = Moving(agent, self.restore, self._forward)
+        self.forced = Forced(agent, self.moving, self._forward)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
 
@@ -90,6 +92,7 @@ class Calls:
             "set.show": self._set_show,
             "set.add": self._set_add,
             "takeover.set": self.takeovers.set,
+            "takeover.force": self.forced.force,
             "takeover.show": self.takeovers.show,
             "takeover.state": self.moving.state,
             "takeover.would": self.moving.would,
@@ -135,6 +138,7 @@ class Calls:
             "verify": self._peer_verify,
             "brake": self.brakes.peer,
             "takeover.state": self.moving.state_peer,
+            "takeover.authority": self.forced.authority_peer,
             "takeover.switch": self.moving.switch_peer,
             "takeover.fence": self.moving.fence_peer,
             "takeover.moved": self.moving.moved_peer,

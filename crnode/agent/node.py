@@ -71,6 +71,8 @@ from crproto.messages import Hello
 SWITCH_SECONDS = 0.0005  # one busy thread of Python may hold the loop up no longer than this
 MEND_SECONDS = 60.0  # between two times that a catalog is made again
 LOOK_SECONDS = 2.0
+ANSWER_SECONDS = 2.0  # a node that is there answers a question in that time
+FIRST_GENERATION = 1  # of a cluster document; in a later one another node may have become the master
 MOVES_FILE = "moves.json"
 DOUBT_SECONDS = 600.0  # between two looks at a catalog of a set whose images do not fit it
 log = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class Agent:
             await self._follow(self.said)
             await self.calls.in_place.clean()
             self.calls.moving.resume()
+            self.calls.forced.begin()
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there
             for work, name in ((self.calls.maintenance.run(), "maintenance"), (Idle(self).run(), "idle")):
@@ -168,6 +171,7 @@ class Agent:
             if control is not None:
                 await control.close()
             self.calls.moving.close()
+            self.calls.forced.close()
             ending: list[asyncio.Task[Any]] = [*self._background, *self._relief, *self.sets.returning]
             ending += self._link_tasks.values()
             for task in ending:
@@ -257,9 +261,13 @@ class Agent:
             )
 
     def _make_desk(self) -> JoinDesk | None:
-        if self.node.role is not Role.MASTER or not (self.data / CA_KEY_FILE).exists():
+        if not self._is_master() or not (self.data / CA_KEY_FILE).exists():
             return None
         return JoinDesk(self.data, lambda: self.said, self.change)
+
+    def renew_desk(self) -> None:
+        """This node became the master."""
+        self.desk = self._make_desk()
 
     # -- the document
 
@@ -278,7 +286,11 @@ class Agent:
     async def _taken(self, sender: str, body: bytes) -> ClusterDocument | None:
         """The document that was sent, durable now; None when it is no news, or refused."""
         try:
-            document = accept(self.said, parse_document(body, f"the document from {sender}"), sender)
+            offered = parse_document(body, f"the document from {sender}")
+            hears: set[str] = set()
+            if offered.version.generation > self.said.version.generation:
+                hears = {node.name for node in offered.nodes if node.lost and await self.answers(node.name)}
+            document = accept(self.said, offered, sender, hears=hears)
         except CrnodeError as error:
             self.journal.add("refused", str(error))
             return None
@@ -463,6 +475,19 @@ class Agent:
             return 0.0
         return time.monotonic() - max(times) if times else None
 
+    async def answers(self, name: str) -> bool:
+        """Whether that node answers a question now: a connection may outlive who was at its other end."""
+        link = self.links.get(name)
+        if link is None or link.peer is None:
+            return False
+        try:
+            await link.call("status", {}, ANSWER_SECONDS)
+        except TimeoutError:
+            return False
+        except CrnodeError as error:
+            return error.exit_code is not ExitCode.UNREACHABLE
+        return True
+
     def _hello(self) -> Hello:
         return node_hello(self.node, self.document, time.time_ns())
 
@@ -528,7 +553,8 @@ def run(data: Path, role: str, listen: str | None = None) -> int:
                 "Ask for a new invitation and join with an empty data directory.",
                 ExitCode.REFUSED,
             )
-        if role != here.role.value:
+        became = here.role is Role.MASTER and document.version.generation > FIRST_GENERATION
+        if role != here.role.value and not became:
             raise CrnodeError(
                 f"This node is the {here.role} of cluster {document.name}, not a {role}.",
                 "The cluster document says so, and it is changed at the master alone.",

@@ -27,6 +27,7 @@ def register(top: typer.Typer) -> None:
     top.command("switch-to", epilog="Example: crnode switch-to box2")(switch_to)
     top.command(epilog="Example: crnode failback")(failback)
     top.command(epilog="Example: crnode failover --dry-run")(failover)
+    top.command(epilog="Example: crnode activate --alone")(activate)
 
 
 @app.command(
@@ -238,6 +239,19 @@ def failover(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say whether a takeover would work now, and what it would cost.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on alone, though no majority is left: the others are switched off."),
+    ] = False,
+    off: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--i-switched-off", metavar="NODE", help="A node that you have switched off, or cut off for good."
+        ),
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="... even with data older than what was served last.")
+    ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> int:
@@ -246,7 +260,27 @@ def failover(
 
     A node that is active and answers is not pushed aside: ask it with switch-to. With --dry-run nothing
     happens, and exit code 5 says that nothing would take over.
+
+    With --force this node goes on alone, which takes no majority. That at most one node is active rests on
+    you then: name each node that does not answer with --i-switched-off, after you have switched it off. It
+    comes back only by joining anew: crnode invite NODE, at this node, which becomes the master if that was
+    lost.
     """
+    if force or off or accept_loss:
+        if not (force and off):
+            raise CrnodeError(
+                "Force takes the names of the nodes that you have switched off.",
+                "Only you can know that they do not serve.",
+                "Write: crnode failover --force --i-switched-off NODE",
+                ExitCode.USAGE,
+            )
+        answer = ask(data, "takeover.force", {"off": off, "accept_loss": accept_loss})
+        if as_json:
+            print_json(answer)
+        else:
+            names = " and ".join(answer["off"])
+            show(f"{answer['node']} goes on without {names}. See: crnode takeover status")
+        return int(ExitCode.OK)
     found = ask(data, "takeover.would")
     if not dry_run:
         if found["active"] is not None:
@@ -268,6 +302,32 @@ def failover(
         for text in found["says"]:
             show(text)
     return int(ExitCode.OK if found["ok"] else ExitCode.BEHIND)
+
+
+def activate(
+    alone: Annotated[
+        bool, typer.Option("--alone", help="No other node was made active by force, as you know.")
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Let this node serve again after a start, though the others do not answer.
+
+    A node that votes alone waits after each start until the others have said that none of them was made
+    active by force meanwhile. Where they cannot say it, you can.
+    """
+    if not alone:
+        raise CrnodeError(
+            "Say that no other node was made active: --alone",
+            "If another one was (crnode failover --force), two nodes would serve.",
+            "Look at the other nodes first: crnode takeover status",
+            ExitCode.USAGE,
+        )
+    answer = _ask_keeper(data, "alone", {})
+    if as_json:
+        print_json(answer)
+    else:
+        show("This node serves as soon as nobody holds the lease. See: crnode takeover status")
 
 
 def _probe(text: str) -> dict[str, str]:

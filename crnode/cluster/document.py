@@ -223,6 +223,7 @@ class Node(_Value):
     incarnation: Hex16  # changes when its data directory is made anew
     added_at_ns: Count  # wall clock
     machine: Annotated[str, Field(max_length=256)] = ""  # machine-id, for people and for clones
+    lost: bool = False  # switched off, as a person said by force: it comes back by joining (rule 28)
 
 
 class Target(_Value):

@@ -8,7 +8,7 @@ of the master (rules 85 and 88). `now` is wall clock time in nanoseconds since 1
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import pathspec
@@ -95,8 +95,25 @@ def _edited(document: ClusterDocument, what: str, **changes: Any) -> ClusterDocu
 
 
 def add_node(document: ClusterDocument, node: Node, now: int) -> ClusterDocument:
-    """Admit `node`. Refused: a name, address or certificate that is taken, a ninth node, a second master."""
-    if document.node(node.name) is not None:
+    """Admit `node`. Refused: a name, address or certificate that is taken, a ninth node, a second master.
+    A node that was lost comes back under its name; what lies in its folders is set aside first (rule 46)."""
+    known = document.node(node.name)
+    if known is not None and known.lost:
+        sets = tuple(
+            item.model_copy(
+                update={
+                    "targets": {
+                        name: target.model_copy(update={"adopt": True}) if name == node.name else target
+                        for name, target in item.targets.items()
+                    }
+                }
+            )
+            for item in document.sets
+        )
+        placed = node.model_copy(update={"added_at_ns": now})
+        nodes = tuple(placed if item is known else item for item in document.nodes)
+        return _edited(document, f"'{node.name}' was not added.", nodes=nodes, sets=sets)
+    if known is not None:
         raise _refuse(
             f"'{node.name}' was not added.",
             "The cluster has a node of that name already.",
@@ -441,6 +458,33 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
     return _edited(document, what, takeover=takeover)
 
 
+def go_on_without(
+    document: ClusterDocument, me: str, lost: Mapping[str, str], incarnation: str, now: int
+) -> ClusterDocument:
+    """A later generation of the document, in which `me` goes on without the nodes that `lost` names; each
+    with 32 bytes in hex that are no certificate's fingerprint. Their sets stay as they are, and are restored
+    from where they went. `incarnation` (hex) is that of the vote file of whoever is to found."""
+    what = f"{me} does not go on alone."
+    assert document.takeover is not None
+    nodes, stones = [], document.tombstones
+    for node in document.nodes:
+        role = Role.MASTER if node.name == me and document.master.name in lost else node.role
+        if node.name in lost and not node.lost:
+            stone = Tombstone(
+                kind="node", name=node.name, at_ns=now, keep_until_ns=now, fingerprint=node.fingerprint
+            )
+            stones = _bury(document.model_copy(update={"tombstones": stones}), stone)
+            update = {"fingerprint": lost[node.name], "lost": True}
+            node = node.model_copy(update=update)
+        if node.name in lost and role is Role.MASTER:
+            role = Role.REPLI_MASTER
+        nodes.append(node.model_copy(update={"role": role}))
+    takeover = document.takeover.model_copy(update={"founder": me, "founder_incarnation": incarnation})
+    edited = _edited(document, what, nodes=tuple(nodes), tombstones=stones, takeover=takeover)
+    version = edited.version._replace(generation=document.version.generation + 1)
+    return edited.model_copy(update={"version": version})
+
+
 def remove_set(document: ClusterDocument, name: str, now: int, forget: bool = False) -> ClusterDocument:
     """Stop replicating `name`. Its versions stay 30 days on the targets (rule 47), or go at once with
     `forget`.
@@ -469,14 +513,20 @@ def _bury(document: ClusterDocument, stone: Tombstone) -> tuple[Tombstone, ...]:
 
 
 def accept(
-    current: ClusterDocument | None, offered: ClusterDocument, sender: str, holder: str | None = None
+    current: ClusterDocument | None,
+    offered: ClusterDocument,
+    sender: str,
+    holder: str | None = None,
+    hears: Collection[str] = (),
 ) -> ClusterDocument:
     """The document to go by after `sender` (an authenticated node name) offered one; `current` if it is no
     news.
 
-    `holder` is the node that is known to hold the epoch when that is not the master. Refused (CrnodeError):
-    another cluster, a sender that is neither, an older document, and another text under the same id. Whether
-    the offered document still contains this very node is for the caller to look at.
+    `holder` is the node that is known to hold the epoch when that is not the master; `hears` are the nodes
+    that answer here. A candidate may offer a later generation, in which it goes on by force without nodes
+    that do not answer here either (rule 28). Refused (CrnodeError): another cluster, a sender that is
+    neither, an older document, and another text under the same id. Whether the offered document still
+    contains this very node is for the caller to look at.
     """
     what = f"The cluster document from '{sender}' was not taken."
     if current is None:
@@ -487,7 +537,17 @@ def accept(
             f"It belongs to the cluster '{offered.name}' ({offered.id[:8]}), not to '{current.name}'.",
             "",
         )
-    if sender not in (current.master.name, holder):
+    if _is_forced(current, offered, sender):
+        lost = {node.name for node in offered.nodes if node.lost}
+        here = sorted(name for name in lost - {n.name for n in current.nodes if n.lost} if name in hears)
+        if here:
+            raise _refuse(
+                what,
+                f"{sender} goes on by force as if {here[0]} were switched off, and {here[0]} answers here:"
+                " two nodes may be active.",
+                f"Switch {here[0]} off, or take {sender} from the network.",
+            )
+    elif sender not in (current.master.name, holder):
         raise _refuse(
             what, f"Only the master '{current.master.name}' makes changes; this node is not it.", ""
         )
@@ -503,6 +563,12 @@ def accept(
             )
         return current
     return offered
+
+
+def _is_forced(current: ClusterDocument, offered: ClusterDocument, sender: str) -> bool:
+    candidates = current.takeover.candidates if current.takeover is not None else ()
+    later = offered.version.generation > current.version.generation
+    return later and sender in candidates and offered.master.name in (sender, current.master.name)
 
 
 def _spoken(document: ClusterDocument) -> str:

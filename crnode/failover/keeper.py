@@ -33,6 +33,7 @@ from crnode.failover.lease import Lease, Phase
 from crnode.failover.machine import Facts, hindrance, next_voters, sentence
 from crnode.failover.services import Services
 from crnode.failover.terms import (
+    GENERATION_BITS,
     LAN,
     LAN_LEASE_NS,
     NO_EPOCH,
@@ -74,7 +75,7 @@ DIAL_SECONDS = 1.0
 REDIAL_SECONDS = 0.3
 USER_TIMEOUT_MS = 2000  # what the other side has not acknowledged for so long ends a connection (RFC 5482)
 UNSENT_MOST = 64 << 10  # what is to be sent is dropped beyond that: it would come too late to be of use
-SWITCH_SECONDS = 15.0
+VOTE_SECONDS = 5.0  # for a node that is to vote to be one of the voters
 FORGIVEN_SECONDS = 600.0  # after which a failure of a service, or of this node to serve, counts no more
 HAND_OVERS, HAND_OVER_SECONDS = 2, 3600.0  # that a service may cause, within so long (rule 24)
 ALL_DATA = Epoch(1 << 62, 0)
@@ -175,6 +176,8 @@ class Keeper:
         self._broken: BaseException | None = None  # of what ran beside
         self._served = NO_EPOCH
         self._mending = False  # a service is being started again
+        self._settled = asyncio.Event()  # no change of the voters is under way
+        self._voting = ""  # who is given a vote, to be able to take over (rule 12)
         self._active: ActiveAnswer | None = None
         self._told: dict[str, str] = {}
         self._document_read = 0.0
@@ -238,7 +241,13 @@ class Keeper:
             ) from error
         control = ControlServer(
             self.data / SOCKET,
-            {"status": self._status, "switch": self._switch, "campaign": self._campaign_call},
+            {
+                "status": self._status,
+                "switch": self._switch,
+                "campaign": self._campaign_call,
+                "force": self._force,
+                "alone": self._alone,
+            },
         )
         await control.start()
         self._later(self._ask_data())
@@ -293,10 +302,13 @@ class Keeper:
         if clock - self._alive_sent >= ALIVE_SECONDS:
             self._alive_sent = clock
             for name in self.links:
-                self._send(name, Alive(0, not self._why_not()))
+                lease = self.lease
+                self._send(name, Alive(0, not self._why_not(), lease.hard.config, lease.opened))
         if self.lease.phase is Phase.STANDBY:
             self._consider(now)
         elif self.lease.phase is Phase.ACTIVE:
+            if self.lease.is_settled:
+                self._settled.set()
             self._keep_voters(now)
             self._watch()
 
@@ -326,7 +338,9 @@ class Keeper:
         heard = {name: link.incarnation for name, link in there.items()}
         heard[self.node.name] = self.lease.hard.incarnation
         takeover, config = self._takeover(), self.lease.hard.config
-        wanted = next_voters(config, takeover.voters, heard)
+        if self._voting:
+            return
+        wanted = next_voters(config, takeover.voters, heard, self.node.name)
         known = dict(config.slots)
         new = [name for name in takeover.candidates if name not in known]
         if new:  # a slot is never given to another node
@@ -374,6 +388,7 @@ class Keeper:
         link.heard, link.incarnation = time.monotonic(), envelope.incarnation
         if type(envelope.message) is Alive:
             link.able = envelope.message.able
+            self.do(self.lease.heard(name, envelope.message.config, envelope.message.mark))
             return
         self.do(self.lease.receive(name, envelope.incarnation, envelope.message, moment()))
 
@@ -581,7 +596,7 @@ class Keeper:
                 await self._ask_agent("takeover.ready-for", {"to": able[0]}, ANSWER_SECONDS)
             except CrnodeError as error:
                 return f"{able[0]} cannot serve yet: {error}"
-        answer = self.lease.hand_over(able[0])
+        answer = await self._with_vote(able[0])
         if isinstance(answer, str):
             return answer
         self._able, self._unable_since = f"its service {name} fails again and again: {why}", now
@@ -589,6 +604,28 @@ class Keeper:
         self.say(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
         self.do(answer)
         return ""
+
+    async def _with_vote(self, successor: str) -> list[Effect] | str:
+        """Begin to hand over to a node; where the active one votes alone, that one gets a vote before."""
+        lease, link = self.lease, self.links[successor]
+        if lease.phase is not Phase.ACTIVE or lease.hard.config.incarnation(successor) is not None:
+            return lease.hand_over(successor)
+        self._voting = successor
+        try:
+            config = lease.hard.config
+            voters = tuple(sorted((*config.voters, Voter(successor, link.incarnation))))
+            answer = lease.change(config._replace(voters=voters), moment())
+            if isinstance(answer, str):
+                return answer
+            self.do(answer)
+            async with asyncio.timeout(VOTE_SECONDS):
+                self._settled.clear()
+                await self._settled.wait()
+            return lease.hand_over(successor)
+        except TimeoutError:
+            return f"{successor} was to vote, and did not answer in time."
+        finally:
+            self._voting = ""
 
     def _answer_active(self, port: int | None) -> None:
         """Answer load balancers on that port (rule 23)."""
@@ -619,6 +656,7 @@ class Keeper:
             "says": sentence(lease, now),
             "voters": [voter.name for voter in lease.hard.config.voters],
             "is_voter": lease.is_voter,
+            "generation": lease.hard.config.id.generation >> GENERATION_BITS,
             "address": str(self.address.address) if self.address is not None and self.address.on else None,
             "services": self.services.told(),
             "keepers": {name: link.is_there for name, link in self.links.items()},
@@ -641,7 +679,7 @@ class Keeper:
             )
         if self._takeover().sets and self.lease.phase is Phase.ACTIVE:
             await self._ask_agent("takeover.ready-for", {"to": successor}, ANSWER_SECONDS)
-        answer = self.lease.hand_over(successor)
+        answer = await self._with_vote(successor)
         if isinstance(answer, str):
             raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)
         self._taken_back = ""
@@ -653,6 +691,22 @@ class Keeper:
         self._asked, self._able = True, ""
         self._failures.clear()
         return {"node": self.node.name}
+
+
+    async def _force(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
+        """A person has switched the others off: this node goes on alone, in a later generation (rule 28).
+        `accept_loss`: even with data that is not what was served last."""
+        data = self._data[1] if self._takeover().sets else ALL_DATA
+        answer = self.lease.force(data, accept_loss=bool(args.get("accept_loss")))
+        if isinstance(answer, str):
+            raise CrnodeError("This node was not made active by force.", answer, "", ExitCode.REFUSED)
+        self.do(answer)
+        return await self._campaign_call(args, report)
+
+    async def _alone(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
+        """A person says that no other node was made active by force (rule 12)."""
+        self.lease.activate_alone()
+        return await self._campaign_call(args, report)
 
 
 def _tune(writer: asyncio.StreamWriter) -> None:

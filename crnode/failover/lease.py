@@ -32,6 +32,11 @@ voter's promise stands whichever of the two it has. From when a majority of the 
 the mark, the new one counts, and nobody wins under the old one any more. A change that comes to nothing is
 taken back by another one.
 
+Where nobody else can vote, a person may put one node's word in place of a majority's: **by force** it begins
+a later *generation*, in which it alone votes, and in which nothing of an earlier one counts (rule 28). That
+at most one is active rests on that person then. So whoever alone votes and has just started waits for the
+other candidates to say that they know of no later generation, or for a person (rule 12).
+
 States
 ======
 
@@ -61,6 +66,8 @@ from enum import IntEnum
 
 from crnode.failover.terms import (
     EPOCH_JUMP,
+    FORCED_AHEAD,
+    GENERATION_BITS,
     MOST_VOTERS,
     NO_EPOCH,
     SECOND,
@@ -92,9 +99,11 @@ from crnode.failover.terms import (
     Serve,
     Stop,
     Timers,
+    Voter,
     at_least,
     at_most,
     held_for,
+    next_generation,
 )
 
 ASKING_NS = SECOND  # a candidate waits so long for pre-votes
@@ -152,6 +161,8 @@ class Lease:
         self._ticked: Moment | None = None
         self._doubt: Moment | None = None  # answers to what was asked before that are not enough
         self._before: Config | None = None  # while a change of the configuration is under way
+        self._confirmed: set[str] = set()  # candidates that know of no later generation
+        self._is_told_alone = False  # a person says that no other node can be active
         self._successor = ""
 
     # -- what the outside may know
@@ -173,6 +184,11 @@ class Lease:
     @property
     def doubts(self) -> bool:
         return self._doubt is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no change of the voters is under way: the active node may begin one."""
+        return self._before is None and self._is_confirmed() and self._is_marked()
 
     @property
     def is_voter(self) -> bool:
@@ -321,6 +337,8 @@ class Lease:
             return []
         hard, config = self.hard, message.config
         out: list[Effect] = []
+        if config.id.generation < hard.config.id.generation:
+            return [Send(sender, No(message.nonce, hard.epoch, hard.to, hard.config))]
         if (message.epoch, sender) == (hard.epoch, hard.to):  # V2
             if config.incarnation(self.me) != hard.incarnation and config.id > hard.config.id:
                 # No voter any more: it learns that, and its answer counts for nothing.
@@ -382,6 +400,65 @@ class Lease:
                 self._wait = None  # what it tried before was at another's lease
         return []
 
+    # -- alone, and by force
+
+    @property
+    def opened(self) -> Epoch:
+        """The epoch that this node is active in, and a majority has noted as the mark; else none."""
+        return self._epoch if self.serves else NO_EPOCH
+
+    def heard(self, sender: str, config: Config, mark: Epoch) -> list[Effect]:
+        """Another keeper says which configuration it knows, and what it opened. So a candidate that does not
+        vote knows what there is to be by force, and whether its data would do."""
+        if config.id.generation <= self.hard.config.id.generation:
+            self._confirmed.add(sender)
+        else:
+            self._confirmed.discard(sender)
+        if self.phase is not Phase.STANDBY or mark.counter > self.hard.epoch.counter + EPOCH_JUMP:
+            return []
+        newer = max(config, self.hard.config, key=lambda one: one.id)
+        hard = self.hard._replace(config=newer, mark=max(self.hard.mark, mark))
+        if hard == self.hard:
+            return []
+        self.hard = hard
+        return [Save(hard)]
+
+    def activate_alone(self) -> None:
+        """A person says that no other node was made active by force."""
+        self._is_told_alone = True
+
+    def unconfirmed(self) -> list[str]:
+        """Whom this node, which alone votes and has just started, waits for; empty when for nobody."""
+        hard = self.hard
+        alone = len(hard.config.voters) == 1 and hard.mark != NO_EPOCH
+        if not alone or self.promised_here or self._is_told_alone:
+            return []
+        return [name for name, _ in hard.config.slots if name != self.me and name not in self._confirmed]
+
+    def force(self, data: Epoch, *, accept_loss: bool = False) -> list[Effect] | str:
+        """Begin a generation in which this node alone votes, because a person has switched the others off
+        (M5). `accept_loss`: though its data, which descends from epoch `data`, does not descend from what was
+        opened last (rule 1). A sentence says why not."""
+        hard = self.hard
+        if self.phase is not Phase.STANDBY:
+            return f"It is at it already ({self.phase.name.lower()})."
+        slot = hard.config.slot(self.me)
+        if slot is None:
+            return "This node is no candidate."
+        if data < hard.mark and not accept_loss:
+            return f"Its data descends from epoch {data}, and epoch {hard.mark} was opened since."
+        generation = next_generation(hard.config.id.generation, slot)
+        known = max(self._seen, hard.epoch.counter, hard.mark.counter, hard.config.id.epoch.counter)
+        epoch = Epoch(known + FORCED_AHEAD * (generation >> GENERATION_BITS), slot)
+        voters = (Voter(self.me, hard.incarnation),)
+        config = hard.config._replace(id=ConfigId(generation, epoch, 1), voters=voters)
+        mark = min(hard.mark, data)
+        self.hard = hard._replace(config=config, epoch=epoch, to="", mark=mark)
+        self._seen = max(self._seen, epoch.counter)
+        self._is_told_alone = True
+        self._wait = None
+        return [Save(self.hard), Say("A new generation begins by force: this node alone votes.")]
+
     # -- candidate
 
     def campaign(self, data: Epoch, now: Moment) -> list[Effect] | str:
@@ -394,6 +471,11 @@ class Lease:
             return "This node is no candidate, or not a voter any more."
         if data < hard.mark:
             return f"Its data descends from epoch {data}, and epoch {hard.mark} was opened since."
+        if waits_for := self.unconfirmed():
+            return (
+                "It alone votes and has just started: it waits until"
+                f" {' and '.join(waits_for)} confirmed that no other node was made active by force."
+            )
         if self.promised(now) and hard.to != self.me and self.released != (hard.epoch, self.me):
             return f"It has promised the lease to {hard.to or 'whoever had it before this keeper started'}."
         if self._wait is not None and at_most(self._wait[0], now) < self._wait[1]:
@@ -686,7 +768,7 @@ class Lease:
         if self.phase is not Phase.ACTIVE or self.left(now) <= self.timers.stop_ns:
             return "Only the active node changes who votes."
         back = self._before is not None and config.voters == self._before.voters
-        if not back and (self._before is not None or not (self._is_confirmed() and self._is_marked())):
+        if not back and not self.is_settled:
             return "The last change is not complete yet."
         if len(set(config.voters) ^ set(held.voters)) > 1:
             return "Voters are added and removed one at a time."

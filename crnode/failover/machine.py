@@ -13,6 +13,7 @@ from crnode.failover.terms import NO_EPOCH, SECOND, Config, Moment, Voter, at_le
 
 COLD_WAIT_NS = {"lan": 120 * SECOND, "wan": 600 * SECOND}
 """After its start a candidate leaves this much time to the node that was active last (rule 16)."""
+MAJORITY_FROM = 3  # voters of whom one may be lost
 RATE_NS = 3600 * SECOND
 RATE_MOST = 2  # takeovers that nobody asked for within that time (rule 24)
 
@@ -52,11 +53,15 @@ def hindrance(facts: Facts, lease: Lease, now: Moment) -> str:
     return ""
 
 
-def next_voters(config: Config, wanted: tuple[str, ...], heard: dict[str, bytes]) -> Config | None:
+def next_voters(
+    config: Config, wanted: tuple[str, ...], heard: dict[str, bytes], active: str
+) -> Config | None:
     """The configuration that comes one voter nearer to `wanted`; None when it is that, or nothing can be done
     now. `heard`: incarnation of each keeper that answers. A voter that came back as somebody else is taken
-    out first, then added. From one voter to three the second is added only when the third is there as well:
-    two voters are worse than one (rule 12)."""
+    out first, then added. Two voters are worse than one (rule 12): where no more are wanted the active node
+    votes alone, and from one to three the second is added only when the third is there as well."""
+    if len(wanted) < MAJORITY_FROM:
+        wanted = (active,)
     have = {voter.name: voter.incarnation for voter in config.voters}
     gone = [name for name in have if name not in wanted or heard.get(name, have[name]) != have[name]]
     if gone:

@@ -14,6 +14,7 @@ SECOND = 1_000_000_000
 DRIFT_PARTS = 100  # a clock is off by one part of so many at most
 MOST_VOTERS = 5
 EPOCH_JUMP = 1 << 20  # an epoch that is so much greater than the one known is refused (rule 19)
+FORCED_AHEAD = 1 << 10  # epochs that others may have come to unheard; a forced generation begins after them
 
 
 class Moment(NamedTuple):
@@ -53,6 +54,15 @@ class ConfigId(NamedTuple):
     generation: int
     epoch: Epoch
     version: int
+
+
+GENERATION_BITS = 8
+
+
+def next_generation(known: int, slot: int) -> int:
+    """The generation that the candidate of that slot begins by force: a counter, and the slot below it, so
+    that two which do not know of each other never begin the same."""
+    return ((known >> GENERATION_BITS) + 1) << GENERATION_BITS | slot
 
 
 class Voter(NamedTuple):
@@ -194,10 +204,13 @@ class Release(NamedTuple):
 
 
 class Alive(NamedTuple):
-    """What every keeper tells every other one now and then: it is there, and whether it could serve."""
+    """What every keeper tells every other one now and then: it is there, whether it could serve, the newest
+    configuration that it knows of, and the epoch that it opened and is active in, else none."""
 
     nonce: int
     able: bool
+    config: Config
+    mark: Epoch
 
 
 Message: TypeAlias = PreVote | PreVoted | Grant | Renew | Ok | No | Open | Opened | Release | Alive

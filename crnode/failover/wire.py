@@ -26,7 +26,7 @@ from crnode.failover.terms import (
 from crproto import codec
 from crproto.errors import RemoteProtocolError
 
-VERSION = 1
+VERSION = 2
 MOST_BYTES = 8192
 
 
@@ -83,8 +83,8 @@ def _message(kind: type[Message], fields: Any) -> Message:
         nonce, yes, epoch = fields
         return PreVoted(number_of(nonce), _flag(yes), epoch_of(epoch))
     if kind is Alive:
-        nonce, able = fields
-        return Alive(number_of(nonce), _flag(able))
+        nonce, able, config, mark = fields
+        return Alive(number_of(nonce), _flag(able), config_of(config), epoch_of(mark))
     if kind is Grant:
         nonce, epoch, data, config = fields
         return Grant(number_of(nonce), epoch_of(epoch), epoch_of(data), config_of(config))

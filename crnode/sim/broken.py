@@ -77,6 +77,13 @@ class ReleaseFirst(Lease):
         return [*answer, *(effect for effect in released if type(effect) is not Fence)]
 
 
+class NobodyAsked(Lease):
+    """Whoever alone votes serves as soon as it starts."""
+
+    def unconfirmed(self) -> list[str]:
+        return []
+
+
 RULES: dict[str, tuple[type[Lease], str]] = {
     "no-promise": (NoPromise, ""),
     "validity-from-receipt": (FromReceipt, ""),
@@ -85,6 +92,7 @@ RULES: dict[str, tuple[type[Lease], str]] = {
     "no-mark": (NoMark, ""),
     "two-voters-at-once": (TwoAtOnce, "two-voters-at-once"),
     "amnesia": (Lease, "amnesia"),
+    "alone-after-a-start": (NobodyAsked, ""),
     "release-before-stop": (ReleaseFirst, ""),
 }
 """Name -> the core without it, and what else the world does differently."""

@@ -80,7 +80,7 @@ class Plan(NamedTuple):
     later_ns: int
     eager: bool  # candidates try in the first instant in which nothing forbids it
     quick_ns: int  # a message takes so long at most when nothing is wrong
-    troubles: tuple[float, ...]  # weights: kill, freeze, sleep, one way, slow, cut, switch, other voters
+    troubles: tuple[float, ...]  # weights: kill, freeze, sleep, one way, slow, cut, switch, voters, force
     trouble_every_ns: int
 
 
@@ -153,6 +153,8 @@ class World:
         self.cut: set[tuple[int, int]] = set()
         self.slow: dict[tuple[int, int], int] = {}
         self.healed = False
+        self.switched_off: set[int] = set()  # by a person, who made another node active by force
+        self.forced = False  # ... just now: what it opens need not descend from what was opened before
         self.first_active: int | None = None
         self.actives = 0
         candidates = self.plan.nodes if self.plan.nodes < 4 else self.plan.nodes - 1
@@ -181,7 +183,10 @@ class World:
             later_ns=chance.choice((SECOND, 3 * SECOND, 12 * SECOND)),
             eager=chance.random() < 0.5,
             quick_ns=chance.choice((2, 20)) * MS,
-            troubles=tuple(chance.choice((0.2, 1.0, 1.0, 4.0)) for _ in range(8)),
+            troubles=(
+                *(chance.choice((0.2, 1.0, 1.0, 4.0)) for _ in range(8)),
+                chance.choice((0.0, 0.0, 0.0, 4.0)),
+            ),
             trouble_every_ns=chance.randrange(700, 4000) * MS,
         )
 
@@ -228,6 +233,11 @@ class World:
         """A keeper starts, or starts again."""
         if node.up:
             return
+        if node.index in self.switched_off:
+            assert node.hard is not None
+            voters = {int(voter.name[1:]) for voter in node.hard.config.voters}
+            if len(voters) > 1 and len(voters & self.switched_off) >= node.hard.config.majority:
+                return  # its word would be worth as much as a majority's: the person keeps it off
         if self.trait == "amnesia" and node.generation:
             assert node.hard is not None
             node.hard = Hard(node.inc, NO_EPOCH, "", node.hard.config, 0, NO_EPOCH)
@@ -359,7 +369,10 @@ class World:
             if epoch <= self.opened[-1]:
                 raise Violation(f"{node.name} opens epoch {epoch} after {self.opened[-1]}.")
             last = self.opened[-1]
-            if not self.in_line(self.openings[last], image):
+            if self.forced:
+                self.forced = False
+                self.say(f"{node.name} was forced, and serves what it has")
+            elif not self.in_line(self.openings[last], image):
                 raise Violation(f"{node.name} opens epoch {epoch}, whose data does not descend from {last}.")
         self.opened.append(epoch)
 
@@ -516,6 +529,8 @@ class World:
     def arrive(self, sender: int, node: Node, message: Any, inc: bytes) -> None:
         if (sender, node.index) in self.cut or not node.up:
             return
+        if (sender in self.switched_off) != (node.index in self.switched_off):
+            return  # its certificate counts no more
         if node.frozen:
             if len(node.thawed) < 50:
                 node.thawed.append((self.nodes[sender].name, message))
@@ -536,7 +551,11 @@ class World:
     def data(self, node: Node, sender: str, what: str, value: Any) -> None:
         """What agents say to each other."""
         other = self.by_name[sender]
-        if what == "gather":
+        if what == "alive":
+            lease = node.lease
+            assert lease is not None
+            self.do(node, lease.heard(sender, *value))
+        elif what == "gather":
             # I6: from now on nothing older is committed here.
             node.fence = max(node.fence, value)
             self.send(node, sender, ("have", (value, node.newest)))
@@ -563,13 +582,13 @@ class World:
         if self.healed:
             return
         self.at(self.chance.randrange(self.plan.trouble_every_ns), self.trouble)
-        (kind,) = self.chance.choices(range(8), self.plan.troubles)
+        (kind,) = self.chance.choices(range(9), self.plan.troubles)
         node = self.chance.choice(self.nodes)
         if self.chance.random() < 0.4 and (holding := [n for n in self.nodes if n.lease and n.lease.holds]):
             node = self.chance.choice(holding)
         kinds = (
             *(self.die, self.stand_still, self.nap, self.one_way),
-            *(self.slow_down, self.part, self.switch, self.reconfigure),
+            *(self.slow_down, self.part, self.switch, self.reconfigure, self.force),
         )
         kinds[kind](node)
 
@@ -692,7 +711,8 @@ class World:
             held = lease.hard.config
             voters = set(held.voters)
             changes = 2 if self.trait == "two-voters-at-once" else 1
-            for one in self.chance.sample(self.nodes, changes):
+            known = [one for one in self.nodes if one.index not in self.switched_off]
+            for one in self.chance.sample(known, min(changes, len(known))):
                 voters ^= {Voter(one.name, one.inc)}
             if len(voters) < 2:
                 return
@@ -701,6 +721,51 @@ class World:
                 self.say(f"{node.name} changes the voters to {', '.join(v.name for v in sorted(voters))}")
                 self.do(node, answer)
             return
+
+    def force(self, node: Node) -> None:
+        """A person switches off all that do not answer, and lets one go on alone. It is not done while a
+        majority answers, or a node that may hold the lease."""
+        lease = node.lease
+        if lease is None or node.frozen or node.index in self.switched_off:
+            return
+        config = lease.hard.config
+        there = {
+            other.index
+            for other in self.nodes
+            if other.up and not other.frozen and other.index not in self.switched_off
+            and (other is node or not {(node.index, other.index), (other.index, node.index)} & self.cut)
+        }  # fmt: skip
+        voters = {int(voter.name[1:]) for voter in config.voters}
+        leases = [other.lease for other in self.nodes if other.index in there]
+        holds = any(lease is not None and lease.holds for lease in leases)
+        if holds or len(there & voters) >= config.majority:
+            return
+        off = {other.index for other in self.nodes} - there
+        for index in off - self.switched_off:
+            self.kill(self.nodes[index])
+            if self.chance.random() < 0.5:
+                self.at(self.chance.randrange(SECOND, 20 * SECOND), self.boot, self.nodes[index])
+        # Not before what anybody promised has run out: it may have been to one that is off now.
+        answer = lease.force(self.images[node.newest].opens)
+        if isinstance(answer, str):
+            return
+        self.switched_off |= off
+        self.forced = True
+        self.say(f"{node.name} goes on by force, without {', '.join(f'n{i}' for i in sorted(off))}")
+        self.do(node, answer)
+        self.at(0, self.tell, node.index)
+        for index in there:
+            self.at(0, self.tell, index)
+
+    def tell(self, index: int) -> None:
+        """A keeper says now and then what it knows."""
+        node = self.nodes[index]
+        self.at(SECOND, self.tell, index)
+        if node.up and not node.frozen and node.lease is not None:
+            for other in self.nodes:
+                if other is not node:
+                    told = ("alive", (node.lease.hard.config, node.lease.opened))
+                    self.send(node, other.name, told)
 
     def heal(self) -> None:
         """Nothing goes wrong any more: everybody is up, everybody hears everybody."""
@@ -712,6 +777,16 @@ class World:
                 self.thaw(node, node.generation)
             if not node.up:
                 self.at(self.chance.randrange(SECOND), self.boot, node)
+        if self.switched_off:
+            self.at(2 * SECOND, self.say_alone)
+
+    def say_alone(self) -> None:
+        """A person lets the node go on that was made active by force last."""
+        left = [node.lease for node in self.nodes if node.index not in self.switched_off and node.lease]
+        voting = [lease for lease in left if lease.is_voter]
+        newest = max(voting, key=lambda lease: lease.hard.config.id, default=None)
+        if newest is not None:
+            newest.activate_alone()
 
 
 __all__ = ["Image", "Node", "Violation", "World"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 from harness import wait_for
 
 from crnode.errors import CrnodeError
@@ -24,7 +26,7 @@ SERVICE = """
 import http.server, subprocess
 shown = ["ip", "-4", "-o", "address", "show", "dev", "eth0"]
 out = subprocess.run(shown, capture_output=True, text=True).stdout
-me = {"10.77.0.1": "a", "10.77.0.2": "b", "10.77.0.3": "c"}[out.split()[3].split("/")[0]]
+me = "abcde"[int(out.split()[3].split("/")[0].split(".")[3]) - 1]
 
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -127,11 +129,15 @@ class Host:
         ip("-n", self.house.hub, "link", "set", f"{self.house.prefix}{self.name}", state)
 
 
-class House:
-    """Three hosts and a client at one bridge."""
+Some = TypeVar("Some", bound="House")
 
-    def __init__(self, place: Path) -> None:
+
+class House:
+    """Hosts and a client at one bridge."""
+
+    def __init__(self, place: Path, names: Sequence[str] = NAMES) -> None:
         self.place = place
+        self.names = tuple(names)
         self.prefix = f"k{os.getpid() % 100000}"
         self.hub = f"{self.prefix}-hub"
         self.client: subprocess.Popen[bytes] | None = None
@@ -144,23 +150,20 @@ class House:
     def build(
         self, *takeover: str, service: str = SERVICE, prepare: Callable[[], None] = lambda: None
     ) -> None:
-        """Three nodes, a, b and c, of one cluster. `takeover`: more words of `crnode takeover set`;
-        `prepare` is done before that is said."""
-        for number, name in enumerate(NAMES, 1):
+        """Nodes of one cluster, a its master, all of them voters. `takeover`: more words of `crnode takeover
+        set`; `prepare` is done before that is said."""
+        for number, name in enumerate(self.names, 1):
             self.hosts[name] = Host(self, name, number)
-        a, b, c = (self.hosts[name] for name in NAMES)
-        at = [f"{host.address}:7400" for host in (a, b, c)]
-        a.run("init", "--name", "a", "--cluster", "house", "--listen", at[0], "--advertise", at[0])
+        a, *others = self.keepers()
+        at = f"{a.address}:7400"
+        a.run("init", "--name", "a", "--cluster", "house", "--listen", at, "--advertise", at)
         a.agent = a.start("--role", "master")
         wait_for(lambda: (a.data / "control.sock").exists())
-        for host, where in ((b, at[1]), (c, at[2])):
-            wish = {"name": host.name, "role": "replica", "ttl_s": 600}
-            token = call(a.data / "control.sock", "invite", wish, None, 30)
-            host.run("join", token["token"], "--listen", where, "--advertise", where)
-            host.agent = host.start("--role", "replica")
+        for host in others:
+            self.join(a, host)
         prepare()
         (self.place / "service.py").write_text(service)
-        voters = [word for name in NAMES for word in ("--voter", name)]
+        voters = [word for name in self.names for word in ("--voter", name)]
         command = f"web={sys.executable} {self.place / 'service.py'}"
         address = ["--address", f"{FLOATING}/24", "--interface", "eth0"]
         a.run("takeover", "set", *voters, *address, "--service", command, *takeover)
@@ -172,8 +175,16 @@ class House:
         self.client = subprocess.Popen(["ip", "netns", "exec", outside.space, *words])
         self.hosts["client"] = outside
 
+    def join(self, master: Host, host: Host, role: str = "replica") -> None:
+        """Invite a host at the master, and start its agent."""
+        where = f"{host.address}:7400"
+        wish = {"name": host.name, "role": role, "ttl_s": 600}
+        token = call(master.data / "control.sock", "invite", wish, None, 30)
+        host.run("join", token["token"], "--listen", where, "--advertise", where)
+        host.agent = host.start("--role", role)
+
     def keepers(self) -> list[Host]:
-        return [self.hosts[name] for name in NAMES]
+        return [self.hosts[name] for name in self.names]
 
     def active(self) -> Host | None:
         found = [host for host in self.keepers() if host.phase() == "active"]
@@ -217,6 +228,29 @@ class House:
                     process.wait()
             ip("netns", "delete", host.space, check=False)
         ip("netns", "delete", self.hub, check=False)
+
+
+def check_namespaces() -> None:
+    """Skip, and say why, where no network namespace can be made."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces take root and iproute2")
+    probe = f"k{os.getpid() % 100000}-probe"
+    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    ip("netns", "delete", probe)
+
+
+@contextlib.contextmanager
+def closing(one: Some) -> Iterator[Some]:
+    """What was said is shown when a test fails, and nothing is left."""
+    try:
+        yield one
+    finally:
+        one.close()
+        for name in one.names:
+            log = one.place / f"{name}.log"
+            if log.exists():
+                print(f"== {name}\n{log.read_text()[-6000:]}")
 
 
 def inner(host: Host) -> int:

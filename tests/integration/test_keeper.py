@@ -4,36 +4,22 @@ that says who it is, and a client that asks it all the time."""
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import wait_for
-from house import FLOATING, NAMES, House, inner, ip
+from house import FLOATING, House, check_namespaces, closing, inner
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces take root and iproute2")
-    probe = f"k{os.getpid() % 100000}-probe"
-    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
-        pytest.skip("no network namespace can be made here")
-    ip("netns", "delete", probe)
-    one = House(tmp_path)
-    try:
+    check_namespaces()
+    with closing(House(tmp_path)) as one:
         one.build()
         yield one
-    finally:
-        one.close()
-        for name in NAMES:
-            log = tmp_path / f"{name}.log"
-            if log.exists():
-                print(f"== {name}\n{log.read_text()[-6000:]}")
 
 
 @pytest.mark.timeout(300)

@@ -3,179 +3,20 @@ client that counts with it, and a server that dies, is cut off, stands still, co
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import rsync_difference, wait_for
-from house import FLOATING, NAMES, Host, House, ip
+from house import FLOATING, ip
+from shop import Shop
 
 from crnode.errors import ExitCode
 from crnode.net.control import call
 from crnode.store.reader import open_reader
-
-SERVICE = """
-import http.server, os, subprocess
-shown = ["ip", "-4", "-o", "address", "show", "dev", "eth0"]
-out = subprocess.run(shown, capture_output=True, text=True).stdout
-me = {"10.77.0.1": "a", "10.77.0.2": "b", "10.77.0.3": "c"}[out.split()[3].split("/")[0]]
-site = os.path.join(os.path.dirname(__file__), f"site-{me}")
-
-class Count(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        with open(os.path.join(site, "count"), "r+b", buffering=0) as file:
-            number = int(file.read() or b"0")
-            if self.path == "/more":
-                number += 1
-                file.seek(0)
-                file.write(b"%020d" % number)
-                os.fsync(file.fileno())
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(f"{me} {number}".encode())
-
-    def log_message(self, *args):
-        pass
-
-http.server.HTTPServer(("0.0.0.0", 8080), Count).serve_forever()
-"""
-
-
-PROBE = """
-import os, sys, urllib.request
-flap = os.path.join(os.path.dirname(__file__), "flap")
-if os.path.exists(flap):
-    turn = os.path.getsize(flap)
-    open(flap, "a").write("x")
-    if turn % 2:
-        sys.exit("it fails now and then")
-urllib.request.urlopen("http://127.0.0.1:8080/", timeout=1.5).read()
-"""
-
-
-class Shop(House):
-    """A house in which a set moves: a and b have it and may be active, c votes."""
-
-    def open(self, *, third: bool = False) -> None:
-        """`third`: c keeps a copy as well."""
-        for name in ("a", "b", "c") if third else ("a", "b"):
-            (self.place / f"site-{name}").mkdir()
-        site = self.place / "site-a"
-        (site / "count").write_bytes(b"%020d" % 0)
-        for number in range(50):
-            (site / f"page {number}").write_text(f"page {number}\n" * 100)
-        (site / "folder").mkdir()
-        (site / "folder" / "link").symlink_to("../count")
-
-        def prepare() -> None:
-            a = self.hosts["a"]
-            at = f"b:{self.place / 'site-b'}"
-            words = ["--source", "a", "--path", str(site), "--to", at, "--privileged"]
-            if third:
-                words += ["--to", f"c:{self.place / 'site-c'}"]
-            a.run("set", "add", "site", *words)
-            a.run("sync", "site", "--timeout", "30")
-
-        words = ["--candidate", "a", "--candidate", "b", "--set", "site", "--active-port", "9000"]
-        words += ["--probe", f"web=sh:{sys.executable} {self.place / 'probe.py'}", "--within", "2"]
-        (self.place / "probe.py").write_text(PROBE)
-        self.build(*words, service=SERVICE, prepare=prepare)
-        for host in self.keepers():
-            host.keeper = host.start("keeper")
-        assert self.settled(40) is self.hosts["a"]
-        a = self.hosts["a"]
-        wait_for(lambda: a.asked()["voters"] == ["a", "b", "c"])
-        wait_for(lambda: all(self.hosts[n].asked()["is_voter"] for n in "bc"))
-        wait_for(lambda: self.in_sync("a", "b"))
-
-    def said(self) -> list[tuple[str, int]]:
-        """What the service answered: (who, which number)."""
-        out = []
-        for line in (self.place / "answers").read_text().splitlines():
-            words = line.split()
-            if len(words) == 3 and words[1] in NAMES:
-                out.append((words[1], int(words[2])))
-        return out
-
-    def answers(self) -> list[str]:
-        lines = (self.place / "answers").read_text().splitlines()
-        return [line.split()[1] for line in lines if len(line.split()) >= 2]
-
-    def site(self, name: str) -> Path:
-        return self.place / f"site-{name}"
-
-    def status(self, name: str) -> dict[str, Any]:
-        answer = call(self.hosts[name].data / "control.sock", "status", {}, None, 30)
-        return next(item for item in answer["sets"] if item["name"] == "site")
-
-    def in_sync(self, source: str, target: str) -> bool:
-        row = self.status(source)
-        states = {one["node"]: one["state"] for one in row["targets"]}
-        return row["source"] == source and states.get(target) == "in sync"
-
-    def events(self, name: str) -> list[str]:
-        answer = call(self.hosts[name].data / "control.sock", "events", {"limit": 1000}, None, 30)
-        return [event["text"] for event in answer["events"]]
-
-    def balancer(self, name: str) -> int:
-        """What a load balancer is told by a host."""
-        words = ["ip", "netns", "exec", self.hosts["client"].space, "curl", "-s", "-o", "/dev/null"]
-        words += ["-m", "2", "-w", "%{http_code}", f"http://{self.hosts[name].address}:9000/active"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        return int(done.stdout or 0)
-
-    def quiet(self) -> None:
-        """Nobody counts from now on."""
-        self.hosts["client"].plug("down")
-
-    def same(self) -> bool:
-        try:
-            return rsync_difference(self.site("a"), self.site("b")) == ""
-        except AssertionError:
-            return False
-
-    def kill(self, host: Host) -> None:
-        """Power off: everything of it is gone at once."""
-        host.plug("down")
-        for pid in ip("netns", "pids", host.space).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        for process in (host.agent, host.keeper):
-            assert process is not None
-            process.wait()
-
-    def boot(self, host: Host) -> None:
-        host.plug("up")
-        host.agent = host.start("--role", "master" if host.name == "a" else "replica")
-        host.keeper = host.start("keeper")
-
-
-@pytest.fixture
-def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces take root and iproute2")
-    probe = f"k{os.getpid() % 100000}-probe"
-    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
-        pytest.skip("no network namespace can be made here")
-    ip("netns", "delete", probe)
-    one = Shop(tmp_path)
-    try:
-        one.open(third=getattr(request, "param", "") == "third")
-        yield one
-    finally:
-        one.close()
-        for name in NAMES:
-            log = tmp_path / f"{name}.log"
-            if log.exists():
-                print(f"== {name}\n{log.read_text()[-6000:]}")
 
 
 @pytest.mark.timeout(300)

@@ -22,6 +22,7 @@ SEEDS = {
     "two-voters-at-once": 2000,
     "amnesia": 200,
     "release-before-stop": 200,
+    "alone-after-a-start": 8000,
 }
 """In so many worlds each rule is missed at least once."""
 

@@ -58,6 +58,7 @@ COMMANDS = [
     ["switch-to"],
     ["failback"],
     ["failover"],
+    ["activate"],
     ["takeover"],
     ["takeover", "set"],
     ["takeover", "show"],

@@ -473,3 +473,73 @@ def test_nothing_is_opened_when_the_lease_ended_meanwhile() -> None:
     ok(one, "b", renewals(out)["b"], 0)
     assert one.gathered(at(2.6)) == []
     assert one.phase is Phase.GATHERING and type(one.tick(at(2.7))[0]) is Fence
+
+
+# -- alone, and by force
+
+
+def test_who_votes_alone_waits_after_a_start_until_the_other_candidates_confirmed() -> None:
+    only = config("a")._replace(slots=(("a", 1), ("b", 2)))
+    waits = lease("a", config=only, mark=FIRST)
+    assert "waits until b confirmed" in str(waits.campaign(FIRST, at(0)))
+    waits.heard("b", only, NO_EPOCH)
+    assert type(waits.campaign(FIRST, at(0))) is list
+
+    waits = lease("a", config=only, mark=FIRST)
+    waits.activate_alone()
+    assert type(waits.campaign(FIRST, at(0))) is list
+
+    replaced = lease("a", config=only, mark=FIRST)  # b was made active by force meanwhile
+    alone = only._replace(id=ConfigId(1 << 8 | 2, NO_EPOCH, 1), voters=(Voter("b", inc("b")),))
+    replaced.heard("b", alone, FIRST)
+    assert not replaced.is_voter and isinstance(replaced.campaign(FIRST, at(0)), str)
+
+
+def test_the_first_of_a_cluster_waits_for_nobody() -> None:
+    assert type(lease("a", config=config("a")).campaign(NO_EPOCH, at(0))) is list
+
+
+def test_by_force_a_candidate_begins_a_generation_in_which_it_alone_votes() -> None:
+    one = lease("b", epoch=Epoch(7, 1), to="a", mark=Epoch(7, 1))
+    out = one.force(Epoch(7, 1))
+    assert kinds(out)[0] is Save and one.hard.to == ""
+    assert [voter.name for voter in one.hard.config.voters] == ["b"]
+    assert one.hard.config.id > config(version=9, epoch=Epoch(900, 1)).id
+    begun = one.campaign(Epoch(7, 1), at(0))
+    assert type(begun) is list and one.holds
+    assert one.epoch.counter > 7 + 1000  # others may have come to epochs of which nobody here heard
+    assert one.epoch.slot == 2
+
+
+def test_two_that_go_on_by_force_begin_two_generations() -> None:
+    b, c = lease("b"), lease("c")
+    b.force(NO_EPOCH)
+    c.force(NO_EPOCH)
+    assert b.hard.config.id.generation != c.hard.config.id.generation
+
+
+def test_force_takes_data_that_was_served_last_or_a_person_who_accepts_the_loss() -> None:
+    one = lease("b", mark=Epoch(7, 1))
+    assert "was opened since" in str(one.force(Epoch(5, 2)))
+    assert type(one.force(Epoch(5, 2), accept_loss=True)) is list
+    assert type(one.campaign(Epoch(5, 2), at(0))) is list
+    assert "no candidate" in str(Lease("x", hard("x"), LAN, lambda: 0.5).force(NO_EPOCH))
+
+
+def test_nothing_is_renewed_for_a_generation_that_is_over() -> None:
+    voter = lease("c")
+    voter.receive("a", inc("a"), ask(), at(0))
+    assert type(answer(voter.receive("a", inc("a"), Renew(8, FIRST, config()), at(1)))) is Ok
+    forced = config("b")._replace(id=ConfigId(1 << 8 | 2, Epoch(2000, 2), 1))
+    assert kinds(voter.heard("b", forced, NO_EPOCH)) == [Save]
+    assert type(answer(voter.receive("a", inc("a"), Renew(9, FIRST, config()), at(1)))) is No
+
+
+def test_a_candidate_without_a_vote_learns_what_there_is_to_know() -> None:
+    one = Lease("b", hard("b", config=Config(ConfigId(0, NO_EPOCH, 0), (), (), 0)), LAN, lambda: 0.5)
+    one.start(at(-1000))
+    assert kinds(one.heard("a", config("a"), FIRST)) == [Save]
+    assert (one.hard.config, one.hard.mark) == (config("a"), FIRST)
+    assert one.heard("a", config("a"), FIRST) == []
+    assert one.heard("a", config("a"), Epoch(EPOCH_JUMP + 9, 1)) == []  # rule 19
+    assert one.hard.mark == FIRST

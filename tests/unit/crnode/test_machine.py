@@ -73,20 +73,24 @@ def names(config: Config | None) -> list[str] | None:
 
 def test_voters_come_one_at_a_time_and_two_alone_are_not_wanted() -> None:
     wanted = ("a", "b", "c")
-    assert next_voters(only("a"), wanted, heard("a")) is None
-    assert next_voters(only("a"), wanted, heard("a", "b")) is None  # one of two would be no majority
-    assert names(next_voters(only("a"), wanted, heard("a", "b", "c"))) == ["a", "b"]
-    assert names(next_voters(only("a", "b"), wanted, heard("a", "b", "c"))) == ["a", "b", "c"]
-    assert next_voters(CONFIG, wanted, heard("a", "b", "c")) is None
-    assert names(next_voters(only("a"), ("a", "b"), heard("a", "b"))) == ["a", "b"]  # a person wants two
+    assert next_voters(only("a"), wanted, heard("a"), "a") is None
+    assert next_voters(only("a"), wanted, heard("a", "b"), "a") is None  # one of two would be no majority
+    assert names(next_voters(only("a"), wanted, heard("a", "b", "c"), "a")) == ["a", "b"]
+    assert names(next_voters(only("a", "b"), wanted, heard("a", "b", "c"), "a")) == ["a", "b", "c"]
+    assert next_voters(CONFIG, wanted, heard("a", "b", "c"), "a") is None
+
+
+def test_with_two_nodes_the_active_one_votes_alone() -> None:
+    assert next_voters(only("a"), ("a", "b"), heard("a", "b"), "a") is None
+    assert names(next_voters(only("a", "b"), ("a", "b"), heard("a", "b"), "b")) == ["b"]  # after a switch
 
 
 def test_a_voter_that_is_not_wanted_or_came_back_as_somebody_else_goes_first() -> None:
-    assert names(next_voters(CONFIG, ("a", "b"), heard("a", "b", "c"))) == ["a", "b"]
+    assert names(next_voters(CONFIG, ("a", "b", "d"), heard(*"abcd"), "a")) == ["a", "b"]
     wiped = {**heard("a", "b"), "c": b"x" * 16}
-    found = next_voters(CONFIG, ("a", "b", "c"), wiped)
+    found = next_voters(CONFIG, ("a", "b", "c"), wiped, "a")
     assert names(found) == ["a", "b"] and found is not None
-    again = next_voters(found, ("a", "b", "c"), wiped)
+    again = next_voters(found, ("a", "b", "c"), wiped, "a")
     assert again is not None and again.incarnation("c") == b"x" * 16
 
 

@@ -15,7 +15,18 @@ from crnode.cluster.document import (
     Node,
     Role,
 )
-from crnode.cluster.membership import SetSpec, accept, add_node, add_set, move_node, remove_node, remove_set
+from crnode.cluster.membership import (
+    SetSpec,
+    TakeoverSpec,
+    accept,
+    add_node,
+    add_set,
+    go_on_without,
+    move_node,
+    remove_node,
+    remove_set,
+    set_takeover,
+)
 from crnode.errors import CrnodeError, ExitCode
 
 NOW = 1_700_000_000_000_000_000
@@ -256,3 +267,46 @@ def test_an_older_another_and_a_contradicting_document_are_refused(document: Clu
 def test_an_unknown_template_is_refused(document: ClusterDocument) -> None:
     with pytest.raises(CrnodeError, match="postgres"):
         add_set(document, spec(template="postgres"), 1, "ab" * 16)
+
+
+def moving(document: ClusterDocument) -> ClusterDocument:
+    """With box2 and shop1 as those that may be active."""
+    voters = TakeoverSpec(voters=["shop1", "box2", "box3"], candidates=["shop1", "box2"])
+    return set_takeover(document, voters, "ee" * 16)
+
+
+def test_by_force_a_candidate_goes_on_as_the_master_without_the_lost_one(document: ClusterDocument) -> None:
+    before = with_set(moving(document))
+    after = go_on_without(before, "box2", {"shop1": "f" * 64}, "dd" * 16, NOW)
+    assert after.version > before.version and after.version.generation == 2
+    lost = after.need_node("shop1")
+    assert after.master.name == "box2" and lost.lost and lost.role is Role.REPLI_MASTER
+    old = before.need_node("shop1").fingerprint
+    assert after.node_by_fingerprint(old) is None and old in {s.fingerprint for s in after.tombstones}
+    assert after.need_set("web").source == "shop1"  # restored from where it went
+    again = go_on_without(after, "box2", {"shop1": "e" * 64}, "dd" * 16, NOW)
+    assert again.need_node("shop1").fingerprint == "f" * 64
+    back = add_node(after, node("shop1", Role.REPLI_MASTER, mark=4711), NOW)
+    assert not back.need_node("shop1").lost and len(back.nodes) == len(after.nodes)
+
+
+def test_what_lies_in_the_folders_of_a_lost_node_is_set_aside_when_it_comes_back(
+    document: ClusterDocument,
+) -> None:
+    before = with_set(moving(document), to=["box2", "box3:/srv/copy"])
+    after = go_on_without(before, "box2", {"box3": "f" * 64}, "dd" * 16, NOW)
+    assert after.master.name == "shop1"
+    back = add_node(after, node("box3", mark=4711), NOW)
+    assert back.need_set("web").targets["box3"].adopt and not back.need_set("web").targets["box2"].adopt
+
+
+def test_a_document_by_force_is_taken_where_the_lost_node_does_not_answer(document: ClusterDocument) -> None:
+    before = moving(document)
+    after = go_on_without(before, "box2", {"shop1": "f" * 64}, "dd" * 16, NOW)
+    assert accept(before, after, "box2") is after
+    with pytest.raises(CrnodeError, match="shop1 answers here: two nodes may be active"):
+        accept(before, after, "box2", hears={"shop1", "box2"})
+    with pytest.raises(CrnodeError, match="Only the master"):
+        accept(before, after, "box3")  # no candidate
+    with pytest.raises(CrnodeError, match="Only the master"):
+        accept(before, add_node(before, node("box9"), NOW), "box2")  # no later generation
