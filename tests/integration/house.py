@@ -73,7 +73,7 @@ class Host:
         self.house, self.name = house, name
         self.address = f"10.77.0.{number}"
         self.space = f"{house.prefix}-{name}"
-        self.data = house.place / name
+        self.data = house.data.get(name, house.place / name)
         self.agent: subprocess.Popen[bytes] | None = None
         self.keeper: subprocess.Popen[bytes] | None = None
         ip("netns", "add", self.space)
@@ -142,6 +142,7 @@ class House:
         self.hub = f"{self.prefix}-hub"
         self.client: subprocess.Popen[bytes] | None = None
         self.hosts: dict[str, Host] = {}
+        self.data: dict[str, Path] = {}  # of hosts whose data directory is somewhere else
         self.turns: list[str] = []  # who was active, in the order of it
         ip("netns", "add", self.hub)
         ip("-n", self.hub, "link", "add", "bridge", "type", "bridge")

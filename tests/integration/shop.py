@@ -157,5 +157,6 @@ SHOPS: dict[str, dict[str, Any]] = {
     "": {},
     "third": {"third": True},
     "two": {"names": "ab"},
+    "small": {"small": "b"},
     "five": {"names": "abcde"},
 }

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import Cluster, rsync_difference, wait_for
 
 from crnode.cluster.sizes import set_quota
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 file system of 96 MiB in a file: below 9.6 MiB of free space no new image is taken."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    image, place = tmp_path / "disk.img", tmp_path / "disk"
-    image.touch()
-    os.truncate(image, 96 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-o", "loop", str(image), str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no loop mounts here: {mounted.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.mark.timeout(300)

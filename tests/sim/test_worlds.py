@@ -15,7 +15,7 @@ from crnode.sim.run import live, live_all, story
 
 SEEDS = {
     "no-promise": 200,
-    "validity-from-receipt": 4000,
+    "validity-from-receipt": 8000,
     "no-restart-wait": 2000,
     "no-margin": 4000,
     "no-mark": 2000,
