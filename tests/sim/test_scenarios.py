@@ -4,11 +4,15 @@ transcripts anew; then read what changed, and why it has to be so."""
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from crnode.cli.app import app, main
+from crnode.errors import ExitCode
 from crnode.failover.lease import Lease
 from crnode.sim import scenario
 from crnode.sim.broken import RULES
@@ -148,6 +152,31 @@ def test_an_epoch_that_is_not_open_is_left_to_another_one() -> None:
 def test_the_language_is_told_whole() -> None:
     assert scenario.__doc__ is not None
     assert [form for form in FORMS if f"``{form}``" not in scenario.__doc__] == []
+
+
+def test_the_command_tells_a_story(tmp_path: Path) -> None:
+    path = PLACE / "01-server-dies.txt"
+    done = CliRunner().invoke(app, ["selftest", "--story", str(path)])
+    assert done.exit_code == 0 and done.stdout == (PLACE / "01-server-dies.expected").read_text()
+    done = CliRunner().invoke(app, ["selftest", str(path), "--json"])
+    told = json.loads(done.stdout)
+    assert told["story"] == tell(path.read_text()).lines and told["broken"] == ""
+
+
+def test_the_command_fails_with_a_story_that_breaks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cable = str(PLACE / "02-cable-cut.txt")
+    assert main(["selftest", "--story", cable, "--break", "no-promise"]) == ExitCode.FAILED
+    assert "BROKEN: Line 20, 'run 1.9s': a and b both hold a lease." in capsys.readouterr().out
+    bad = tmp_path / "bad.txt"
+    bad.write_text("nodes a\nstart b\n")
+    assert main(["selftest", "--story", str(bad)]) == ExitCode.USAGE
+    assert "Line 2, 'start b': There is no node 'b'." in capsys.readouterr().err
+    assert main(["selftest", "--story", str(tmp_path / "none.txt")]) == ExitCode.USAGE
+    assert "none.txt cannot be read." in capsys.readouterr().err
+    bad.write_bytes(b"\xff\xfe")
+    assert main(["selftest", "--story", str(bad)]) == ExitCode.USAGE
 
 
 def test_a_story_is_the_same_each_time() -> None:
