@@ -154,9 +154,10 @@ class Lease:
         self._sent: dict[int, tuple[str, Moment]] = {}  # nonce -> whom it asked, when
         self._held: dict[str, tuple[Moment, int]] = {}  # voter -> from when on, for how long it is relied on
         self._configs: dict[str, ConfigId] = {}  # voter -> the configuration that it has
-        self._marks: set[str] = set()  # voters that noted our epoch as the mark
+        self._marks: set[Voter] = set()  # those that noted our epoch as the mark
         self._yes: set[str] = set()  # voters that would promise
         self._no: set[str] = set()  # voters that have promised a later epoch to another
+        self._doubted: dict[str, Epoch] = {}  # voter -> the later epoch of its that was a reason for doubt
         self._renewed: Moment | None = None
         self._ticked: Moment | None = None
         self._doubt: Moment | None = None  # answers to what was asked before that are not enough
@@ -249,7 +250,7 @@ class Lease:
         ticked, self._ticked = self._ticked, now
         if self.holds:
             if self.left(now) <= self.timers.stop_ns:
-                return self._fence("its lease comes to its end, and no majority answered in time")  # H4
+                return self._fence("its lease comes to its end, and no majority answered in time", now)  # H4
             if ticked is not None and at_most(ticked, now) > self.timers.renew_ns:
                 out += self._begin_doubt("time made a jump: this machine stood still", now)
         if self.phase in (Phase.ASKING, Phase.CAMPAIGNING):
@@ -350,11 +351,25 @@ class Lease:
                 self.hard = hard._replace(config=newer, longest_ns=longest)
                 out.append(Save(self.hard))
             self._promise_for(config.lease_ns, now)
-        elif self._may_promise(sender, message.epoch, config, now):  # a majority made it
+        elif self._may_promise(sender, message.epoch, config, now) or self._may_return(sender, message, now):
             out += self._give(sender, message.epoch, config, now)
         else:
             return [Send(sender, No(message.nonce, hard.epoch, hard.to, hard.config))]
         return [*out, Send(sender, self._ok(message.nonce, config))]
+
+    def _may_return(self, sender: str, message: Renew, now: Moment) -> bool:
+        """Whether a voter that promised a later epoch to itself, and gave that up, may help who holds the
+        lease: nobody relies on what it promised. Else its vote would be lost as long as that one holds it."""
+        hard, config = self.hard, message.config
+        return (
+            hard.to == self.me
+            and self.phase is Phase.STANDBY
+            and not self.promised(now)
+            and hard.mark <= message.epoch < hard.epoch
+            and config.slot(sender) == message.epoch.slot
+            and config.incarnation(self.me) == hard.incarnation
+            and config.id >= hard.config.id
+        )
 
     def _give(self, to: str, epoch: Epoch, config: Config, now: Moment) -> list[Effect]:
         """Promise this epoch to that candidate."""
@@ -367,8 +382,8 @@ class Lease:
         out: list[Effect] = [Save(self.hard)]
         if to != self.me and self.phase is not Phase.STANDBY:
             if self.holds:
-                out = [*self._fence(f"epoch {epoch} was promised to {to}"), *out]
-            self._end()
+                out = [*self._fence(f"epoch {epoch} was promised to {to}", now), *out]
+            self._end(now)
         return out
 
     def _promise_for(self, lasts: int, now: Moment) -> None:
@@ -511,6 +526,7 @@ class Lease:
         self._epoch = Epoch(max(self._seen, self.hard.epoch.counter) + 1, slot)  # C2
         self.phase, self._begun = Phase.CAMPAIGNING, now
         self._held, self._configs, self._marks, self._no, self._sent = {}, {}, set(), set(), {}
+        self._doubted = {}
         self._doubt = self._before = None
         out = self._give(self.me, self._epoch, self.hard.config, now)
         return [*out, *self._ask_all(now)]
@@ -518,7 +534,7 @@ class Lease:
     def _give_up(self, why: str, now: Moment) -> list[Effect]:
         lease = self.hard.config.lease_ns
         self._wait = (now, lease + int(lease * self._chance()))
-        self._end()
+        self._end(now)
         return [Say(f"The campaign was given up: {why}.")]
 
     # -- holder
@@ -560,7 +576,7 @@ class Lease:
                     out.append(Send(name, Renew(nonce, self._epoch, config)))
                 continue
             out.append(Send(name, Renew(nonce, self._epoch, config)))
-            if self.phase >= Phase.OPENING and name not in self._marks:
+            if self.phase >= Phase.OPENING and not self._has_marked(name):
                 out.append(Send(name, Open(self._ask(name, now), self._epoch)))
         return out + self._progress(now)
 
@@ -600,8 +616,10 @@ class Lease:
             return out + self._give_up("a majority refused", now) if refused else out
         if message.epoch > self._epoch:
             if refused:
-                return out + self._fence(f"a majority has promised a later epoch, {message.epoch}")
-            out += self._begin_doubt(f"{sender} has promised epoch {message.epoch}", now)
+                return out + self._fence(f"a majority has promised a later epoch, {message.epoch}", now)
+            if self._doubted.get(sender) != message.epoch:  # else it said so before, and a majority held
+                self._doubted[sender] = message.epoch
+                out += self._begin_doubt(f"{sender} has promised epoch {message.epoch}", now)
         return out
 
     def _hear(self, epoch: Epoch) -> None:
@@ -647,7 +665,12 @@ class Lease:
 
     def _is_marked(self) -> bool:
         config = self.hard.config
-        return sum(voter.name in self._marks for voter in config.voters) >= config.majority
+        return sum(voter in self._marks for voter in config.voters) >= config.majority
+
+    def _has_marked(self, name: str) -> bool:
+        """Whether the voter of that name noted our epoch: as who it is now, not as who it was before."""
+        incarnation = self.hard.config.incarnation(name)
+        return incarnation is not None and Voter(name, incarnation) in self._marks
 
     def _is_sure(self) -> bool:
         """Whether a majority answered what was asked since the doubt began."""
@@ -671,7 +694,7 @@ class Lease:
             return []
         self.phase = Phase.OPENING
         self.hard = self.hard._replace(mark=max(self.hard.mark, self._epoch))
-        self._marks = {self.me}
+        self._marks = {Voter(self.me, self.hard.incarnation)}
         out: list[Effect] = [Save(self.hard)]
         for name in self._voters():
             if name != self.me:
@@ -684,7 +707,7 @@ class Lease:
             return []
         if self.hard.config.incarnation(sender) != incarnation:
             return []
-        self._marks.add(sender)
+        self._marks.add(Voter(sender, incarnation))
         return self._progress(now)
 
     def hand_over(self, successor: str) -> list[Effect] | str:
@@ -722,7 +745,7 @@ class Lease:
         names = [name for name in self._voters() if name != self.me]
         lease = self.hard.config.lease_ns
         self._wait = (now, 2 * lease)  # S7
-        self._end()
+        self._end(now)
         self.released = (epoch, successor)  # my own voter's promise to me
         out: list[Effect] = [Fence(f"epoch {epoch} was released to {successor}")]
         out += [Send(name, Release(epoch, successor)) for name in names]
@@ -734,21 +757,25 @@ class Lease:
         if not Phase.CONFIRMING <= self.phase <= Phase.OPENING:
             return []
         lease = self.hard.config.lease_ns
-        out = self._fence(why)
+        out = self._fence(why, now)
         self._wait = (now, 2 * lease + int(lease * self._chance()))
         return out
 
-    def _fence(self, why: str) -> list[Effect]:
+    def _fence(self, why: str, now: Moment) -> list[Effect]:
         epoch = self._epoch
-        self._end()
+        self._end(now)
         return [Fence(why), Say(f"Epoch {epoch} is over here: {why}.")]
 
-    def _end(self) -> None:
-        """Whatever it was, it is over; the epoch is never held again (H6)."""
+    def _end(self, now: Moment) -> None:
+        """Whatever it was, it is over; the epoch is never held again (H6). What this node promised itself is
+        relied on by nobody when the lease would have ended."""
+        if self.hard.to == self.me and self._promise is not None:
+            self._promise = (now, min(max(0, self.left(now)), self.promise_left(now)))
         self.phase = Phase.STANDBY
         self._epoch = NO_EPOCH
         self._held, self._configs, self._marks, self._sent = {}, {}, set(), {}
         self._no, self._yes = set(), set()
+        self._doubted = {}
         self._begun = self._renewed = self._doubt = self._before = None
         self._successor = ""
 
@@ -782,6 +809,9 @@ class Lease:
         version = held.id.version + 1
         config = config._replace(id=ConfigId(held.id.generation, self._epoch, version))
         self._before = self._counting
+        for voter in set(config.voters) - set(held.voters):  # whoever had that name before
+            self._held.pop(voter.name, None)
+            self._configs.pop(voter.name, None)
         longest = max(self.hard.longest_ns, config.lease_ns)
         self.hard = self.hard._replace(config=config, longest_ns=longest)
         return [Save(self.hard), *self._ask_all(now)]

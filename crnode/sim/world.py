@@ -450,7 +450,7 @@ class World:
         other = self.by_name[successor]
         if self.chance.random() < 0.2 or other.newest != node.newest:  # S4: the successor has not everything
             self.say(f"{node.name} takes its services up again")
-            node.running = node.address = True
+            node.running, node.address = True, not lease.doubts
             self.do(node, lease.take_back())
             return
         self.do(node, lease.stopped(node.moment(self.now)))

@@ -543,3 +543,25 @@ def test_a_candidate_without_a_vote_learns_what_there_is_to_know() -> None:
     assert one.heard("a", config("a"), FIRST) == []
     assert one.heard("a", config("a"), Epoch(EPOCH_JUMP + 9, 1)) == []  # rule 19
     assert one.hard.mark == FIRST
+
+
+def test_a_later_epoch_that_a_voter_promised_is_a_reason_for_doubt_once() -> None:
+    holder = active()
+    now = 0.0
+
+    def round_of_questions() -> list[type]:
+        """b has promised a later epoch to itself, c goes on with ours."""
+        nonlocal now
+        asked: dict[str, Message] = {}
+        while not asked:
+            now += 0.2
+            asked = dict(sent(holder.tick(at(now)), Renew))
+        b, c = asked["b"], asked["c"]
+        assert type(b) is Renew and type(c) is Renew
+        out = holder.receive("b", inc("b"), No(b.nonce, Epoch(9, 2), "b", config()), at(now))
+        fine = Ok(c.nonce, holder.epoch, L, holder.hard.config.id)
+        return kinds([*out, *holder.receive("c", inc("c"), fine, at(now))])
+
+    first = round_of_questions()
+    assert first.index(AddressOff) < first.index(AddressOn) and not holder.doubts
+    assert AddressOff not in round_of_questions()
