@@ -28,6 +28,7 @@ def register(top: typer.Typer) -> None:
     top.command(epilog="Example: crnode failback")(failback)
     top.command(epilog="Example: crnode failover --dry-run")(failover)
     top.command(epilog="Example: crnode activate --alone")(activate)
+    top.command(epilog="Example: crnode fence")(fence)
 
 
 @app.command(
@@ -51,9 +52,22 @@ def set_(
     service: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=COMMAND",
-            help="A program that runs where the lease is, in the foreground; in their order.",
+            metavar="NAME=WHAT",
+            help="What runs where the lease is, in their order: a command that stays in the foreground,"
+            " unit:UNIT of systemd, start:COMMAND with --stop, or windows:SERVICE.",
         ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=COMMAND", help="What stops a service with"
+        " start:COMMAND.")
+    ] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COMMAND", help="... and what ends with 0 while it serves."),
+    ] = None,
+    needs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=OTHER", help="A service that needs one that is named before it."),
     ] = None,
     probe: Annotated[
         list[str] | None,
@@ -82,6 +96,40 @@ def set_(
             "--set", metavar="SET", help="A set whose source is where the lease is; each candidate has it."
         ),
     ] = None,
+    address_hook: Annotated[
+        str,
+        typer.Option(
+            metavar="COMMAND",
+            help="Moves the clients where no address can be (a name, a cloud): CRNODE_ACTION is take or drop,"
+            " CRNODE_NODE this node.",
+        ),
+    ] = "",
+    fence_hook: Annotated[
+        str,
+        typer.Option(
+            metavar="COMMAND",
+            help="Switches CRNODE_NODE off before another node serves; it has to end with 0.",
+        ),
+    ] = "",
+    failback: Annotated[
+        str | None,
+        typer.Option(
+            "--failback",
+            metavar="TIME",
+            help="Hand back by itself when the node that is home has been able for so long.",
+        ),
+    ] = None,
+    validate: Annotated[
+        float,
+        typer.Option(help="Seconds that a takeover gives to judging a newest version that nothing has"
+        " judged."),
+    ] = 30.0,
+    watchdog: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE", help="Armed while active: it starts a machine again whose services do not end."
+        ),
+    ] = "",
     max_loss: Annotated[
         str,
         typer.Option(metavar="TIME", help="How far back a takeover goes by itself from a version found bad."),
@@ -101,11 +149,20 @@ def set_(
     services: list[dict[str, Any]] = []
     for text in service or []:
         name, _, command = text.partition("=")
-        words = shlex.split(command)
-        if not words:
-            hint = "Write it as NAME=COMMAND, as in: web='nginx -g …'"
-            raise CrnodeError(f"'{text}' names no command.", "", hint, ExitCode.USAGE)
-        services.append({"name": name, "command": words, "restarts": restarts})
+        services.append({"name": name, **_how(text, command), "restarts": restarts})
+    for what, texts in (("stop", stop), ("status", status), ("needs", needs)):
+        for text in texts or []:
+            name, _, value = text.partition("=")
+            found = next((one for one in services if one["name"] == name), None)
+            if found is None or not value:
+                hint = f"The services are: {', '.join(one['name'] for one in services) or 'none'}."
+                raise CrnodeError(
+                    f"'--{what} {text}' names no service.", hint, "Write it as NAME=WHAT.", ExitCode.USAGE
+                )
+            if what == "needs":
+                found.setdefault("needs", []).append(value)
+            else:
+                found[what] = value
     for text in probe or []:
         name, _, what = text.partition("=")
         found = next((one for one in services if one["name"] == name), None)
@@ -130,6 +187,11 @@ def set_(
         "sets": moves or [],
         "max_loss_s": parse_span(max_loss),
         "active_port": active_port,
+        "address_hook": address_hook,
+        "fence_hook": fence_hook,
+        "failback_s": parse_span(failback) if failback is not None else None,
+        "validate_s": validate,
+        "watchdog": watchdog,
     }
     answer = ask(data, "takeover.set", args)
     if as_json:
@@ -152,8 +214,12 @@ def show_(data: Data = None, as_json: Json = False) -> None:
         ("network", item["network"]),
         ("sets", ", ".join(item["sets"]) or None),
         ("address", f"{item['address']} on {item['interface']}" if item["address"] else None),
-        *((f"service {one['name']}", shlex.join(one["command"])) for one in item["services"]),
+        *((f"service {one['name']}", _shown(one)) for one in item["services"]),
         *((f"probe of {one['name']}", one["probe"]["target"]) for one in item["services"] if one["probe"]),
+        ("command that moves the address", item["address_hook"] or None),
+        ("command that switches off", item["fence_hook"] or None),
+        ("watchdog", item["watchdog"] or None),
+        ("hands back by itself", duration(item["failback_s"]) if item["failback_s"] is not None else "no"),
     ]
     show(table("Taking over", ("what", "as it was said"), rows))
 
@@ -328,6 +394,41 @@ def activate(
         print_json(answer)
     else:
         show("This node serves as soon as nobody holds the lease. See: crnode takeover status")
+
+
+def fence(data: Data = None, as_json: Json = False) -> None:
+    """End at once what this node serves by the cluster's word: the address, and the units of systemd.
+
+    systemd runs it when the keeper has ended (ExecStopPost); it needs neither agent nor keeper.
+    """
+    from crnode.failover.fence_now import fence as end
+
+    place = data_dir(data)
+    try:
+        said = end(place)
+    except (OSError, ValueError) as error:
+        raise CrnodeError(f"'{place}' does not say what is to be ended.", f"{error}.", "") from error
+    if as_json:
+        print_json({"done": said})
+    else:
+        show(*(said or ["Nothing was served here."]))
+
+
+def _how(text: str, what: str) -> dict[str, Any]:
+    """What a service is, as people write it."""
+    for kind in ("unit", "start", "windows"):
+        if what.startswith(f"{kind}:"):
+            return {kind: what.partition(":")[2]}
+    words = shlex.split(what)
+    if not words:
+        hint = "Write it as NAME=COMMAND, as in: web='nginx -g …'"
+        raise CrnodeError(f"'{text}' names no command.", "", hint, ExitCode.USAGE)
+    return {"command": words}
+
+
+def _shown(service: dict[str, Any]) -> str:
+    kinds = (f"{kind}:{service[kind]}" for kind in ("unit", "start", "windows") if service[kind])
+    return next(kinds, shlex.join(service["command"]))
 
 
 def _probe(text: str) -> dict[str, str]:

@@ -171,6 +171,8 @@ def overlap(one: str, other: str) -> bool:
     return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,240}\.service")
+
 Name = Annotated[str, AfterValidator(valid_name)]
 Address = Annotated[str, AfterValidator(_reachable)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
@@ -381,14 +383,36 @@ class ProbeSpec(_Value):
 
 
 class ServiceSpec(_Value):
-    """A program that runs where the lease is: a command in the foreground."""
+    """A program that runs where the lease is: a command in the foreground, a unit of systemd, commands that
+    start and stop it, or a service of Windows; one of these."""
 
     name: Name
-    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+    command: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    unit: Annotated[str, Field(max_length=256)] = ""
+    start: Annotated[str, Field(max_length=2000)] = ""  # by the shell; what it leaves behind is the service
+    stop: Annotated[str, Field(max_length=2000)] = ""
+    # ends with 0 while it serves: its probe, without another
+    status: Annotated[str, Field(max_length=2000)] = ""
+    windows: Annotated[str, Field(max_length=256)] = ""
+    needs: Annotated[tuple[Name, ...], Field(max_length=31)] = ()  # services, named before it
     probe: ProbeSpec | None = None  # None: it serves as long as it runs
     restarts: Annotated[int, Field(ge=0, le=100)] = 1  # here, within ten minutes, before another node serves
     start_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0  # until its probe succeeds first
     stop_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0  # until what has not stopped is killed
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kinds = [kind for kind in (self.command, self.unit, self.start, self.windows) if kind]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"The service '{self.name}' needs one of: a command, unit:UNIT, start:COMMAND, windows:NAME."
+            )
+        if self.unit and not _UNIT.fullmatch(self.unit):
+            raise ValueError(f"'{self.unit}' is no unit of systemd; write it as in: nginx.service.")
+        if (self.stop or self.status) and not self.start:
+            raise ValueError(f"The service '{self.name}' has a stop or a status command, and no"
+            f" start:COMMAND.")
+        return self
 
 
 class Takeover(_Value):
@@ -405,6 +429,15 @@ class Takeover(_Value):
     sets: Annotated[tuple[Name, ...], Field(max_length=MAX_SETS)] = ()  # the active node is their source
     max_loss_s: Annotated[int, Field(ge=0, lt=2**31)] = 86_400  # how far a takeover may go back by itself
     active_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # where /active is answered
+    # by the shell: moves a name, or a cloud's address
+    address_hook: Annotated[str, Field(max_length=2000)] = ""
+    # switches CRNODE_NODE off before another one serves
+    fence_hook: Annotated[str, Field(max_length=2000)] = ""
+    # home was able for so long; None: by people
+    failback_s: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    # for a newest version that nothing has judged yet
+    validate_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    watchdog: Annotated[str, Field(max_length=200)] = ""  # /dev/watchdog, armed while active
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -427,6 +460,15 @@ class Takeover(_Value):
                 raise ValueError("The floating address needs the name of an interface, as in: eth0.")
         if (name := _twice(service.name for service in self.services)) is not None:
             raise ValueError(f"Two services are called '{name}'; give one of them another name.")
+        before: set[str] = set()
+        for service in self.services:
+            if missing := [name for name in service.needs if name not in before]:
+                raise ValueError(
+                    f"'{service.name}' needs '{missing[0]}', which is not started before it; name that first."
+                )
+            before.add(service.name)
+        if self.watchdog and not self.watchdog.startswith("/dev/"):
+            raise ValueError(f"'{self.watchdog}' is no device; write it as /dev/watchdog.")
         return self
 
 

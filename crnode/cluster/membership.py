@@ -422,6 +422,11 @@ class TakeoverSpec(BaseModel):
     sets: list[str] = []  # names
     max_loss_s: int = 86_400
     active_port: int | None = None
+    address_hook: str = ""
+    fence_hook: str = ""
+    failback_s: int | None = None
+    validate_s: float = 30.0
+    watchdog: str = ""
 
 
 def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str) -> ClusterDocument:
@@ -441,8 +446,16 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
                 "network": spec.network,
                 "address": spec.address,
                 "interface": spec.interface,
-                "services": tuple({**one, "command": tuple(one["command"])} for one in spec.services),
+                "services": tuple(
+                    {**one, "command": tuple(one.get("command", ())), "needs": tuple(one.get("needs", ()))}
+                    for one in spec.services
+                ),
                 "active_port": spec.active_port,
+                "address_hook": spec.address_hook,
+                "fence_hook": spec.fence_hook,
+                "failback_s": spec.failback_s,
+                "validate_s": spec.validate_s,
+                "watchdog": spec.watchdog,
                 "sets": tuple(spec.sets),
                 "max_loss_s": spec.max_loss_s,
             }

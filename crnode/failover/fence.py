@@ -1,9 +1,9 @@
-"""What a keeper does to its machine: the floating address, and processes that end with it.
+"""What a keeper does to its machine: the floating address, and commands of the owner that move one.
 
 The address is only ever added with a lifetime, so that the kernel ends it when nobody refreshes it (rule
-4): a whole number of seconds that is less than what is left of the lease. A service is a command in the
-foreground, in a process group of its own; when its keeper dies, the kernel kills it with it
-(PR_SET_PDEATHSIG), and a fence kills the whole group at once, with no graceful phase (rule 6).
+4): a whole number of seconds that is less than what is left of the lease. Where no address can be moved (a
+name in the DNS, a cloud), a command of the owner does what is needed; and where machines can be switched off
+(a hypervisor, a power distribution unit), another one does that before anybody serves (rule 2).
 """
 
 from __future__ import annotations
@@ -15,16 +15,30 @@ import ipaddress
 import os
 import signal
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from crnode.failover.frames import (
+    ETH_ARP,
+    ETH_IPV6,
+    arp_announcement,
+    arp_holder,
+    arp_probe,
+    neighbour_advertisement,
+    neighbour_holder,
+    neighbour_probe,
+)
+
 PR_SET_PDEATHSIG = 1
 IP_SECONDS = 1.0  # `ip` takes 2 ms; a machine on which it takes a second serves nobody well
-ANNOUNCE_SECONDS = (0.0, 1.0, 5.0)  # after it was taken, and then with ANNOUNCE_AGAIN
+# after it was taken, and then with ANNOUNCE_AGAIN (rule 22)
+ANNOUNCE_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 ANNOUNCE_AGAIN = 10.0
+PROBE_SECONDS = 0.3  # who has the address answers within that
+HOOK_SECONDS = 30.0
+SAID_BYTES = 500  # of what a hook prints that are told
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -54,9 +68,12 @@ class Address:
         until = time.monotonic() + seconds
         if self.on and until - self._until < 0.5:
             return
-        lifetime = str(seconds)
-        lifetimes = ("valid_lft", lifetime, "preferred_lft", lifetime)
-        if not self._ip("replace", str(self.address), "dev", self.interface, *lifetimes):
+        words = [str(self.address), "dev", self.interface, "valid_lft", str(seconds)]
+        words += ["preferred_lft", str(seconds)]
+        if self.address.version == 6:
+            # whether another one has it was asked before, and is no reason not to serve
+            words.append("nodad")
+        if not self._ip("replace", *words):
             return
         self._until = until
         if not self.on:
@@ -64,25 +81,59 @@ class Address:
         self._announce()
 
     def _announce(self) -> None:
-        """Tell the neighbours (RFC 5227, an ARP announcement; RFC 4861, an unsolicited advertisement is not
-        sent yet): at once, after one and five seconds, and each ten from then on."""
+        """Tell the neighbours: five times at first, after five seconds, and each ten from then on."""
         age = time.monotonic() - self._taken
         due = (
             ANNOUNCE_SECONDS[self._announced]
             if self._announced < len(ANNOUNCE_SECONDS)
             else ANNOUNCE_AGAIN * (self._announced - len(ANNOUNCE_SECONDS) + 1)
         )
-        if age < due or self.address.version != 4:
+        if age < due:
             return
         self._announced += 1
+        packed = self.address.ip.packed
         try:
-            text = Path(f"/sys/class/net/{self.interface}/address").read_text().strip()
-            mac = bytes.fromhex(text.replace(":", ""))
+            mac = self._mac()
+            if self.address.version == 4:
+                protocol, frame = ETH_ARP, arp_announcement(mac, packed)
+            else:
+                protocol, frame = ETH_IPV6, neighbour_advertisement(mac, packed)
             with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
-                out.bind((self.interface, 0x0806))
-                out.send(announcement(mac, self.address.ip.packed))
+                out.bind((self.interface, protocol))
+                out.send(frame)
         except OSError as error:
             self._say(f"The address {self.address} could not be announced: {error.strerror or error}.")
+
+    def announce_more(self) -> None:
+        """Called now and then while it is held: what is due is announced."""
+        if self.on:
+            self._announce()
+
+    def _mac(self) -> bytes:
+        text = Path(f"/sys/class/net/{self.interface}/address").read_text().strip()
+        return bytes.fromhex(text.replace(":", ""))
+
+    def other_holder(self) -> str:
+        """The MAC of another machine that answers for the address now, '' for none (rule 22). Takes
+        PROBE_SECONDS; OSError when the interface cannot be asked. In a thread."""
+        packed, mac = self.address.ip.packed, self._mac()
+        if self.address.version == 4:
+            protocol, frame, holder = ETH_ARP, arp_probe(mac, packed), arp_holder
+        else:
+            protocol, frame, holder = ETH_IPV6, neighbour_probe(mac, packed), neighbour_holder
+        deadline = time.monotonic() + PROBE_SECONDS
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol)) as wire:
+            wire.bind((self.interface, protocol))
+            wire.send(frame)
+            while (left := deadline - time.monotonic()) > 0:
+                wire.settimeout(left)
+                try:
+                    found = holder(wire.recv(2048), packed)
+                except TimeoutError:
+                    break
+                if found and found != mac:
+                    return found.hex(":")
+        return ""
 
     def _ip(self, *words: str, quiet: bool = False) -> bool:
         try:
@@ -97,12 +148,47 @@ class Address:
         return done.returncode == 0
 
 
-def announcement(mac: bytes, address: bytes) -> bytes:
-    """The Ethernet frame of an ARP announcement (RFC 5227, 3): a request for one's own address."""
-    broadcast = b"\xff" * 6
-    head = struct.pack(">6s6sH", broadcast, mac, 0x0806)
-    arp = struct.pack(">HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mac, address, bytes(6), address)
-    return head + arp
+async def run_hook(command: str, seconds: float = HOOK_SECONDS, **said: str) -> str:
+    """Run a command of the owner, by the shell, with `said` in its environment (as CRNODE_ACTION and so on).
+    '' when it ended with 0 in time, else why not, as a sentence without its full stop."""
+    names = {f"CRNODE_{name.upper()}": value for name, value in said.items()}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **names},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    except OSError as error:
+        return f"it could not be run: {error.strerror or error}"
+    try:
+        async with asyncio.timeout(seconds):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        signal_group(process, signal.SIGKILL)
+        await process.wait()
+        return f"it did not end within {seconds:g} s"
+    if process.returncode == 0:
+        return ""
+    text = out[-SAID_BYTES:].decode(errors="replace").strip()
+    return f"it ended with {process.returncode}" + (f": {text}" if text else "")
+
+
+def drop_by_hook(command: str, address: str, node: str) -> None:
+    """Let the owner's command take the clients away from here. A fence waits for nobody."""
+    said = {"CRNODE_ACTION": "drop", "CRNODE_ADDRESS": address, "CRNODE_NODE": node}
+    with contextlib.suppress(OSError):
+        subprocess.Popen(
+            ["sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **said},
+            start_new_session=True,
+        )
 
 
 def signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
@@ -112,8 +198,11 @@ def signal_group(process: asyncio.subprocess.Process, number: signal.Signals) ->
 
 
 def die_with_parent() -> None:
-    """In the child, before it becomes the service: prctl(2), PR_SET_PDEATHSIG."""
+    """In the child, before it becomes something else: prctl(2), PR_SET_PDEATHSIG. What protects a keeper from
+    the out-of-memory killer is not for what it starts."""
     _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("0")
 
 
-__all__ = ["Address", "announcement", "die_with_parent", "signal_group"]
+__all__ = ["Address", "die_with_parent", "drop_by_hook", "run_hook", "signal_group"]

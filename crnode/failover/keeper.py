@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -22,14 +22,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crnode.cluster.document import ClusterDocument, Takeover, join_address, split_address
+from crnode.cluster.document import ClusterDocument, Takeover, join_address
 from crnode.cluster.moves import epoch_number
 from crnode.cluster.node_file import read_document, read_node_file
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover import wire
 from crnode.failover.active import ActiveAnswer
-from crnode.failover.fence import Address
+from crnode.failover.controls import Place, write_drop_ins
+from crnode.failover.fence import Address, drop_by_hook, run_hook
+from crnode.failover.guard import Systemd, Watchdog, lock_memory, run_first, spare_memory
+from crnode.failover.layers import layers
 from crnode.failover.lease import Lease, Phase
+from crnode.failover.links import Link, keeper_address, tune
 from crnode.failover.machine import Facts, hindrance, next_voters, sentence
 from crnode.failover.services import Services
 from crnode.failover.terms import (
@@ -63,24 +67,20 @@ from crnode.failover.terms import (
 from crnode.failover.vote_file import NAME, VoteFile
 from crnode.net.control import ControlServer, call
 from crnode.net.tls import PeerRefused, client_context, peer_name, server_context
+from crnode.platform.cgroups import own_unit
 from crproto.errors import RemoteProtocolError
 
 SOCKET = "keeper.sock"
-PORT_ABOVE = 1  # the keeper listens one port above its node's agent
 TICK_SECONDS = 0.05
 ALIVE_SECONDS = 1.0
 LATELY_SECONDS = 1.5  # one that was heard so long ago is there, as far as can be known
-HEARD_SECONDS = 3.0  # a keeper that was not heard for so long is away
-DIAL_SECONDS = 1.0
-REDIAL_SECONDS = 0.3
-USER_TIMEOUT_MS = 2000  # what the other side has not acknowledged for so long ends a connection (RFC 5482)
-UNSENT_MOST = 64 << 10  # what is to be sent is dropped beyond that: it would come too late to be of use
 VOTE_SECONDS = 5.0  # for a node that is to vote to be one of the voters
 FORGIVEN_SECONDS = 600.0  # after which a failure of a service, or of this node to serve, counts no more
 HAND_OVERS, HAND_OVER_SECONDS = 2, 3600.0  # that a service may cause, within so long (rule 24)
 ALL_DATA = Epoch(1 << 62, 0)
 """Where no set moves with the lease: whatever was opened, nothing of it is missing here."""
 AGENT_SOCKET = "control.sock"
+HOOK_AGAIN_SECONDS = 2.0
 ASK_SECONDS = 1.0  # between two questions to the agent about its data
 ANSWER_SECONDS = 2.0  # it has as long to answer
 STALE_SECONDS = 4.0  # what it said counts for so long
@@ -92,61 +92,6 @@ log = logging.getLogger("crnode.keeper")
 def moment() -> Moment:
     """The two clocks of this machine (clock_gettime(2))."""
     return Moment(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW))
-
-
-def keeper_address(agent_address: str) -> tuple[str, int]:
-    """Where the keeper of a node is reached whose agent is reached there."""
-    host, port = split_address(agent_address)
-    return host, port + PORT_ABOVE
-
-
-class Link:
-    """The connection on which this keeper speaks to another one. What cannot be sent is dropped: every
-    question is asked again."""
-
-    def __init__(self, keeper: Keeper, name: str) -> None:
-        self.keeper = keeper
-        self.name = name
-        self.heard = 0.0  # monotonic
-        self.able = False
-        self.incarnation = b""
-        self._writer: asyncio.StreamWriter | None = None
-
-    @property
-    def is_there(self) -> bool:
-        return time.monotonic() - self.heard < HEARD_SECONDS
-
-    def send(self, data: bytes) -> None:
-        writer = self._writer
-        if writer is None or writer.transport.get_write_buffer_size() > UNSENT_MOST:
-            return
-        writer.write(len(data).to_bytes(4, "big") + data)
-
-    async def run(self) -> None:
-        """Keep the connection up until cancelled."""
-        while True:
-            with contextlib.suppress(OSError, TimeoutError, ssl.SSLError, CrnodeError):
-                await self._once()
-            self._writer = None
-            await asyncio.sleep(REDIAL_SECONDS)
-
-    async def _once(self) -> None:
-        node = self.keeper.document.node(self.name)
-        if node is None:
-            await asyncio.sleep(1.0)
-            return
-        host, port = keeper_address(node.address)
-        async with asyncio.timeout(DIAL_SECONDS):
-            reader, writer = await asyncio.open_connection(host, port, ssl=self.keeper.client)
-        try:
-            certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            if certificate is None or peer_name(self.keeper.document, certificate) != self.name:
-                return
-            _tune(writer)
-            self._writer = writer
-            await reader.read()  # nothing comes on it but its end
-        finally:
-            writer.close()
 
 
 class Keeper:
@@ -163,7 +108,13 @@ class Keeper:
         self.takeovers: list[Moment] = []
         self.links: dict[str, Link] = {}
         self.address: Address | None = None
-        self.services = Services((), data, self.say)
+        self.services = Services((), Place(data, f"{self.document.id[:8]}-{self.node.name}"), self.say)
+        self._systemd = Systemd(dict(os.environ))
+        self._watchdog: Watchdog | None = None
+        self._guards: dict[str, bool] = {}  # of this process: which the system allowed
+        self._units: list[str] = []  # whose drop-ins are written
+        self._hooked = False  # the owner's command has moved the address to here
+        self._home_since: float | None = None  # when the node that is home was able, and has been since
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._asked = False  # a person wants this node to be active
@@ -228,6 +179,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Keep until cancelled."""
+        self._guards = {"locked": lock_memory(), "spared": spare_memory(), "first": run_first()}
         self._configure()
         self.do(self.lease.start(moment()))
         host, port = keeper_address(self.node.listen)
@@ -252,6 +204,7 @@ class Keeper:
         await control.start()
         self._later(self._ask_data())
         self.say(f"The keeper of {self.node.name} listens on {join_address(host, port)}.")
+        self._systemd.tell("READY=1")
         try:
             while True:
                 await asyncio.sleep(TICK_SECONDS)
@@ -259,7 +212,9 @@ class Keeper:
                     raise self._broken
                 self._tick()
         finally:
+            self._systemd.tell("STOPPING=1")
             self.do([Fence("the keeper ends")])
+            self._feed()
             for task in [*self._tasks.values(), *self._running]:
                 task.cancel()
             await control.close()
@@ -284,11 +239,21 @@ class Keeper:
                 self.address.off()
             here = takeover.address is not None and self.node.name in takeover.candidates
             self.address = Address(str(takeover.address), takeover.interface, self.say) if here else None
-        self.services.services = list(takeover.services)
+        self.services.configure(takeover.services)
+        units = [service.unit for service in takeover.services if service.unit]
+        if units != self._units:
+            self._units = units
+            self._later(self._write_drop_ins(units))
+        path = takeover.watchdog if self.node.name in takeover.candidates else ""
+        if self._watchdog is None or self._watchdog.path != path:
+            if self._watchdog is not None:
+                self._watchdog.disarm()
+            self._watchdog = Watchdog(path, self.say) if path else None
         self._answer_active(takeover.active_port)
 
     def _tick(self) -> None:
         now, clock = moment(), time.monotonic()
+        self._systemd.alive()
         if clock - self._document_read >= 1.0:
             self._document_read = clock
             with contextlib.suppress(CrnodeError):
@@ -311,6 +276,25 @@ class Keeper:
                 self._settled.set()
             self._keep_voters(now)
             self._watch()
+            self._go_home(clock)
+            if self.address is not None:
+                self.address.announce_more()
+        self._feed()
+
+    def _feed(self) -> None:
+        """The machine's watchdog: it is fed while the lease is held, and disarmed when nothing is left of
+        what served; in between it has to do what we could not."""
+        if self._watchdog is None or not self._watchdog.is_armed:
+            return
+        if self.lease.holds and self.lease.left(moment()) > 0:
+            self._watchdog.feed()
+        elif self.services.are_gone() and (self.address is None or not self.address.on):
+            self._watchdog.disarm()
+
+    async def _write_drop_ins(self, units: list[str]) -> None:
+        work = partial(write_drop_ins, units, own_unit())
+        why = await asyncio.get_running_loop().run_in_executor(self._agent, work)
+        self.say_once("drop-ins", f"systemd could not be told about the units: {why}" if why else "")
 
     def _consider(self, now: Moment) -> None:
         """Whether to campaign, with the reason for people."""
@@ -369,7 +353,7 @@ class Keeper:
             if certificate is None:
                 return
             name = peer_name(self.document, certificate)
-            _tune(writer)
+            tune(writer)
             while True:
                 size = int.from_bytes(await reader.readexactly(4), "big")
                 if size > wire.MOST_BYTES:
@@ -444,6 +428,9 @@ class Keeper:
     def _address_off(self) -> None:
         if self.address is not None:
             self.address.off()
+        if self._hooked:
+            self._hooked = False
+            drop_by_hook(self._takeover().address_hook, self._takeover().address or "", self.node.name)
 
     def _hold(self) -> None:
         """Have the address for as long as the lease is held, if it may be had at all (H5)."""
@@ -487,8 +474,41 @@ class Keeper:
 
     async def _gathered(self) -> None:
         epoch = self.lease.epoch
-        if await self._did("takeover.gather", epoch) and self.lease.epoch == epoch:
-            self.do(self.lease.gathered(moment()))
+        self._later(self._look_for_other())
+        before = "" if self._released else self._active_before()
+        if not await self._did("takeover.gather", epoch) or self.lease.epoch != epoch:
+            return
+        if before and (hook := self._takeover().fence_hook):
+            why = await run_hook(hook, node=before, action="fence")
+            if self.lease.epoch != epoch:
+                return
+            if why:
+                self.say(f"{before} could not be switched off: {why}.")
+                self.do(self.lease.abandon(f"{before} could not be switched off", moment()))
+                return
+            self.say(f"{before} was switched off by the owner's command.")
+        self.do(self.lease.gathered(moment()))
+
+    def _active_before(self) -> str:
+        """The other node that opened the newest epoch, and may serve still."""
+        hard = self.lease.hard
+        names = (name for name, slot in hard.config.slots if slot == hard.mark.slot and hard.mark != NO_EPOCH)
+        name = next(names, "")
+        return name if name != self.node.name else ""
+
+    async def _look_for_other(self) -> None:
+        """Whether a machine that hangs still answers for the address: it is told, and no reason not to take
+        it, which the neighbours are told of again and again."""
+        if self.address is None:
+            return
+        work = self.address.other_holder
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._agent, work)
+        except OSError as error:
+            self.say(f"Nobody could be asked who has {self.address.address}: {error.strerror or error}.")
+            return
+        if found:
+            self.say(f"Another machine still answers for {self.address.address}: {found}.")
 
     async def _committed(self) -> None:
         epoch = self.lease.epoch
@@ -520,10 +540,27 @@ class Keeper:
         self._asked = self._released = False
         self._failures.clear()
         self.say(f"{self.node.name} is active in epoch {epoch}.")
+        if self._watchdog is not None:
+            self._watchdog.arm()
         await self.services.start(lambda: self._still(epoch))
         if self._still(epoch):
             self._up = True
             self._hold()
+            if self._takeover().address_hook:
+                self._later(self._take_by_hook(epoch))
+
+    async def _take_by_hook(self, epoch: Epoch) -> None:
+        """Let the owner's command bring the clients here, until it has."""
+        takeover = self._takeover()
+        while self._still(epoch) and self._up:
+            self._hooked = True
+            address = takeover.address or ""
+            why = await run_hook(takeover.address_hook, action="take", address=address, node=self.node.name)
+            self.say_once("hook", f"The command that moves the address failed: {why}." if why else "")
+            if not why:
+                self.say("The command that moves the address has done so.")
+                return
+            await asyncio.sleep(HOOK_AGAIN_SECONDS)
 
     async def _hand_over(self, successor: str) -> None:
         epoch = self.lease.epoch
@@ -546,6 +583,38 @@ class Keeper:
             self.do(self.lease.take_back())
             return
         self.do(self.lease.stopped(moment()))
+
+    def _go_home(self, clock: float) -> None:
+        """Hand back by itself, when the owner wants that and home has been able for so long."""
+        wait, home = self._takeover().failback_s, self._home()
+        link = self.links.get(home)
+        if wait is None or link is None or not (link.is_there and link.able) or not self._up:
+            self._home_since = None
+        elif self._home_since is None:
+            self._home_since = clock
+        elif clock - self._home_since >= wait and not self._voting:
+            self._home_since = clock  # if it comes to nothing, as long again
+            self._later(self._hand_back(home))
+
+    def _home(self) -> str:
+        """The node that is active when all is well: whose the sets are that move, else the master."""
+        names = self._takeover().sets
+        homes = {spec.source for spec in self.document.sets if spec.name in names}
+        return homes.pop() if len(homes) == 1 else self.document.master.name
+
+    async def _hand_back(self, home: str) -> None:
+        if self._takeover().sets:
+            try:
+                await self._ask_agent("takeover.ready-for", {"to": home}, ANSWER_SECONDS)
+            except CrnodeError as error:
+                self.say_once("home", f"{home} is not handed back to yet: {error}")
+                return
+        answer = await self._with_vote(home)
+        if isinstance(answer, str):
+            self.say_once("home", f"{home} is not handed back to yet: {answer}")
+            return
+        self.say(f"{home} has been able for {self._takeover().failback_s} s, and is to serve again.")
+        self.do(answer)
 
     def _watch(self) -> None:
         """A service that does not serve is started again; one that goes on like that makes another node
@@ -662,10 +731,24 @@ class Keeper:
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
             "taken_back": self._taken_back,
+            "layers": self._layers(),
             "able": not self._why_not(),
             "why_unable": self._able,
             "data": str(self._data[1]),
         }
+
+    def _layers(self) -> list[dict[str, Any]]:
+        """What ends this node's services when nothing of ours can (rule 4): each with whether it is live."""
+        takeover, units = self._takeover(), self._units
+        return layers(
+            has_address=self.address is not None,
+            units=units,
+            bound=own_unit(),
+            watched=self._systemd.watches,
+            device=takeover.watchdog,
+            fence=takeover.fence_hook,
+            guards=self._guards,
+        )
 
     async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         successor = str(args["to"])
@@ -707,13 +790,6 @@ class Keeper:
         """A person says that no other node was made active by force (rule 12)."""
         self.lease.activate_alone()
         return await self._campaign_call(args, report)
-
-
-def _tune(writer: asyncio.StreamWriter) -> None:
-    """A connection whose other side is gone ends soon, so that a new one is made when it is back."""
-    sock = writer.get_extra_info("socket")
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 __all__ = ["SOCKET", "Keeper", "keeper_address", "moment"]

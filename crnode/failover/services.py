@@ -1,41 +1,41 @@
 """The services that run where the lease is: started and stopped in their order, asked whether they serve.
 
-A service is a command in the foreground, in a process group of its own that dies with its keeper. One that
-ended, or whose probe says that it is down, has failed; who is told of it decides what comes of it.
+One that ended, or whose probe says that it is down, has failed; who is told of it decides what comes of it.
+A service that needs another one is not blamed for what that does, and is started anew with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from crnode.cluster.document import ServiceSpec
-from crnode.failover.fence import die_with_parent, signal_group
+from crnode.cluster.document import ProbeSpec, ServiceSpec
+from crnode.failover.controls import Control, Place, control_of
 from crnode.failover.health import Health, Judge
 from crnode.failover.probes import Probe
 
 HANGING_SECONDS = 1.0  # that a service has to stop which does not serve anyway
-KILLED_SECONDS = 1.0  # within which what was killed has to be gone
 
 
 class Running:
     """A service that was started, and what is known of it."""
 
-    def __init__(self, spec: ServiceSpec, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, spec: ServiceSpec, control: Control) -> None:
+        asked = spec.probe
+        if asked is None and spec.status:
+            asked = ProbeSpec(kind="command", target=spec.status, timeout_s=10.0)
         self.spec = spec
-        self.process = process
-        self.probe = Probe(spec.probe) if spec.probe is not None else None
-        self.judge = Judge(spec.probe.rise, spec.probe.fall) if spec.probe is not None else None
+        self.control = control
+        self.asked = asked
+        self.probe = Probe(asked) if asked is not None else None
+        self.judge = Judge(asked.rise, asked.fall) if asked is not None else None
         self.why = ""  # its probe's last answer
         self.asking: asyncio.Task[None] | None = None
 
     @property
     def ended(self) -> bool:
-        return self.process.returncode is not None
+        return bool(self.control.ended())
 
     @property
     def health(self) -> Health:
@@ -53,11 +53,11 @@ class Running:
 
     async def ask_on(self) -> None:
         """Ask it as long as this runs."""
-        assert self.spec.probe is not None
+        assert self.asked is not None
         while True:
             begun = time.monotonic()
             await self.ask()
-            await asyncio.sleep(max(0.0, self.spec.probe.interval_s - (time.monotonic() - begun)))
+            await asyncio.sleep(max(0.0, self.asked.interval_s - (time.monotonic() - begun)))
 
     def close(self) -> None:
         if self.asking is not None:
@@ -70,20 +70,36 @@ class Services:
     """See the module's text.
 
     Args:
-        log: the folder into which what they print goes.
+        place: where what they print goes.
         say: a sentence for people.
     """
 
-    def __init__(self, services: Sequence[ServiceSpec], log: Path, say: Callable[[str], None]) -> None:
-        self.services = list(services)
+    def __init__(self, services: Sequence[ServiceSpec], place: Place, say: Callable[[str], None]) -> None:
+        self.services: list[ServiceSpec] = []
         self.running: dict[str, Running] = {}
-        self._log = log
+        self._controls: dict[str, Control] = {}
+        self._place = place
         self._say = say
+        self.configure(services)
+
+    def configure(self, services: Sequence[ServiceSpec]) -> None:
+        """From now on it is these. One that is no longer among them is ended at once."""
+        before = {spec.name: spec for spec in self.services}
+        self.services = list(services)
+        now = {spec.name: spec for spec in services}
+        for name, spec in before.items():
+            if now.get(name) is None or _how(now[name]) != _how(spec):
+                if (running := self.running.pop(name, None)) is not None:
+                    running.close()
+                self._controls.pop(name).kill()
+        for name, spec in now.items():
+            if name not in self._controls:
+                self._controls[name] = control_of(spec, self._place)
 
     async def start(self, still: Callable[[], bool]) -> None:
         """Start those that do not run, one after the other, each when the one before serves or its time for
         that is over; while `still` says so: it is asked before and after each (rule 17)."""
-        for spec in self.services:
+        for spec in list(self.services):
             if spec.name in self.running and not self.running[spec.name].ended:
                 continue
             if not still():
@@ -95,77 +111,71 @@ class Services:
     async def _start(self, spec: ServiceSpec, still: Callable[[], bool]) -> None:
         if (before := self.running.pop(spec.name, None)) is not None:
             before.close()
-        try:
-            with (self._log / f"{spec.name}.log").open("ab") as out:
-                process = await asyncio.create_subprocess_exec(
-                    *spec.command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                    preexec_fn=die_with_parent,
-                )
-        except OSError as error:
-            self._say(f"The service {spec.name} could not be started: {error.strerror or error}.")
+        control = self._controls[spec.name]
+        begun = time.monotonic()
+        if why := await control.start(spec.start_s):
+            self._say(f"The service {spec.name} could not be started: {why}.")
             return
-        running = self.running[spec.name] = Running(spec, process)
-        if spec.probe is None:
-            return
-        deadline = time.monotonic() + spec.start_s
-        while not await running.ask():
-            if running.ended or not still():
-                return
-            if time.monotonic() > deadline:
-                since = f"{spec.start_s:g} s after its start"
-                self._say(f"The service {spec.name} does not serve {since}: {running.why}.")
-                break
-            await asyncio.sleep(0.05)
-        running.asking = asyncio.create_task(running.ask_on())
+        running = self.running[spec.name] = Running(spec, control)
+        if running.probe is not None:
+            while not await running.ask():
+                if running.ended or not still():
+                    return
+                if time.monotonic() > begun + spec.start_s:
+                    since = f"{spec.start_s:g} s after its start"
+                    self._say(f"The service {spec.name} does not serve {since}: {running.why}.")
+                    break
+                await asyncio.sleep(0.05)
+            running.asking = asyncio.create_task(running.ask_on())
+        self._say(f"The service {spec.name} was started in {time.monotonic() - begun:.2f} s.")
 
     async def stop(self) -> bool:
         """Stop all of them in good order, the last one first; what does not end in time is killed. True when
         nothing of them is left."""
-        for spec in reversed(self.services):
-            if spec.name in self.running:
-                await self.end(spec.name)
-        left = [name for name, one in self.running.items() if not one.ended]
-        return not left
+        gone = [await self.end(spec.name) for spec in reversed(self.services) if spec.name in self.running]
+        return all(gone) and self.are_gone()
+
+    def are_gone(self) -> bool:
+        """Whether nothing of any of them is left."""
+        return all(control.is_gone() for control in self._controls.values())
 
     async def end(self, name: str) -> bool:
-        """Stop one of them; True when nothing of it is left."""
-        running = self.running[name]
+        """Stop one of them, after those that need it; True when nothing of it is left."""
+        for spec in reversed(self.services):
+            if name in spec.needs and spec.name in self.running:
+                await self.end(spec.name)
+        running = self.running.pop(name, None)
+        if running is None:
+            return self._controls[name].is_gone()
         hangs = running.health is Health.DOWN
         running.close()
-        if not running.ended:
-            signal_group(running.process, signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                seconds = min(running.spec.stop_s, HANGING_SECONDS) if hangs else running.spec.stop_s
-                await asyncio.wait_for(running.process.wait(), seconds)
-        signal_group(running.process, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(running.process.wait(), KILLED_SECONDS)
-        if running.ended:
-            self.running.pop(name, None)
-        return running.ended
+        seconds = running.spec.stop_s
+        return await running.control.stop(min(seconds, HANGING_SECONDS) if hangs else seconds)
 
     def kill(self) -> None:
-        """At once, and everything that they started in their groups."""
+        """All of them at once, started by us or in a life before."""
         for running in self.running.values():
             running.close()
-            signal_group(running.process, signal.SIGKILL)
+        for control in self._controls.values():
+            control.kill()
 
     def failed(self) -> list[tuple[ServiceSpec, str]]:
-        """(service, why) of those that could not be started, ended by themselves or do not serve."""
-        out = []
+        """(service, why) of those that could not be started, ended by themselves or do not serve, but for
+        those whose need is among them."""
+        out: dict[str, tuple[ServiceSpec, str]] = {}
         for spec in self.services:
             running = self.running.get(spec.name)
             if running is None:
-                out.append((spec, "it could not be started"))
-            elif running.ended:
-                out.append((spec, f"it has ended with {running.process.returncode}"))
+                out[spec.name] = (spec, "it could not be started")
+            elif why := running.control.ended():
+                out[spec.name] = (spec, why)
             elif running.health is Health.DOWN:
-                out.append((spec, running.why or "it does not answer as it should"))
-        return out
+                out[spec.name] = (spec, running.why or "it does not answer as it should")
+        return [found for name, found in out.items() if not self._needs_one_of(name, set(out))]
+
+    def _needs_one_of(self, name: str, failed: set[str]) -> bool:
+        spec = next(one for one in self.services if one.name == name)
+        return any(other in failed or self._needs_one_of(other, failed) for other in spec.needs)
 
     def told(self) -> dict[str, str]:
         """name -> how it is, for people."""
@@ -187,6 +197,11 @@ class Services:
             if running.probe is not None and running.probe.warning:
                 out.append((name, running.probe.warning))
         return out
+
+
+def _how(spec: ServiceSpec) -> tuple[object, ...]:
+    """What makes it another service, which is controlled anew."""
+    return spec.command, spec.unit, spec.start, spec.stop, spec.windows
 
 
 __all__ = ["Running", "Services"]

@@ -59,6 +59,7 @@ COMMANDS = [
     ["failback"],
     ["failover"],
     ["activate"],
+    ["fence"],
     ["takeover"],
     ["takeover", "set"],
     ["takeover", "show"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crnode.failover.fence import announcement
+from crnode.failover.frames import arp_announcement
 from crnode.failover.hard_state import SLOT_BYTES
 from crnode.failover.lease import Lease
 from crnode.failover.machine import Facts, hindrance, next_voters, sentence
@@ -149,6 +149,6 @@ def test_a_vote_is_never_said_when_it_cannot_be_written(
 
 def test_an_arp_announcement_is_these_bytes() -> None:
     """RFC 5227, 3: the sender's and the target's protocol address are one, the target's hardware none."""
-    frame = announcement(bytes.fromhex("020000000001"), bytes([192, 0, 2, 10]))
+    frame = arp_announcement(bytes.fromhex("020000000001"), bytes([192, 0, 2, 10]))
     ethernet, arp = "ffffffffffff0200000000010806", "0001080006040001"
     assert frame.hex() == ethernet + arp + "020000000001c000020a" + "000000000000c000020a"
