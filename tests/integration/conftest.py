@@ -58,5 +58,5 @@ def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
     with closing(Shop(tmp_path, str(kind.get("names", "abc")))) as one:
         if "small" in kind:
             one.data[kind["small"]] = request.getfixturevalue("small_disk") / "data"
-        one.open(third=bool(kind.get("third")))
+        one.open(third=bool(kind.get("third")), words=kind.get("words", ()))
         yield one

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,21 @@ urllib.request.urlopen("http://127.0.0.1:8080/", timeout=1.5).read()
 """
 
 
+FENCE = """
+echo $CRNODE_NODE >> {0}/fenced
+exit $(cat {0}/code 2>/dev/null || echo 0)
+"""
+CLIENTS = """
+echo $CRNODE_ACTION $CRNODE_NODE >> {0}/clients
+"""
+
+
 class Shop(House):
     """A house in which a set moves: a and b have it and may be active, c votes."""
 
-    def open(self, *, third: bool = False) -> None:
-        """`third`: c keeps a copy as well."""
+    def open(self, *, third: bool = False, words: Sequence[str] = ()) -> None:
+        """`third`: c keeps a copy as well; `words`: more of `crnode takeover set`."""
+        more = [word.format(place=self.place) for word in words]
         for name in ("a", "b", "c") if third else ("a", "b"):
             (self.place / f"site-{name}").mkdir()
         site = self.place / "site-a"
@@ -81,7 +92,9 @@ class Shop(House):
         words = ["--candidate", "a", "--candidate", "b", "--set", "site", "--active-port", "9000"]
         words += ["--probe", f"web=sh:{sys.executable} {self.place / 'probe.py'}", "--within", "2"]
         (self.place / "probe.py").write_text(PROBE)
-        self.build(*words, service=SERVICE, prepare=prepare)
+        (self.place / "fence.sh").write_text(FENCE.format(self.place))
+        (self.place / "clients.sh").write_text(CLIENTS.format(self.place))
+        self.build(*words, *more, service=SERVICE, prepare=prepare)
         for host in self.keepers():
             host.keeper = host.start("keeper")
         assert self.settled(40) is self.hosts["a"]
@@ -158,5 +171,7 @@ SHOPS: dict[str, dict[str, Any]] = {
     "third": {"third": True},
     "two": {"names": "ab"},
     "small": {"small": "b"},
+    "home": {"words": ["--failback", "3s"]},
+    "hooks": {"words": ["--fence-hook", "sh {place}/fence.sh", "--address-hook", "sh {place}/clients.sh"]},
     "five": {"names": "abcde"},
 }
