@@ -30,7 +30,7 @@ from crnode.failover.forecast import forecast
 from crnode.net.control import call
 from crnode.replicate.commit import FENCE, Refusal
 from crnode.store.catalog import Catalog
-from crnode.store.reader import BAD, FUZZY, ROLLING, Image, Reader
+from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image, Reader
 from crproto.entries import Entry
 from crproto.errors import RemoteProtocolError
 from crproto.limits import DIGEST_SCHEME
@@ -211,8 +211,11 @@ class Moving:
                     await target.target.leave_source("This node takes the set over.")
             there = {str(name) for name in args.get("there", ())}
             said = await self._ask_others(specs, epoch, there)
+            takeover = self.agent.document.takeover
+            judged_by = time.monotonic() + (takeover.validate_s if takeover is not None else 0.0)
             for spec in specs:
                 if spec.uuid in self.agent.sets.targets:
+                    said += await self._judge(spec, judged_by)
                     said += await self._make_ready(spec, epoch)
         for text in said:
             self.agent.journal.add("takeover", text)
@@ -300,6 +303,32 @@ class Moving:
             raise CrnodeError(f"{len(missing)} objects of it are nowhere.", "")
         running.target.look_again()
 
+    async def _judge(self, spec: ReplicationSet, deadline: float) -> list[str]:
+        """Where this node has a command that judges versions of the set, let it judge the newest one now,
+        and as long as it finds them bad an older one, within what is left of the time for it (rule 80)."""
+        schedule = self.agent.calls.schedule
+        running = self.agent.sets.targets[spec.uuid]
+        if not schedule.plan(spec.name).command:
+            return []
+        images = await self.agent.writer.submit(running.commit.catalog.images)
+        for image in reversed(images):
+            left = deadline - time.monotonic()
+            if image.verdict == UNTESTED and left > 0:
+                try:
+                    async with asyncio.timeout(left):
+                        verdict = await schedule.judge(running, image)
+                except TimeoutError:
+                    verdict = UNTESTED
+                if verdict == UNTESTED:
+                    return [f"Version {image.sequence} of {spec.name} could not be judged in time."]
+                image = image._replace(verdict=verdict)
+            if image.verdict == BAD:
+                continue
+            if image.verdict == GOOD:
+                return [f"Version {image.sequence} of {spec.name} was found good."]
+            break
+        return []
+
     async def _make_ready(self, spec: ReplicationSet, epoch: int) -> list[str]:
         """The live tree shows the newest image that is fit, and is durable."""
         running = self.agent.sets.targets[spec.uuid]
@@ -348,6 +377,8 @@ class Moving:
             return ""
         newest = images[-1]
         fit = [one for one in images[:-1] if not _is_refuted(one) and not one.flags & (ROLLING | FUZZY)]
+        within = [one for one in fit if (newest.at_ns - one.at_ns) / 1e9 <= takeover.max_loss_s]
+        fit = [one for one in within if one.verdict == GOOD] or fit
         lost_s = (newest.at_ns - fit[-1].at_ns) / 1e9 if fit else 0.0
         if not fit or lost_s > takeover.max_loss_s:
             raise CrnodeError(

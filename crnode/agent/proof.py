@@ -111,6 +111,11 @@ class Proof:
             out = await self.restore.run(spec, wanted, progress, within=self._drills())
         except CrnodeError as error:
             if error.exit_code == ExitCode.DAMAGE and chosen.holder == self.agent.node.name:
+                # What a node has that does not answer now is not lost: nothing is known of the version then.
+                for name in self.agent.healer.holders(spec.uuid):
+                    if not await self.agent.answers(name):
+                        hint = f"Start the agent of {name}, and repeat it."
+                        raise CrnodeError(error.what, error.why, hint, ExitCode.UNREACHABLE) from error
                 await self._note(spec, chosen, BAD, f"a drill failed at {stamp(time.time_ns())}: {error}")
             raise
         # Whoever judges it by a command says what it is afterwards: while that runs it must not count as the

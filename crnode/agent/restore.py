@@ -17,7 +17,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 Args = dict[str, Any]
 Progress = Callable[[Args], None]
+IMAGE_HEX = 64  # letters of the name of an image
 BATCH = 400  # entries written in one go
 PAGE = 2000  # entries of a digest, or names that are looked up, between two looks at anything else
 UNFIT = (
@@ -267,6 +268,10 @@ class Restore:
         """The version asked for (see :meth:`Chosen.called`; None: the newest), from whoever holds it.
         Raises CrnodeError."""
         here = self.agent.node.name
+        if len(str(wanted)) == IMAGE_HEX:  # by its whole name it is the same wherever it is
+            for one in await self.images(spec, here):
+                if one.image.hex() == wanted:
+                    return one
         names = (here, *(name for name in self.agent.document.keepers(spec) if name != here))
         held = await asyncio.gather(*(self.images(spec, name) for name in names))
         if not any(held):
@@ -402,39 +407,48 @@ class Restore:
 
     async def have(self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = ()) -> int:
         """Fetch every object that the batch needs and that is not whole in our store, except those that are
-        `but`; returns how many bytes came. CrnodeError (DAMAGE) when one cannot be had."""
+        `but`, from our own live tree or another node; returns how many bytes came. CrnodeError (DAMAGE) when
+        one cannot be had."""
+        paths = [entry.path for entry in batch]
         tops: dict[int, dict[bytes, None]] = {}
         for entry in batch:
             if entry.content is not None:
                 tops.setdefault(entry.level, {})[entry.content] = None
-        return sum([await self._have_below(spec, list(names), level, but) for level, names in tops.items()])
+        return sum(
+            [await self._have_below(spec, list(names), level, but, paths) for level, names in tops.items()]
+        )
 
     async def _have_below(
-        self, spec: ReplicationSet, names: list[bytes], level: int, but: Container[bytes]
+        self,
+        spec: ReplicationSet,
+        names: list[bytes],
+        level: int,
+        but: Container[bytes],
+        paths: Collection[bytes],
     ) -> int:
         """The same for objects of one level and all below them: depth first, so that what is in memory is a
         page of names for each level, however large the files."""
         came = 0
         for at in range(0, len(names), PAGE):
             page = [name for name in names[at : at + PAGE] if name not in but]
-            came += await self._get(spec, await in_thread(partial(_lacking, self.agent.store, page)))
+            came += await self._get(spec, await in_thread(partial(_lacking, self.agent.store, page)), paths)
         if not level:
             return came
         for at in range(0, len(names), RECIPES):
             some = names[at : at + RECIPES]
             below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
             if damaged:
-                came += await self._get(spec, damaged)
+                came += await self._get(spec, damaged, paths)
                 below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
             if damaged:
                 raise _lost(len(damaged))
-            came += await self._have_below(spec, below, level - 1, but)
+            came += await self._have_below(spec, below, level - 1, but, paths)
         return came
 
-    async def _get(self, spec: ReplicationSet, lacking: set[bytes]) -> int:
+    async def _get(self, spec: ReplicationSet, lacking: set[bytes], paths: Collection[bytes]) -> int:
         if not lacking:
             return 0
-        fetched = await self.agent.healer.fetch(spec.uuid, lacking)
+        fetched = await self.agent.healer.fetch(spec.uuid, lacking, paths)
         if lost := lacking - fetched.keys():
             raise _lost(len(lost))
         locate = self.agent.store.locate

@@ -78,6 +78,13 @@ class Schedule:
         verdict = ("untested", "good", "suspect", "bad")[image.verdict]
         return {"version": image.sequence, "verdict": verdict, "evidence": image.evidence}
 
+    async def judge(self, running: RunningTarget, image: Image) -> int:
+        """Let the plan's command judge a version now; the verdict that stands then. Cancelled, it has said
+        nothing."""
+        await self._prove(running, self.plan(running.spec.name), image, 0)
+        found = await self.agent.writer.submit(running.commit.catalog.image_at, image.ordinal)
+        return found.verdict if found is not None else UNTESTED
+
     async def _due(
         self, running: RunningTarget, plan: ProofPlan, now_ns: int, *, idle: bool
     ) -> Image | None:

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -86,6 +87,7 @@ ANSWER_SECONDS = 2.0  # it has as long to answer
 STALE_SECONDS = 4.0  # what it said counts for so long
 SILENT_SECONDS = 10.0  # it works on what it was asked to do, and says so each second
 
+_DIGITS = re.compile(r"\d+")
 log = logging.getLogger("crnode.keeper")
 
 
@@ -169,11 +171,10 @@ class Keeper:
         log.info("%s", text)
 
     def say_once(self, about: str, text: str) -> None:
-        """The same, when it is another one than before about that."""
-        if self._told.get(about) != text:
-            self._told[about] = text
-            if text:
-                self.say(text)
+        """The same, when it is another one than before about that; a number that changes makes no other."""
+        before, self._told[about] = self._told.get(about, ""), text
+        if text and _DIGITS.sub("", text) != _DIGITS.sub("", before):
+            self.say(text)
 
     # -- the process
 

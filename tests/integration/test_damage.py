@@ -14,15 +14,12 @@ from typing import Any
 import apsw
 import pytest
 from harness import Cluster, Node, crnode, wait_for
-from test_full_disk import small_disk
 
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
 from crnode.store.manifest import write_manifest
 from crnode.store.store import ObjectStore
 from crnode.store.writer import Writer
-
-__all__ = ["small_disk"]
 
 
 def files(root: Path) -> dict[str, bytes]:

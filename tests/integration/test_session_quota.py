@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from harness import Cluster, wait_for
-from test_full_disk import small_disk
 from test_lying_peer import DATA, Liar, answer, file, lie, push
 
 from crnode.net.peer import Peer
@@ -16,8 +15,6 @@ from crproto import delta
 from crproto.ids import chunk_id
 from crproto.messages import Ack, Entries, ImageCommit, Objects, Refused, SetState
 from crproto.shapes import Message
-
-__all__ = ["small_disk"]
 
 
 def test_a_session_stages_a_quarter_of_the_free_space_at_most(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from harness import Cluster, crnode, wait_for
-from test_full_disk import small_disk
 
 from crnode.capture.guard import VERIFIED
 from crnode.capture.openers import has_writer
@@ -19,7 +18,6 @@ from crnode.capture.rot import Verified
 from crnode.errors import ExitCode
 from crnode.store.catalog import Catalog
 
-__all__ = ["small_disk"]
 OLD_SECONDS = 61.0  # after which a page that was mapped is dirty no more
 
 

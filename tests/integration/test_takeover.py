@@ -197,6 +197,37 @@ def test_a_newest_version_that_was_found_bad_is_walked_back_from(shop: Shop) -> 
 
 
 @pytest.mark.timeout(300)
+def test_a_newest_version_that_nothing_has_judged_is_judged_before_anybody_serves(shop: Shop) -> None:
+    a, b = shop.hosts["a"], shop.hosts["b"]
+    shop.quiet()
+    time.sleep(1.5)
+    (shop.site("a") / "state").write_text("fit")
+    a.run("sync", "site", "--timeout", "30")
+    b.run("drill", "site", "--every", "10h", "--run", "grep -q fit state")
+    b.run("drill", "site", "--planned")
+    time.sleep(1.2)
+    (shop.site("a") / "state").write_text("broken")
+    a.run("sync", "site", "--timeout", "30")
+    shop.kill(a)
+    wait_for(lambda: b.phase() == "active" and b.serves(), 60)
+    assert (shop.site("b") / "state").read_text() == "fit"
+    assert any("was found bad" in text and "serves version" in text for text in shop.events("b"))
+    shop.boot(a)
+    wait_for(lambda: shop.in_sync("b", "a"), 60)
+    wait_for(shop.same, 30)
+
+    # And back, with one that is fit: that is said, too.
+    a.run("drill", "site", "--every", "10h", "--run", "grep -q fit state")
+    wait_for(lambda: a.asked()["holder"] == "b")  # else it would leave two minutes to b, after its start
+    (shop.site("b") / "state").write_text("fit again")
+    b.run("sync", "site", "--timeout", "30")
+    shop.kill(b)
+    wait_for(lambda: a.phase() == "active" and a.serves(), 60)
+    assert (shop.site("a") / "state").read_text() == "fit again"
+    assert any("was found good" in text for text in shop.events("a"))
+
+
+@pytest.mark.timeout(300)
 def test_all_start_again_and_one_that_is_missing_is_not_needed(shop: Shop) -> None:
     a, b, c = shop.keepers()
     shop.turns = ["a"]

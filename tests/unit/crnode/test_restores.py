@@ -67,7 +67,7 @@ class Box:
         self.server = Server(self)  # type: ignore[arg-type]
         self.restore = Restore(self)  # type: ignore[arg-type]
 
-    async def _fetch(self, _uuid: str, ids: set[bytes]) -> dict[bytes, str]:
+    async def _fetch(self, _uuid: str, ids: set[bytes], _paths: object = ()) -> dict[bytes, str]:
         self.asked.append(set(ids))
         return {}
 
