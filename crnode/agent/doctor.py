@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from crnode.agent.guarded import guarded
 from crnode.agent.links import OFFSET_WARNING_S
 from crnode.agent.remaking import asides
 from crnode.agent.status import FOLLOWING, advice, cluster, named, shown_state
@@ -42,6 +43,7 @@ async def checks(agent: Agent) -> list[Check]:
     out += await _held_elsewhere(agent)
     if agent.document.takeover is not None:
         out += await _takeover(agent)
+        out += await guarded(agent)
     out += [_check(name, False, text) for name, text in agent.problems.items()]
     out.append(_certificate(agent))
     return out

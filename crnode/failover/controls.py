@@ -322,6 +322,7 @@ DROP_IN = """# Written by crnode: this unit runs where the lease is, and nowhere
 ConditionPathExists={gate}
 {binding}"""
 DROP_IN_NAME = "50-crnode.conf"
+UNITS = Path("/etc/systemd/system")
 
 
 def drop_in(unit: str, keeper: str, gates: Path = GATES) -> str:
@@ -331,7 +332,15 @@ def drop_in(unit: str, keeper: str, gates: Path = GATES) -> str:
     return DROP_IN.format(gate=gates / unit, binding=binding)
 
 
-def write_drop_ins(units: list[str], keeper: str, place: Path = Path("/etc/systemd/system")) -> str:
+def has_drop_in(unit: str, place: Path = UNITS) -> bool:
+    """Whether systemd asks for the gate of a unit."""
+    try:
+        return f"ConditionPathExists={GATES / unit}\n" in (place / f"{unit}.d" / DROP_IN_NAME).read_text()
+    except OSError:
+        return False
+
+
+def write_drop_ins(units: list[str], keeper: str, place: Path = UNITS) -> str:
     """Write those of `units`, and take away those of others that we wrote before. '' or why not."""
     try:
         changed = False
@@ -359,4 +368,4 @@ def write_drop_ins(units: list[str], keeper: str, place: Path = Path("/etc/syste
 
 
 __all__ = ["GATES", "Commands", "Control", "Foreground", "Place", "Unit", "WindowsService", "control_of"]
-__all__ += ["drop_in", "write_drop_ins"]
+__all__ += ["drop_in", "has_drop_in", "write_drop_ins"]
