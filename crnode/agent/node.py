@@ -331,7 +331,9 @@ class Agent:
     def _epochs(self) -> dict[str, int]:
         takeover = self.document.takeover
         names = takeover.sets if takeover is not None else ()
-        moving = [spec.uuid for spec in self.document.sets if spec.name in names]
+        moving = {spec.uuid for spec in self.document.sets if spec.name in names}
+        # One that was taken out goes on in its last epoch: its targets take nothing older.
+        moving |= {spec.uuid for spec in self.document.sets if spec.uuid in self.moves}
         return {uuid: self.moves[uuid].epoch if uuid in self.moves else 0 for uuid in moving}
 
     def _read_moves(self) -> dict[str, Move]:

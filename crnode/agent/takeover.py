@@ -39,15 +39,26 @@ class Takeovers:
         return await self.show({}, progress)
 
     def _check_left(self, spec: TakeoverSpec) -> None:
-        """A set that was opened in an epoch stays in it: its targets take nothing older any more, and what is
-        pushed without an epoch is older than all."""
+        """A set that was opened in an epoch is left out only when that is said, and where it was added: that
+        is where its source is then."""
         before = self.agent.said.takeover
         for name in before.sets if before is not None else ():
-            if name not in spec.sets and self.agent.said.need_set(name).uuid in self.agent.moves:
+            known = self.agent.said.need_set(name)
+            move = self.agent.moves.get(known.uuid)
+            if name in spec.sets or move is None:
+                continue
+            if name not in spec.leave:
                 raise CrnodeError(
                     f"The set '{name}' moves with the lease already, and would be left out.",
-                    "Its targets would refuse whatever came of it without one.",
-                    f"Name it again: --set {name}",
+                    "What is said about taking over is said anew as a whole.",
+                    f"Name it again (--set {name}), or say that it is to move no more: --leave {name}",
+                    ExitCode.REFUSED,
+                )
+            if move.active != known.source:
+                raise CrnodeError(
+                    f"The set '{name}' is at {move.active} now, and would be left out.",
+                    f"Without the lease its source is {known.source}, which has not what came since.",
+                    f"Hand back first (crnode failback), or name it again: --set {name}",
                     ExitCode.REFUSED,
                 )
 

@@ -96,6 +96,10 @@ def set_(
             "--set", metavar="SET", help="A set whose source is where the lease is; each candidate has it."
         ),
     ] = None,
+    leave: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SET", help="A set that has moved, and is to stay at home from now on."),
+    ] = None,
     address_hook: Annotated[
         str,
         typer.Option(
@@ -185,6 +189,7 @@ def set_(
         "services": services,
         "network": "wan" if wan else "lan",
         "sets": moves or [],
+        "leave": leave or [],
         "max_loss_s": parse_span(max_loss),
         "active_port": active_port,
         "address_hook": address_hook,

@@ -59,6 +59,16 @@ def test_the_server_dies_and_the_other_one_serves_what_was_there_and_hands_back(
     diverged = {row["node"] for row in versions if (row["name"] or "").startswith("diverged")}
     assert diverged <= {"a"}  # when it was killed, something may have been on its way; never afterwards
 
+    # From now on it stays at home, and goes on to where it went.
+    shop.quiet()
+    words = [word for name in "abc" for word in ("--voter", name)]
+    a.run("takeover", "set", *words, "--candidate", "a", "--candidate", "b", "--leave", "site")
+    (shop.site("a") / "at home").write_text("it moves no more")
+    a.run("sync", "site", "--timeout", "30")
+    assert (shop.site("b") / "at home").exists()
+    wait_for(lambda: shop.same(), 30)
+    a.run("set", "remove", "site")
+
 
 @pytest.mark.timeout(300)
 def test_a_server_that_was_cut_off_keeps_what_it_wrote_as_a_version(shop: Shop) -> None:

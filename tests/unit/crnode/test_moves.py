@@ -173,3 +173,8 @@ def test_a_set_that_was_opened_in_an_epoch_is_not_left_out(
         return
     with pytest.raises(CrnodeError, match="--set web"):
         check(spec)
+    left = spec.model_copy(update={"leave": ["web"]})
+    with pytest.raises(CrnodeError, match="crnode failback"):
+        check(left)  # it is at b now
+    agent.moves = {UUID: Move(513, "a")}
+    check(left)
