@@ -59,8 +59,9 @@ bench-growth: $(VENV)/installed ## Measure crnode as sets, files and targets gro
 bench-versions: $(VENV)/installed ## Look at and thin out 64 versions of 1,000,000 files: folders, histories, differences (five minutes).
 	$(BIN)/python -m bench.versions $(ARGS)
 
-bench-takeover: $(VENV)/installed ## Measure how long customers wait when a server or a service dies, beside keepalived (root; ten minutes).
-	@command -v keepalived > /dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends keepalived; }
+bench-takeover: $(VENV)/bench ## Measure how long customers wait when a server, its web server or its PostgreSQL dies, beside keepalived (root; ten minutes).
+	@missing=; for item in keepalived:keepalived postgresql:psql; do command -v "$${item#*:}" > /dev/null || missing="$$missing $${item%:*}"; done; \
+	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 	$(BIN)/python -m bench.takeover --runs $(RUNS) $(ARGS)
 
 bench-micro: $(VENV)/bench ## Time the cores: cutting, hashing, frames, entries, digest, catalog, packs (two minutes).
