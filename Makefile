@@ -21,7 +21,7 @@ DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip p
 PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip \
 	restic:restic borgbackup:borg casync:casync
 
-.PHONY: help demo test check history bench bench-growth bench-versions bench-micro fuzz clean debian
+.PHONY: help demo test check history bench bench-growth bench-versions bench-takeover bench-heartbeats bench-micro fuzz clean debian
 
 help: ## Say what there is (this).
 	@echo 'crnode: continuous replication and versions for a handful of machines. Targets:'
@@ -63,6 +63,9 @@ bench-takeover: $(VENV)/bench ## Measure how long customers wait when a server, 
 	@missing=; for item in keepalived:keepalived postgresql:psql; do command -v "$${item#*:}" > /dev/null || missing="$$missing $${item%:*}"; done; \
 	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 	$(BIN)/python -m bench.takeover --runs $(RUNS) $(ARGS)
+
+bench-heartbeats: $(VENV)/installed ## Keep the active node busy for ten minutes: nothing may take over (root). Shorter: make bench-heartbeats ARGS='--seconds 120'
+	$(BIN)/python -m bench.heartbeats $(ARGS)
 
 bench-micro: $(VENV)/bench ## Time the cores: cutting, hashing, frames, entries, digest, catalog, packs (two minutes).
 	$(BIN)/python -m pytest bench/micro -o python_files='bench_*.py' --timeout 0 --benchmark-sort=name \

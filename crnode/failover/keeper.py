@@ -17,7 +17,8 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,8 @@ from crnode.failover.terms import (
     Gather,
     Message,
     Moment,
+    Ok,
+    Renew,
     Save,
     Say,
     Send,
@@ -73,6 +76,7 @@ from crproto.errors import RemoteProtocolError
 
 SOCKET = "keeper.sock"
 TICK_SECONDS = 0.05
+DELAYS_MOST = 12_000  # that are remembered: of ticks ten minutes
 ALIVE_SECONDS = 1.0
 LATELY_SECONDS = 1.5  # one that was heard so long ago is there, as far as can be known
 VOTE_SECONDS = 5.0  # for a node that is to vote to be one of the voters
@@ -138,6 +142,9 @@ class Keeper:
         self._able = ""  # why this node has not been able to serve, of itself
         self._data: tuple[float, Epoch, str] = (0.0, NO_EPOCH, "its agent has not answered yet")
         self._agent = ThreadPoolExecutor(4, "agent")
+        self._late: deque[float] = deque(maxlen=DELAYS_MOST)  # s from tick to tick, beyond what was asked
+        self._answers: deque[float] = deque(maxlen=DELAYS_MOST)  # s from a renewal to its answer
+        self._least_left: float | None = None  # of the lease, as a tick found it, since this node is active
         timers = WAN if self._takeover().network == "wan" else LAN
         self.lease = Lease(self.node.name, self.votes.hard, timers, chance, time.time_ns())
         self._found()
@@ -207,8 +214,11 @@ class Keeper:
         self.say(f"The keeper of {self.node.name} listens on {join_address(host, port)}.")
         self._systemd.tell("READY=1")
         try:
+            ticked = time.monotonic()
             while True:
                 await asyncio.sleep(TICK_SECONDS)
+                before, ticked = ticked, time.monotonic()
+                self._late.append(ticked - before - TICK_SECONDS)
                 if self._broken is not None:
                     raise self._broken
                 self._tick()
@@ -262,6 +272,9 @@ class Keeper:
                 if document.version != self.document.version and document.takeover is not None:
                     self.document = document
                     self._configure()
+        if self.lease.phase is Phase.ACTIVE:
+            left = self.lease.left(now) / SECOND
+            self._least_left = left if self._least_left is None else min(left, self._least_left)
         self.do(self.lease.tick(now))
         if self._able and clock - self._unable_since >= FORGIVEN_SECONDS:
             self._able = ""
@@ -345,6 +358,8 @@ class Keeper:
     def _send(self, to: str, message: Message) -> None:
         link = self.links.get(to)
         if link is not None:
+            if type(message) is Renew:
+                link.note_renewal(message.nonce)
             cluster = bytes.fromhex(self.document.id)
             link.send(wire.encode(wire.Envelope(cluster, self.lease.hard.incarnation, message)))
 
@@ -375,6 +390,8 @@ class Keeper:
             link.able = envelope.message.able
             self.do(self.lease.heard(name, envelope.message.config, envelope.message.mark))
             return
+        if type(envelope.message) is Ok and (sent := link.renewals.pop(envelope.message.nonce, None)):
+            self._answers.append(link.heard - sent)
         self.do(self.lease.receive(name, envelope.incarnation, envelope.message, moment()))
 
     # -- effects
@@ -537,6 +554,7 @@ class Keeper:
     async def _serve(self, epoch: Epoch) -> None:
         if not self._asked and not self._released and epoch != self._served:
             self.takeovers.append(moment())
+        self._least_left = None
         self._served = epoch  # once more in the same one: a switch was taken back
         self._asked = self._released = False
         self._failures.clear()
@@ -736,6 +754,9 @@ class Keeper:
             "able": not self._why_not(),
             "why_unable": self._able,
             "data": str(self._data[1]),
+            "late_ms": spread_ms(self._late),
+            "answers_ms": spread_ms(self._answers),
+            "least_left_s": self._least_left,
         }
 
     def _layers(self) -> list[dict[str, Any]]:
@@ -776,7 +797,6 @@ class Keeper:
         self._failures.clear()
         return {"node": self.node.name}
 
-
     async def _force(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person has switched the others off: this node goes on alone, in a later generation (rule 28).
         `accept_loss`: even with data that is not what was served last."""
@@ -793,4 +813,13 @@ class Keeper:
         return await self._campaign_call(args, report)
 
 
-__all__ = ["SOCKET", "Keeper", "keeper_address", "moment"]
+def spread_ms(seconds: Iterable[float]) -> dict[str, float]:
+    """Median, 99th percentile and maximum, in ms; {} of nothing."""
+    found = sorted(seconds)
+    if not found:
+        return {}
+    p50, p99 = found[len(found) // 2], found[len(found) * 99 // 100]
+    return {"p50": p50 * 1000, "p99": p99 * 1000, "max": found[-1] * 1000}
+
+
+__all__ = ["SOCKET", "Keeper", "keeper_address", "moment", "spread_ms"]

@@ -18,6 +18,7 @@ HEARD_SECONDS = 3.0  # a keeper that was not heard for so long is away
 DIAL_SECONDS = 1.0
 REDIAL_SECONDS = 0.3
 USER_TIMEOUT_MS = 2000  # what the other side has not acknowledged for so long ends a connection (RFC 5482)
+RENEWALS_MOST = 100  # to one node, that are waited for
 UNSENT_MOST = 64 << 10  # what is to be sent is dropped beyond that: it would come too late to be of use
 
 
@@ -44,6 +45,7 @@ class Link:
         self.heard = 0.0  # monotonic
         self.able = False
         self.incarnation = b""
+        self.renewals: dict[int, float] = {}  # nonce of one that is not answered yet -> when it was sent
         self._writer: asyncio.StreamWriter | None = None
 
     @property
@@ -55,6 +57,12 @@ class Link:
         if writer is None or writer.transport.get_write_buffer_size() > UNSENT_MOST:
             return
         writer.write(len(data).to_bytes(4, "big") + data)
+
+    def note_renewal(self, nonce: int) -> None:
+        """Remember when it was sent. Some are never answered: the oldest are forgotten."""
+        self.renewals[nonce] = time.monotonic()
+        if len(self.renewals) > RENEWALS_MOST:
+            del self.renewals[next(iter(self.renewals))]
 
     async def run(self) -> None:
         """Keep the connection up until cancelled."""

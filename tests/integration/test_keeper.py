@@ -98,4 +98,9 @@ def test_all_keepers_start_again_in_any_order_and_one_alone_is_nobody(house: Hou
     assert house.settled() is a
     status = a.run("takeover", "status")
     assert "active in epoch" in status and FLOATING in status
+    told = a.asked()
+    for name in ("late_ms", "answers_ms"):
+        assert 0 < told[name]["p50"] <= told[name]["p99"] <= told[name]["max"]
+    assert 0.3 < told["least_left_s"] < 2.5
+    assert c.asked()["answers_ms"] == {} and c.asked()["least_left_s"] is None
     assert "a, b, c" in a.run("takeover", "show")
