@@ -107,6 +107,7 @@ from crnode.failover.terms import (
 )
 
 ASKING_NS = SECOND  # a candidate waits so long for pre-votes
+ASK_AGAIN_NS = SECOND // 10  # and asks again meanwhile: a promise may end a moment later elsewhere than here
 
 
 class Phase(IntEnum):
@@ -229,6 +230,8 @@ class Lease:
             assert self._begun is not None
             most = ASKING_NS if self.phase is Phase.ASKING else self.hard.config.lease_ns
             waits.append(most - at_most(self._begun, now))
+        if self.phase is Phase.ASKING and self._renewed is not None:
+            waits.append(ASK_AGAIN_NS - at_most(self._renewed, now))
         if self.phase >= Phase.CAMPAIGNING and self._renewed is not None:
             waits.append(self.timers.renew_ns - at_most(self._renewed, now))
         if self.holds:
@@ -258,6 +261,12 @@ class Lease:
             most = ASKING_NS if self.phase is Phase.ASKING else self.hard.config.lease_ns
             if at_most(self._begun, now) >= most:
                 return out + self._give_up("no majority answered", now)
+        if (
+            self.phase is Phase.ASKING
+            and self._renewed is not None
+            and at_most(self._renewed, now) >= ASK_AGAIN_NS
+        ):
+            out += self._ask_pre_votes(now)
         if (
             self.phase >= Phase.CAMPAIGNING
             and self._renewed is not None
@@ -500,11 +509,14 @@ class Lease:
         self.phase, self._begun = Phase.ASKING, now
         self._yes = {self.me}
         self._no = set()
-        out: list[Effect] = []
-        for voter in hard.config.voters:
-            if voter.name != self.me:
-                out.append(Send(voter.name, PreVote(self._ask(voter.name, now), data, hard.config)))
-        return out + self._pre_voted(now)
+        return [*self._ask_pre_votes(now), *self._pre_voted(now)]
+
+    def _ask_pre_votes(self, now: Moment) -> list[Effect]:
+        """Ask those who have not said yes."""
+        self._renewed = now
+        config = self.hard.config
+        names = [voter.name for voter in config.voters if voter.name not in self._yes]
+        return [Send(name, PreVote(self._ask(name, now), self._data, config)) for name in names]
 
     def _on_pre_voted(
         self, sender: str, incarnation: bytes, message: PreVoted, now: Moment

@@ -283,6 +283,21 @@ def test_nothing_serves_before_a_majority_has_the_mark() -> None:
     assert active().serves
 
 
+def test_a_voter_whose_promise_ends_a_moment_later_is_asked_again() -> None:
+    one = lease("a")
+    out = one.campaign(NO_EPOCH, at(0))
+    for to, asked in sent(out, PreVote):
+        assert isinstance(asked, PreVote)
+        one.receive(to, inc(to), PreVoted(asked.nonce, False, NO_EPOCH), at(0))
+    assert one.tick(at(0.05)) == [] and one.wake_in(at(0.05)) == SECOND // 20
+    again = sent(one.tick(at(0.1)), PreVote)
+    assert [to for to, _ in again] == ["b", "c"]
+    (to, asked), *_ = again
+    assert isinstance(asked, PreVote)
+    one.receive(to, inc(to), PreVoted(asked.nonce, True, NO_EPOCH), at(0.1))
+    assert one.phase is Phase.CAMPAIGNING
+
+
 def test_a_candidate_asks_before_it_takes_an_epoch() -> None:
     one = lease("a")
     assert one.campaign(NO_EPOCH, at(0)) and one.phase is Phase.ASKING and one.hard.epoch == NO_EPOCH
