@@ -15,7 +15,8 @@ RUNS ?= 5
 POINTS ?= 200
 
 # What the tests call beside Python, as Debian package:command.
-DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag iproute2:ip procps:ps
+DEBIAN := rsync:rsync acl:setfacl attr:setfattr e2fsprogs:filefrag xfsprogs:mkfs.xfs iproute2:ip procps:ps \
+	systemd:systemctl util-linux:unshare curl:curl
 
 # The peers of the bench.
 PEERS := rsync:rsync lsyncd:lsyncd syncthing:syncthing openssh-server:sshd openssh-client:ssh iproute2:ip \

@@ -108,7 +108,9 @@ class Proof:
             await in_thread(lambda: to.parent.mkdir(mode=0o700, exist_ok=True))
         wanted = {"path": args.get("path"), "version": chosen.image.hex(), "to": str(to)}
         try:
-            out = await self.restore.run(spec, wanted, progress, within=self._drills())
+            # Who rehearses a restore wants it from the store; a command that judges takes it from anywhere.
+            share = bool(args.get("judged"))
+            out = await self.restore.run(spec, wanted, progress, within=self._drills(), share=share)
         except CrnodeError as error:
             if error.exit_code == ExitCode.DAMAGE and chosen.holder == self.agent.node.name:
                 # What a node has that does not answer now is not lost: nothing is known of the version then.

@@ -26,8 +26,9 @@ from crnode.agent.staging import Staging
 from crnode.agent.threads import in_thread
 from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
-from crnode.platform.files import free_bytes
-from crnode.replicate.write import Policy, TreeWriter
+from crnode.platform.files import free_bytes, open_beneath
+from crnode.replicate.write import Policy, TreeWriter, fingerprint
+from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
 from crnode.store.store import Damaged, Missing, ObjectStore
 from crproto import content
@@ -113,6 +114,7 @@ class Restore:
         *,
         ordered_by: str | None = None,
         within: Path | None = None,
+        share: bool = False,
     ) -> Args:
         """Restore; returns {"files", "bytes", "seconds", "verified", "to", "version", "digest", "from"}, and
         "digest_ok" for a whole version: everything read back equals the version, proven by its digest. Of a
@@ -120,7 +122,8 @@ class Restore:
 
         `ordered_by` is the node that asks for it, None for the owner of this node on its own socket. Another
         node may only write where this node's own file allows it, with no more privileges than the set has.
-        `within` is a folder of our own in the data directory, into which nobody else may restore.
+        `within` is a folder of our own in the data directory, into which nobody else may restore. With
+        `share` files share their blocks with those of our own live tree, where the file system can.
         """
         begun = time.monotonic()
         to = await in_thread(lambda: self._destination(args, ordered_by, within))
@@ -160,12 +163,14 @@ class Restore:
                         ExitCode.FULL,
                     )
                 keep = within is None  # cut off from here on, it is gone on with
-                await self._write(spec, entries, path, staging, policy, progress, groups)
+                put = partial(self._write, spec)
+                shared = await put(entries, path, staging, policy, progress, groups, share=share)
                 wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
-                if wrong and staging.resumed:  # a power cut came between, and the disk had not all of it
+                # A power cut came between, and the disk had not all of it; or a live file had changed.
+                if wrong and (staging.resumed or shared):
                     staging.resumed, some = False, set(wrong)
                     again = [e for e in entries if e.path in some or e.kind == DIRECTORY]
-                    await self._write(spec, again, path, staging, policy, progress, groups)
+                    await put(again, path, staging, policy, progress, groups)
                     wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
             keep = False
             if wrong:
@@ -385,12 +390,17 @@ class Restore:
         policy: Policy,
         progress: Progress,
         groups: Groups,
-    ) -> None:
-        """Write `entries` under `staging`, fetching what is not here batch by batch."""
+        *,
+        share: bool = False,
+    ) -> int:
+        """Write `entries` under `staging`, fetching what is not here batch by batch; returns how many of them
+        share their blocks with a live file."""
         root = os.open(staging.tree, os.O_RDONLY | os.O_DIRECTORY)
         temporary = os.open(staging.path / "tmp", os.O_RDONLY | os.O_DIRECTORY)
         writer = TreeWriter(root, temporary, self.agent.store.get, policy, write_back=True)
         done = 0
+        live = await in_thread(partial(self._live_files, spec)) if share else None
+        writer.share = live.open if live is not None else None
         try:
             for at in range(0, len(entries), BATCH):
                 batch = entries[at : at + BATCH]
@@ -400,10 +410,22 @@ class Restore:
                 done += len(batch)
                 progress({"text": f"{done} of {len(entries)} paths", "done": done, "total": len(entries)})
             await in_thread(lambda: _finish(writer, [e for e in entries if e.kind == DIRECTORY], top))
+            return writer.shared
         finally:
+            if live is not None:
+                live.close()
             writer.close()
             os.close(root)
             os.close(temporary)
+
+    def _live_files(self, spec: ReplicationSet) -> _LiveFiles | None:
+        running = self.agent.sets.targets.get(spec.uuid)
+        if running is None:
+            return None
+        try:
+            return _LiveFiles(running.commit.catalog, running.target.destination)
+        except OSError:
+            return None
 
     async def have(self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = ()) -> int:
         """Fetch every object that the batch needs and that is not whole in our store, except those that are
@@ -453,6 +475,36 @@ class Restore:
             raise _lost(len(lost))
         locate = self.agent.store.locate
         return await in_thread(lambda: sum(where.raw for name in lacking if (where := locate(name))))
+
+
+class _LiveFiles:
+    """Files of our own live tree that are what the tree says they are. OSError when it cannot be opened."""
+
+    def __init__(self, catalog: Catalog, destination: Path) -> None:
+        self._root = os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._reader = catalog.reader()
+        live = self._reader.live()
+        self._at = live.at if live is not None and live.state == "clean" else 0
+
+    def close(self) -> None:
+        self._reader.close()
+        os.close(self._root)
+
+    def open(self, entry: Entry) -> int | None:
+        """A descriptor of the live file that has the content of `entry`, by what is known of it; None where
+        there is none."""
+        known = self._reader.entry(entry.path, self._at) if self._at else None
+        if known is None or (known.content, known.level, known.size) != (entry.content, entry.level,
+        entry.size):
+            return None
+        try:
+            fd = open_beneath(self._root, entry.path, os.O_RDONLY | os.O_NOFOLLOW, cross_devices=True)
+        except OSError:
+            return None
+        if fingerprint(os.fstat(fd)) == self._reader.fingerprint(entry.path):
+            return fd
+        os.close(fd)
+        return None
 
 
 def path_of(args: Args) -> bytes:

@@ -65,6 +65,14 @@ def set_(
         list[str] | None,
         typer.Option(metavar="NAME=COMMAND", help="... and what ends with 0 while it serves."),
     ] = None,
+    stop_signal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIGNAL",
+            help="What a command in the foreground ends by: TERM, INT, QUIT or HUP. PostgreSQL: INT, else it"
+            " waits for its clients.",
+        ),
+    ] = None,
     needs: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=OTHER", help="A service that needs one that is named before it."),
@@ -154,14 +162,16 @@ def set_(
     for text in service or []:
         name, _, command = text.partition("=")
         services.append({"name": name, **_how(text, command), "restarts": restarts})
-    for what, texts in (("stop", stop), ("status", status), ("needs", needs)):
+    said = (("stop", stop), ("status", status), ("stop_signal", stop_signal), ("needs", needs))
+    for what, texts in said:
         for text in texts or []:
             name, _, value = text.partition("=")
             found = next((one for one in services if one["name"] == name), None)
             if found is None or not value:
                 hint = f"The services are: {', '.join(one['name'] for one in services) or 'none'}."
                 raise CrnodeError(
-                    f"'--{what} {text}' names no service.", hint, "Write it as NAME=WHAT.", ExitCode.USAGE
+                    f"'--{what.replace('_', '-')} {text}' names no service.", hint, "Write it as NAME=WHAT.",
+                    ExitCode.USAGE
                 )
             if what == "needs":
                 found.setdefault("needs", []).append(value)

@@ -399,6 +399,8 @@ class ServiceSpec(_Value):
     restarts: Annotated[int, Field(ge=0, le=100)] = 1  # here, within ten minutes, before another node serves
     start_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0  # until its probe succeeds first
     stop_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0  # until what has not stopped is killed
+    # PostgreSQL: INT, or it waits for its clients
+    stop_signal: Literal["TERM", "INT", "QUIT", "HUP"] = "TERM"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

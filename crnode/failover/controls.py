@@ -128,7 +128,7 @@ class Foreground:
 
     async def stop(self, seconds: float) -> bool:
         if self._process is not None and self._process.returncode is None:
-            signal_group(self._process, signal.SIGTERM)
+            signal_group(self._process, signal.Signals[f"SIG{self.spec.stop_signal}"])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), seconds)
         self.kill()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -33,6 +34,7 @@ from crproto.ids import HOLE
 
 NOBODY = 65534
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+FICLONE = 0x40049409  # ioctl_ficlone(2): _IOW(0x94, 9, int)
 MIX_BYTES = 1 << 16
 WRITE_BACK_BYTES = 8 << 20  # of a whole file that the disk begins with while the rest is written
 LOADED = 16 << 20  # bytes of a change in place that are read before the first is written
@@ -98,6 +100,8 @@ class TreeWriter:
         self._write_back = write_back
         self.policy = policy
         self.before_rename: Callable[[bytes], None] | None = None  # asked with the path, last of all
+        self.share: Callable[[Entry], int | None] | None = None  # an open file with the content of that entry
+        self.shared = 0  # files that share their blocks with another
         self._parent: tuple[bytes, int] | None = None
 
     def close(self) -> None:
@@ -264,7 +268,7 @@ class TreeWriter:
         return done
 
     def _content(self, fd: int, entry: Entry) -> None:
-        if entry.content is None:
+        if entry.content is None or (self.share is not None and self._shared(fd, entry)):
             return
         if entry.level == 0:
             _write_all(fd, self.load(entry.content), 0)
@@ -282,6 +286,23 @@ class TreeWriter:
                         begun = offset + len(data)
         if holes:
             os.ftruncate(fd, entry.size)
+
+    def _shared(self, fd: int, entry: Entry) -> bool:
+        """Let the file share its blocks with one that has the same content, where the file system can
+        (ioctl_ficlone(2))."""
+        assert self.share is not None
+        source = self.share(entry)
+        if source is None:
+            return False
+        try:
+            fcntl.ioctl(fd, FICLONE, source)
+        except OSError:
+            self.share = None  # it cannot, here: nor for the next one
+            return False
+        finally:
+            os.close(source)
+        self.shared += 1
+        return True
 
     def patch(self, entry: Entry, old: Entry, left: Callable[[Fingerprint], None]) -> Outcome:
         """Change a file in place from `old` to `entry`: only chunks that differ are written.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -102,3 +105,55 @@ def test_plans_that_make_no_sense_are_told(cluster: Cluster, box2: Node) -> None
     code, answer = drill(box2, "--planned")
     assert "restored" in answer["evidence"] and "found it well" not in answer["evidence"]
     assert any("is not there" in text for text in box2.events())
+
+
+def test_what_a_command_judges_shares_its_blocks_with_the_live_tree(cluster: Cluster, tmp_path: Path) -> None:
+    """On a file system that can (XFS here): a check of 100 MB takes no 100 MB, and what somebody wrote into
+    the live tree is not taken for the version."""
+    image, place = tmp_path / "xfs.img", tmp_path / "xfs"
+    image.touch()
+    os.truncate(image, 800 << 20)
+    place.mkdir()
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        pytest.skip("it takes root and xfsprogs")
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(image)], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(place)], capture_output=True,
+    check=False)
+    if mounted.returncode:
+        pytest.skip(f"no loop mounts here: {mounted.stderr.decode().strip()}")
+    try:
+        cluster.init()
+        box2 = cluster.join("box2", data=place / "data")
+        source = tmp_path / "source"
+        source.mkdir()
+        for number in range(10):
+            (source / f"table {number}").write_bytes(os.urandom(10 << 20))
+        cluster.add_set("docs", "shop1", source, ["box2"])
+        cluster.sync("docs")
+        time.sleep(1.1)
+        used = tmp_path / "used"
+        before = place_used(place)
+        check = f"df --output=used -B1 . | tail -1 > {used}; test $(ls | wc -l) = 10"
+        code, answer = drill(box2, "--run", check, "--every", "6h")
+        code, answer = drill(box2, "--planned")
+        assert code == ExitCode.OK and answer["verdict"] == "good", answer
+        assert int(used.read_text()) - before < 20 << 20
+
+        live = box2.data / "trees" / "docs" / "table 3"
+        with open(live, "r+b") as file:
+            file.write(b"written by somebody")
+        (source / "table 4").write_bytes(b"small now")
+        cluster.sync("docs")
+        time.sleep(1.1)
+        check = f"cmp 'table 3' '{source}/table 3'"
+        drill(box2, "--run", check, "--every", "6h")
+        code, answer = drill(box2, "--planned")
+        assert code == ExitCode.OK and answer["verdict"] == "good", answer
+        box2.stop()
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def place_used(place: Path) -> int:
+    info = os.statvfs(place)
+    return (info.f_blocks - info.f_bfree) * info.f_frsize

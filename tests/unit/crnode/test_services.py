@@ -92,6 +92,22 @@ def test_a_keeper_that_starts_ends_what_one_before_left(place: Place, tmp_path: 
     group.remove()
 
 
+def test_a_service_ends_by_the_signal_that_it_takes_for_an_order(place: Place, tmp_path: Path) -> None:
+    script = "trap '' TERM; trap 'echo int > said; exit 0' INT; while :; do sleep 0.05; done"
+    spec = ServiceSpec(name="db", command=("sh", "-c", f"cd {tmp_path}; {script}"), stop_signal="INT",
+    stop_s=5.0)
+
+    async def run() -> float:
+        control = control_of(spec, place)
+        assert await control.start(5.0) == ""
+        await asyncio.sleep(0.3)
+        begun = time.monotonic()
+        assert await control.stop(spec.stop_s)
+        return time.monotonic() - begun
+
+    assert asyncio.run(run()) < 2.0 and (tmp_path / "said").read_text() == "int\n"
+
+
 def test_commands_start_stop_and_ask(place: Place, tmp_path: Path) -> None:
     pid, stopped = tmp_path / "pid", tmp_path / "stopped"
     spec = ServiceSpec(
