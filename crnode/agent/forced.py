@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 Args = dict[str, Any]
 Progress = Callable[[Args], None]
 
-ASK_SECONDS = 5.0  # between two questions for the key
+ASK_SECONDS = 5.0  # for an answer
+KEY_SECONDS = 1.0  # between two questions for the key
 TELL_TIMES = 24  # a new generation is told anew, every ASK_SECONDS
 
 
@@ -167,15 +168,17 @@ class Forced:
                     await asyncio.to_thread(atomic_write, path, str(answer["key"]).encode())
                 except (CrnodeError, TimeoutError, OSError, KeyError):
                     pass  # it is asked again
-            await asyncio.sleep(ASK_SECONDS)
+            await asyncio.sleep(KEY_SECONDS)
 
     async def authority_peer(self, sender: str, args: Args) -> Args:
         """A candidate asks for the key of the CA: {"key": PEM}."""
         takeover = self.agent.document.takeover
         if takeover is None or sender not in takeover.candidates:
             raise CrnodeError(f"{sender} is no candidate.", "", "", ExitCode.REFUSED)
-        key = await asyncio.to_thread((self.agent.data / CA_KEY_FILE).read_text)
-        return {"key": key}
+        try:
+            return {"key": await asyncio.to_thread((self.agent.data / CA_KEY_FILE).read_text)}
+        except OSError as error:
+            raise CrnodeError("The cluster's CA key is not here.", f"{error.strerror}.", "") from error
 
     def close(self) -> None:
         """The agent ends."""

@@ -24,7 +24,7 @@ from crnode.agent.sets import RunningSource, RunningTarget
 from crnode.agent.threads import in_thread
 from crnode.capture.commit import Point
 from crnode.cluster.document import ReplicationSet
-from crnode.cluster.moves import Move, epoch_parts, is_plausible
+from crnode.cluster.moves import Move, epoch_number, epoch_parts, is_plausible
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover.forecast import forecast
 from crnode.net.control import call
@@ -581,9 +581,20 @@ class Moving:
 
     # -- saying it
 
-    def resume(self) -> None:
-        """At start: who is active says so until all have heard it."""
-        mine = {move.epoch for move in self.agent.moves.values() if move.active == self.agent.node.name}
+    async def resume(self) -> None:
+        """At start: who is active says so until all have heard it. What this node forgot of that its keeper
+        knows."""
+        me = self.agent.node.name
+        if self.specs():
+            with contextlib.suppress(CrnodeError):
+                state = await ask_keeper(self.agent, "status", {})
+                if state["phase"] == "active":
+                    epoch = epoch_number(*map(int, str(state["epoch"]).split(".")))
+                    known = self.agent.moves
+                    late = [s for s in self.specs() if s.uuid not in known or known[s.uuid].epoch < epoch]
+                    if late:
+                        await self.agent.move({spec.uuid: Move(epoch, me) for spec in late})
+        mine = {move.epoch for move in self.agent.moves.values() if move.active == me}
         if mine:
             self._tell_others(max(mine))
 

@@ -157,7 +157,7 @@ class Agent:
             self.moves = await asyncio.to_thread(self._read_moves)
             await self._follow(self.said)
             await self.calls.in_place.clean()
-            self.calls.moving.resume()
+            await self.calls.moving.resume()
             self.calls.forced.begin()
             control = ControlServer(self.data / CONTROL_SOCKET, self.calls.control_handlers())
             await control.start()  # last: who can ask finds everything there

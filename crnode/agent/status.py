@@ -35,9 +35,12 @@ def nodes(agent: Agent) -> list[Out]:
             offset = link.peer.clock_offset_ns / 1e9
             if abs(offset) > OFFSET_WARNING_S:
                 problems.append(f"Its clock differs by {offset:.1f} s; set both clocks by NTP.")
-        if link is not None and link.state == "down":
-            problems.append(link.reason)
         state = "self" if node.name == agent.node.name else (link.state if link is not None else "down")
+        if node.lost:
+            state = "lost"
+            problems.append(f"It was switched off; it comes back by joining: crnode invite {node.name}")
+        elif link is not None and link.state == "down":
+            problems.append(link.reason)
         out.append(
             {
                 "name": node.name,

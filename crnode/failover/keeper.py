@@ -86,6 +86,7 @@ ALL_DATA = Epoch(1 << 62, 0)
 """Where no set moves with the lease: whatever was opened, nothing of it is missing here."""
 AGENT_SOCKET = "control.sock"
 HOOK_AGAIN_SECONDS = 2.0
+STEPS = {"takeover.gather": "made its data ready", "takeover.open": "opened the epoch"}
 ASK_SECONDS = 1.0  # between two questions to the agent about its data
 ANSWER_SECONDS = 2.0  # it has as long to answer
 STALE_SECONDS = 4.0  # what it said counts for so long
@@ -119,6 +120,7 @@ class Keeper:
         self._watchdog: Watchdog | None = None
         self._guards: dict[str, bool] = {}  # of this process: which the system allowed
         self._units: list[str] = []  # whose drop-ins are written
+        self._steps: list[tuple[str, float]] = []  # of the takeover under way, and their seconds
         self._hooked = False  # the owner's command has moved the address to here
         self._home_since: float | None = None  # when the node that is home was able, and has been since
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -250,12 +252,13 @@ class Keeper:
                 self.address.off()
             here = takeover.address is not None and self.node.name in takeover.candidates
             self.address = Address(str(takeover.address), takeover.interface, self.say) if here else None
-        self.services.configure(takeover.services)
-        units = [service.unit for service in takeover.services if service.unit]
+        is_candidate = self.node.name in takeover.candidates  # a witness has units of its own, maybe
+        self.services.configure(takeover.services if is_candidate else ())
+        units = [service.unit for service in self.services.services if service.unit]
         if units != self._units:
             self._units = units
             self._later(self._write_drop_ins(units))
-        path = takeover.watchdog if self.node.name in takeover.candidates else ""
+        path = takeover.watchdog if is_candidate else ""
         if self._watchdog is None or self._watchdog.path != path:
             if self._watchdog is not None:
                 self._watchdog.disarm()
@@ -492,6 +495,7 @@ class Keeper:
 
     async def _gathered(self) -> None:
         epoch = self.lease.epoch
+        self._steps.clear()
         self._later(self._look_for_other())
         before = "" if self._released else self._active_before()
         if not await self._did("takeover.gather", epoch) or self.lease.epoch != epoch:
@@ -540,6 +544,7 @@ class Keeper:
         now = time.monotonic()
         there = [name for name, link in self.links.items() if now - link.heard < LATELY_SECONDS]
         args = {"epoch": epoch_number(*epoch), "there": there}
+        begun = time.monotonic()
         try:
             answer = await self._ask_agent(what, args, SILENT_SECONDS)
         except CrnodeError as error:
@@ -549,6 +554,7 @@ class Keeper:
             return False
         for text in answer.get("said", ()):
             self.say(text)
+        self._steps.append((STEPS[what], time.monotonic() - begun))
         return True
 
     async def _serve(self, epoch: Epoch) -> None:
@@ -559,12 +565,17 @@ class Keeper:
         self._asked = self._released = False
         self._failures.clear()
         self.say(f"{self.node.name} is active in epoch {epoch}.")
+        begun = time.monotonic()
         if self._watchdog is not None:
             self._watchdog.arm()
         await self.services.start(lambda: self._still(epoch))
         if self._still(epoch):
             self._up = True
             self._hold()
+            self._steps += [("started services", time.monotonic() - begun)]
+            told = ", ".join(f"{name} in {seconds:.2f} s" for name, seconds in self._steps)
+            self.say(f"{self.node.name} serves: it {told}.")
+            self._steps.clear()
             if self._takeover().address_hook:
                 self._later(self._take_by_hook(epoch))
 

@@ -15,6 +15,7 @@ from typing import Any
 from harness import rsync_difference, wait_for
 from house import Host, House, ip
 
+from crnode.errors import CrnodeError
 from crnode.net.control import call
 
 SERVICE = """
@@ -22,7 +23,10 @@ import http.server, os, subprocess
 shown = ["ip", "-4", "-o", "address", "show", "dev", "eth0"]
 out = subprocess.run(shown, capture_output=True, text=True).stdout
 me = "abcde"[int(out.split()[3].split("/")[0].split(".")[3]) - 1]
-site = os.path.join(os.path.dirname(__file__), f"site-{me}")
+place = os.path.dirname(__file__)
+if os.path.exists(os.path.join(place, f"broken-{me}")):
+    raise SystemExit("broken")
+site = os.path.join(place, f"site-{me}")
 
 class Count(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -123,6 +127,12 @@ class Shop(House):
     def status(self, name: str) -> dict[str, Any]:
         answer = call(self.hosts[name].data / "control.sock", "status", {}, None, 30)
         return next(item for item in answer["sets"] if item["name"] == "site")
+
+    def source(self, name: str) -> str:
+        """Whom a host takes for the source, '' while its agent does not answer."""
+        with contextlib.suppress(CrnodeError):
+            return str(self.status(name)["source"])
+        return ""
 
     def in_sync(self, source: str, target: str) -> bool:
         row = self.status(source)

@@ -51,12 +51,12 @@ def test_of_two_nodes_the_other_goes_on_when_a_person_says_that_one_is_off(shop:
     shop.turns.append("a")
     wait_for(lambda: a.asked()["voters"] == ["a"])
     wait_for(lambda: shop.in_sync("a", "b"), 30)
+    wait_for(lambda: (b.data / "ca" / "ca.key").exists())
 
     shop.kill(a)
     time.sleep(6)
     assert b.phase() == "standby"  # it cannot know whether a is dead, or the cable
     assert answer(b, "failover", "--force")[0] == ExitCode.USAGE
-    wait_for(lambda: (b.data / "ca" / "ca.key").exists())
     said = b.run("failover", "--force", "--i-switched-off", "a")
     assert "b goes on without a" in said
     assert shop.settled() is b

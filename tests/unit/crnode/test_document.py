@@ -12,6 +12,7 @@ from crnode.cluster.document import (
     MAX_DOCUMENT_BYTES,
     ClusterDocument,
     DocumentId,
+    Takeover,
     overlap,
     parse_document,
     split_address,
@@ -236,3 +237,25 @@ def test_addresses_that_are_none(text: str) -> None:
 def test_overlap_looks_at_whole_components() -> None:
     assert overlap("/a/b", "/a/b/c") and overlap("/a/b/c", "/a/b") and overlap("/a", "/a")
     assert not overlap("/a/b", "/a/bc")
+
+
+@pytest.mark.parametrize(
+    ("service", "why"),
+    [
+        ({}, "needs one of"),
+        ({"command": ("a",), "unit": "a.service"}, "needs one of"),
+        ({"unit": "a.socket"}, "is no unit"),
+        ({"unit": "../a.service"}, "is no unit"),
+        ({"command": ("a",), "stop": "b"}, "no start:COMMAND"),
+        ({"command": ("a",), "needs": ("db",)}, "name that first"),
+    ],
+)
+def test_a_service_is_of_one_kind_and_needs_what_is_named_before_it(
+    service: dict[str, Any], why: str
+) -> None:
+    known = {"voters": ("a",), "candidates": ("a",), "founder": "a", "founder_incarnation": "0" * 32}
+    with pytest.raises(ValidationError, match=why):
+        Takeover.model_validate({**known, "services": ({"name": "web", **service},)})
+    before = {"name": "db", "unit": "postgresql@15-main.service"}
+    fine = {"name": "web", "start": "a", "stop": "b", "status": "c", "needs": ("db",)}
+    assert len(Takeover.model_validate({**known, "services": (before, fine)}).services) == 2

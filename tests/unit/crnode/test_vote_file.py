@@ -22,6 +22,7 @@ from crnode.failover.terms import (
     SECOND,
     WAN,
     WAN_LEASE_NS,
+    Alive,
     Config,
     ConfigId,
     Epoch,
@@ -70,6 +71,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Open, numbers, epochs),
     st.builds(Opened, numbers, epochs),
     st.builds(Release, epochs, names),
+    st.builds(Alive, numbers, st.booleans(), configs, epochs),
 )
 
 
@@ -136,7 +138,7 @@ def test_messages_come_back(message: Message) -> None:
 def test_messages_are_these_bytes() -> None:
     held = wire.encode(wire.Envelope(INC, INC, Ok(9, Epoch(5, 1), 3 * SECOND, CONFIG.id)))
     assert held.hex() == (
-        "9501c410000102030405060708090a0b0c0d0e0fc410000102030405060708090a0b0c0d0e0f04"
+        "9502c410000102030405060708090a0b0c0d0e0fc410000102030405060708090a0b0c0d0e0f04"
         "9409920501ceb2d05e00930192040207"
     )
 
@@ -149,7 +151,7 @@ def test_a_broken_message_is_refused_or_another_one(message: Message, at: int, m
         found = wire.decode(bytes(data))
     except RemoteProtocolError:
         return
-    assert type(found.message) in (PreVote, PreVoted, Grant, Renew, Ok, No, Open, Opened, Release)
+    assert type(found.message) in (PreVote, PreVoted, Grant, Renew, Ok, No, Open, Opened, Release, Alive)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
 
 def test_a_later_version_is_refused_and_not_guessed() -> None:
     data = bytearray(wire.encode(wire.Envelope(INC, INC, Open(1, NO_EPOCH))))
-    data[1] = 2
+    data[1] = 3
     with pytest.raises(RemoteProtocolError, match="version"):
         wire.decode(bytes(data))
 
