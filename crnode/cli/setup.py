@@ -78,6 +78,7 @@ def init(
         f"{place}.",
         f"Start the agent:   {start}",
         f"Then invite others: crnode invite NAME --role replica{_elsewhere(place)}",
+        "For another machine to take over by itself three have to vote; the third may hold no data.",
     )
 
 

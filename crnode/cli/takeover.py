@@ -13,6 +13,8 @@ from crnode.cli.output import duration, print_json, progress, show, table
 from crnode.cli.setup import parse_span
 from crnode.errors import CrnodeError, ExitCode
 
+MAJORITY_FROM = 3  # voters of whom one may be lost
+
 app = typer.Typer(
     help="Taking over: who votes on who is active, and what moves with it: sets, services, an address.",
     epilog="Example: crnode takeover status",
@@ -212,7 +214,14 @@ def set_(
     if as_json:
         print_json(answer)
     else:
-        show(f"{', '.join(voter)} vote on who is active. Now run on each of them: crnode keeper")
+        vote = "vote" if len(voter) > 1 else "votes"
+        show(f"{', '.join(voter)} {vote} on who is active. Now run on each of them: crnode keeper")
+        if len(voter) < MAJORITY_FROM:
+            show(
+                "Nothing takes over by itself: of two, one that hears nothing cannot know who is dead. Name a"
+                " third, which may hold no data (crnode invite NAME --role replica), or go on by hand when it"
+                " matters: crnode failover --force."
+            )
 
 
 @app.command("show", epilog="Example: crnode takeover show")
