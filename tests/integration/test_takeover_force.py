@@ -41,7 +41,7 @@ def test_of_two_nodes_the_other_goes_on_when_a_person_says_that_one_is_off(shop:
     assert code == ExitCode.REFUSED and "a is active, and answers" in said
 
     # A planned switch takes no third: the successor gets a vote, and votes alone afterwards.
-    a.run("switch-to", "b")
+    wait_for(lambda: answer(a, "switch-to", "b")[0] == 0)  # b has said that it is able
     assert shop.settled() is b
     shop.turns.append("b")
     wait_for(lambda: b.asked()["voters"] == ["b"])
