@@ -616,9 +616,13 @@ def test_a_target_that_lost_the_row_of_its_newest_version_has_its_catalog_looked
     box2.stop()
     (catalog,) = (box2.data / "sets").glob("*.db")
     lose_last_row(catalog)
-    box2.start()
+    before = cluster.master.call("status")["sets"][0]["sequence"]
     (source / "last").unlink()  # it came with the version whose row is gone
     (source / "f0").write_bytes(b"after")
+    # Captured before the target is back: that version itself, sent again, would fit.
+    wait_for(lambda: cluster.master.call("status")["sets"][0]["sequence"] > before)
+    time.sleep(0.5)
+    box2.start()
     wait_for(lambda: "made again" in damage_said(box2), 60)
     assert wait_for(lambda: tried(cluster), 60)["targets"]
     assert files(live) == files(source)
