@@ -53,7 +53,7 @@ class ActiveAnswer:
                     head = await reader.readuntil(b"\r\n\r\n")
                     writer.write(answer(head, self._left()))
                     await writer.drain()
-        except asyncio.LimitOverrunError:
+        except (asyncio.LimitOverrunError, asyncio.CancelledError):
             return
         finally:
             self._open -= 1

@@ -68,15 +68,17 @@ async def _until(gone: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-async def _run(words: list[str], seconds: float, **more: object) -> tuple[int, str]:
-    """(exit code, what it said) of a command; killed, and None, when it takes longer."""
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        **more,  # type: ignore[arg-type]
-    )
+async def _run(words: list[str], seconds: float) -> tuple[int, str]:
+    """(exit code, what it said) of a command; killed, and -1, when it takes longer, or cannot be run."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        return -1, f"{words[0]}: {error.strerror or error}"
     try:
         async with asyncio.timeout(seconds):
             out, _ = await process.communicate()
@@ -160,8 +162,11 @@ class Unit:
         self._started = False
 
     async def start(self, seconds: float) -> str:
-        self._gate.parent.mkdir(parents=True, exist_ok=True)
-        self._gate.touch()
+        try:
+            self._gate.parent.mkdir(parents=True, exist_ok=True)
+            self._gate.touch()
+        except OSError as error:
+            return f"{self._gate}: {error.strerror}"
         code, said = await _run(["systemctl", "start", self.unit], seconds)
         if code:
             return f"systemctl start {self.unit}: {said or code}"
@@ -176,7 +181,8 @@ class Unit:
         return "its unit has ended" if self._group is not None and self._group.is_empty else ""
 
     async def stop(self, seconds: float) -> bool:
-        self._gate.unlink(missing_ok=True)  # before anything else: nobody starts it again
+        with contextlib.suppress(OSError):
+            self._gate.unlink(missing_ok=True)  # before anything else: nobody starts it again
         await _run(["systemctl", "stop", self.unit], seconds)
         self.kill()
         return await _until(self.is_gone, KILLED_SECONDS)
@@ -212,15 +218,18 @@ class Commands:
         self._group = self._place.group(self.spec.name)
         log = self._place.log / f"{self.spec.name}.log"
         # What it leaves behind keeps its output open: that goes to a file, or waiting for it had no end.
-        with log.open("ab") as out:
-            process = await asyncio.create_subprocess_exec(
-                *("sh", "-c", self.spec.start),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                preexec_fn=self._child,
-            )
+        try:
+            with log.open("ab") as out:
+                process = await asyncio.create_subprocess_exec(
+                    *("sh", "-c", self.spec.start),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    preexec_fn=self._child,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            return str(getattr(error, "strerror", None) or error)
         try:
             code = await asyncio.wait_for(process.wait(), seconds)
         except TimeoutError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -23,7 +24,10 @@ FEED_SECONDS = 0.5
 
 
 def lock_memory() -> bool:
-    """Nothing that this process has touched is swapped out (mlockall(2)); False where that may not be."""
+    """Nothing that this process has touched is swapped out (mlockall(2)); False where that may not be. With a
+    bound on it, what is asked for later would be refused beyond that: then nothing is locked."""
+    if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0)
 

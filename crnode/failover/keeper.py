@@ -86,6 +86,7 @@ ALL_DATA = Epoch(1 << 62, 0)
 """Where no set moves with the lease: whatever was opened, nothing of it is missing here."""
 AGENT_SOCKET = "control.sock"
 HOOK_AGAIN_SECONDS = 2.0
+ENDED_SECONDS = 1.0  # within which what was killed is gone
 STEPS = {"takeover.gather": "made its data ready", "takeover.open": "opened the epoch"}
 ASK_SECONDS = 1.0  # between two questions to the agent about its data
 ANSWER_SECONDS = 2.0  # it has as long to answer
@@ -227,7 +228,10 @@ class Keeper:
         finally:
             self._systemd.tell("STOPPING=1")
             self.do([Fence("the keeper ends")])
-            self._feed()
+            deadline = time.monotonic() + ENDED_SECONDS
+            while self._watchdog is not None and self._watchdog.is_armed and time.monotonic() < deadline:
+                self._feed(ended=True)  # disarmed when nothing is left; else it does what we could not
+                await asyncio.sleep(TICK_SECONDS / 5)
             for task in [*self._tasks.values(), *self._running]:
                 task.cancel()
             await control.close()
@@ -298,12 +302,12 @@ class Keeper:
                 self.address.announce_more()
         self._feed()
 
-    def _feed(self) -> None:
+    def _feed(self, *, ended: bool = False) -> None:
         """The machine's watchdog: it is fed while the lease is held, and disarmed when nothing is left of
         what served; in between it has to do what we could not."""
         if self._watchdog is None or not self._watchdog.is_armed:
             return
-        if self.lease.holds and self.lease.left(moment()) > 0:
+        if not ended and self.lease.holds and self.lease.left(moment()) > 0:
             self._watchdog.feed()
         elif self.services.are_gone() and (self.address is None or not self.address.on):
             self._watchdog.disarm()
@@ -381,6 +385,8 @@ class Keeper:
         except RemoteProtocolError as error:
             self.say_once("protocol", f"A keeper was cut off: {error}")
         except (PeerRefused, OSError, asyncio.IncompleteReadError, ssl.SSLError):
+            return
+        except asyncio.CancelledError:  # the keeper ends; streams of asyncio would print where
             return
         finally:
             writer.close()

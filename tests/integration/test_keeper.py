@@ -104,3 +104,33 @@ def test_all_keepers_start_again_in_any_order_and_one_alone_is_nobody(house: Hou
     assert 0.3 < told["least_left_s"] < 2.5
     assert c.asked()["answers_ms"] == {} and c.asked()["least_left_s"] is None
     assert "a, b, c" in a.run("takeover", "show")
+
+
+@pytest.mark.timeout(120)
+def test_a_watchdog_is_fed_by_the_active_node_and_left_in_peace_when_it_ends_well(tmp_path: Path) -> None:
+    """With a file in the place of the device: what is written to it is what counts there, too."""
+    check_namespaces()
+    device = Path(f"/dev/shm/crnode-watchdog-{os.getpid()}")
+    device.touch()
+    try:
+        with closing(House(tmp_path)) as house:
+            house.build("--candidate", "a", "--watchdog", str(device))
+            a = house.hosts["a"]
+            for host in house.keepers():
+                host.keeper = host.start("keeper")
+            house.settled()
+            wait_for(lambda: len(device.read_bytes()) >= 3)
+            assert set(device.read_bytes()) == {ord("1")}
+            a.keeper.terminate()
+            assert a.keeper.wait(10) == 0
+            assert device.read_bytes().endswith(b"V") and not a.serves() and not a.has_address()
+            os.truncate(device, 0)
+
+            a.keeper = a.start("keeper")
+            house.settled()
+            wait_for(lambda: len(device.read_bytes()) >= 3)
+            a.keeper.kill()  # nobody disarms it: the machine would start again
+            a.keeper.wait()
+            assert set(device.read_bytes()) == {ord("1")}
+    finally:
+        device.unlink()
