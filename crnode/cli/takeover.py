@@ -45,7 +45,8 @@ def set_(
     ],
     candidate: Annotated[
         list[str] | None,
-        typer.Option(metavar="NODE", help="A voter that may become active (default: all of them)."),
+        typer.Option(metavar="NODE", help="A voter that may be active (default: master and secondary;"
+        " else all)."),
     ] = None,
     address: Annotated[
         str | None, typer.Option(metavar="ADDRESS/PREFIX", help="The address that moves.")

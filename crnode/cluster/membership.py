@@ -414,7 +414,7 @@ class TakeoverSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     voters: list[str]
-    candidates: list[str] = []  # none: all voters
+    candidates: list[str] = []  # none: master and secondary, without a secondary all voters
     network: str = "lan"
     address: str | None = None
     interface: str = ""
@@ -441,7 +441,7 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
         takeover = Takeover.model_validate(
             {
                 "voters": tuple(spec.voters),
-                "candidates": tuple(spec.candidates or spec.voters),
+                "candidates": tuple(spec.candidates or _candidates(document, spec.voters)),
                 "founder": known.founder if known is not None else document.master.name,
                 "founder_incarnation": known.founder_incarnation if known is not None else incarnation,
                 "network": spec.network,
@@ -470,6 +470,14 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
         if why:
             raise _refuse(what, why)
     return _edited(document, what, takeover=takeover)
+
+
+def _candidates(document: ClusterDocument, voters: Sequence[str]) -> list[str]:
+    """Who of the voters may be active when nobody says it: master and secondary, else all of them."""
+    roles = {name: document.need_node(name).role for name in voters}
+    if Role.SECONDARY not in roles.values():
+        return list(voters)
+    return [name for name, role in roles.items() if role in (Role.MASTER, Role.SECONDARY)]
 
 
 def go_on_without(

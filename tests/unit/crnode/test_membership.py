@@ -310,3 +310,15 @@ def test_a_document_by_force_is_taken_where_the_lost_node_does_not_answer(docume
         accept(before, after, "box3")  # no candidate
     with pytest.raises(CrnodeError, match="Only the master"):
         accept(before, add_node(before, node("box9"), NOW), "box2")  # no later generation
+
+
+def test_without_more_words_master_and_secondary_may_be_active(document: ClusterDocument) -> None:
+    spec = TakeoverSpec(voters=["shop1", "box2", "box3"])
+    taken = set_takeover(document, spec, "ee" * 16).takeover
+    assert taken is not None and taken.candidates == ("shop1", "box2", "box3")
+    nodes = tuple(
+        one.model_copy(update={"role": Role.SECONDARY}) if one.name == "box3" else one for one in
+        document.nodes
+    )
+    taken = set_takeover(document.model_copy(update={"nodes": nodes}), spec, "ee" * 16).takeover
+    assert taken is not None and taken.candidates == ("shop1", "box3")
