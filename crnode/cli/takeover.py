@@ -145,6 +145,12 @@ def set_(
             metavar="DEVICE", help="Armed while active: it starts a machine again whose services do not end."
         ),
     ] = "",
+    veto: Annotated[
+        str,
+        typer.Option(
+            metavar="IP", help="Who does not reach this address does not take over by itself: the gateway."
+        ),
+    ] = "",
     max_loss: Annotated[
         str,
         typer.Option(metavar="TIME", help="How far back a takeover goes by itself from a version found bad."),
@@ -210,6 +216,7 @@ def set_(
         "failback_s": parse_span(failback) if failback is not None else None,
         "validate_s": validate,
         "watchdog": watchdog,
+        "veto": veto,
     }
     answer = ask(data, "takeover.set", args)
     if as_json:
@@ -244,6 +251,7 @@ def show_(data: Data = None, as_json: Json = False) -> None:
         ("command that moves the address", item["address_hook"] or None),
         ("command that switches off", item["fence_hook"] or None),
         ("watchdog", item["watchdog"] or None),
+        ("has to be reached", item["veto"] or None),
         ("hands back by itself", duration(item["failback_s"]) if item["failback_s"] is not None else "no"),
     ]
     show(table("Taking over", ("what", "as it was said"), rows))

@@ -440,6 +440,7 @@ class Takeover(_Value):
     # for a newest version that nothing has judged yet
     validate_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     watchdog: Annotated[str, Field(max_length=200)] = ""  # /dev/watchdog, armed while active
+    veto: Annotated[str, Field(max_length=64)] = ""  # who does not reach it does not take over: a gateway
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -469,6 +470,11 @@ class Takeover(_Value):
                     f"'{service.name}' needs '{missing[0]}', which is not started before it; name that first."
                 )
             before.add(service.name)
+        if self.veto:
+            try:
+                ipaddress.ip_address(self.veto)
+            except ValueError as error:
+                raise ValueError(f"'{self.veto}' is no IP address; write that of your gateway.") from error
         if self.watchdog and not self.watchdog.startswith("/dev/"):
             raise ValueError(f"'{self.watchdog}' is no device; write it as /dev/watchdog.")
         return self

@@ -428,6 +428,7 @@ class TakeoverSpec(BaseModel):
     failback_s: int | None = None
     validate_s: float = 30.0
     watchdog: str = ""
+    veto: str = ""
 
 
 def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str) -> ClusterDocument:
@@ -457,6 +458,7 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
                 "failback_s": spec.failback_s,
                 "validate_s": spec.validate_s,
                 "watchdog": spec.watchdog,
+                "veto": spec.veto,
                 "sets": tuple(spec.sets),
                 "max_loss_s": spec.max_loss_s,
             }

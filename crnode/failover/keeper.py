@@ -68,6 +68,7 @@ from crnode.failover.terms import (
     Stop,
     Voter,
 )
+from crnode.failover.veto import Veto
 from crnode.failover.vote_file import NAME, VoteFile
 from crnode.net.control import ControlServer, call
 from crnode.net.tls import PeerRefused, client_context, peer_name, server_context
@@ -119,6 +120,9 @@ class Keeper:
         self.services = Services((), Place(data, f"{self.document.id[:8]}-{self.node.name}"), self.say)
         self._systemd = Systemd(dict(os.environ))
         self._watchdog: Watchdog | None = None
+        self._veto: Veto | None = None
+        self._reach = ThreadPoolExecutor(1, "reach")
+        self._asking: asyncio.Task[None] | None = None
         self._guards: dict[str, bool] = {}  # of this process: which the system allowed
         self._units: list[str] = []  # whose drop-ins are written
         self._steps: list[tuple[str, float]] = []  # of the takeover under way, and their seconds
@@ -238,7 +242,10 @@ class Keeper:
             server.close()
             self._answer_active(None)
             self.votes.close()
-            self._agent.shutdown(wait=False, cancel_futures=True)
+            if self._asking is not None:
+                self._asking.cancel()
+            for executor in (self._agent, self._reach):
+                executor.shutdown(wait=False, cancel_futures=True)
 
     def _configure(self) -> None:
         """Take over what the document says."""
@@ -267,6 +274,13 @@ class Keeper:
             if self._watchdog is not None:
                 self._watchdog.disarm()
             self._watchdog = Watchdog(path, self.say) if path else None
+        if self._veto is None or self._veto.address != takeover.veto:
+            if self._asking is not None:
+                self._asking.cancel()
+            self._veto = self._asking = None
+            if takeover.veto and is_candidate:
+                self._veto = Veto(takeover.veto, self._reach, self.say)
+                self._asking = asyncio.create_task(self._veto.run())
         self._answer_active(takeover.active_port)
 
     def _tick(self) -> None:
@@ -327,7 +341,7 @@ class Keeper:
         asked = self._asked or self._released
         facts = Facts(
             self.node.name, self._takeover().network, self.started, self._why_not(), owner_able,
-            tuple(self.takeovers), asked,
+            tuple(self.takeovers), asked, self._veto.forbids if self._veto is not None else "",
         )  # fmt: skip
         why = hindrance(facts, self.lease, now)
         if not why:

@@ -28,6 +28,7 @@ class Facts(NamedTuple):
     owner_able: bool  # the node that opened the newest epoch has not said that it cannot serve
     takeovers: tuple[Moment, ...]  # that this node made by itself, in this life
     asked: bool  # a person wants this node to be active
+    cut_off: str = ""  # why it may be cut off from its users
 
 
 def hindrance(facts: Facts, lease: Lease, now: Moment) -> str:
@@ -41,6 +42,8 @@ def hindrance(facts: Facts, lease: Lease, now: Moment) -> str:
         return f"It cannot serve: {facts.able}"
     if facts.asked:
         return ""
+    if facts.cut_off:
+        return f"It leaves it to others: {facts.cut_off}."
     recent = [at for at in facts.takeovers if at_least(at, now) < RATE_NS]
     if len(recent) >= RATE_MOST:
         return f"It has taken over {len(recent)} times within the hour; a person has to say what is wrong."

@@ -181,6 +181,7 @@ SHOPS: dict[str, dict[str, Any]] = {
     "third": {"third": True},
     "two": {"names": "ab"},
     "small": {"small": "b"},
+    "veto": {"words": ["--veto", "10.77.0.9"]},
     "home": {"words": ["--failback", "3s"]},
     "hooks": {"words": ["--fence-hook", "sh {place}/fence.sh", "--address-hook", "sh {place}/clients.sh"]},
     "five": {"names": "abcde"},

@@ -62,3 +62,24 @@ def test_nobody_serves_before_the_other_machine_was_switched_off(shop: Shop) -> 
     wait_for(lambda: clients.read_text().endswith("take a\n"))
     assert "drop b\n" in clients.read_text() and fenced.read_text() == times
     shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shop", ["veto"], indirect=True)
+def test_who_does_not_reach_the_gateway_leaves_it_to_others(shop: Shop) -> None:
+    """The address is never a vote: that one reaches it does not make it active."""
+    a, b = shop.hosts["a"], shop.hosts["b"]
+    shop.turns = ["a", "b"]
+    time.sleep(0.5)
+    wait_for(lambda: shop.in_sync("a", "b"))
+    client = shop.hosts["client"]
+    client.plug("down")
+    time.sleep(5)
+    assert a.phase() == "active"  # who is active goes on
+    shop.kill(a)
+    wait_for(lambda: "does not reach 10.77.0.9" in b.asked()["why_not"], 20)
+    time.sleep(4)
+    assert b.phase() == "standby"
+    client.plug("up")
+    assert shop.settled(40) is b
+    shop.check_answers()

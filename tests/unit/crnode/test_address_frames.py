@@ -13,6 +13,7 @@ from crnode.failover.frames import (
     neighbour_holder,
     neighbour_probe,
 )
+from crnode.failover.veto import echo, is_reply
 
 MAC = bytes.fromhex("020000000001")
 OTHER = bytes.fromhex("0200000000ff")
@@ -66,3 +67,13 @@ def test_a_neighbour_is_asked_by_nobody_at_the_solicited_node_address() -> None:
     assert frame[22:38] == bytes(16) and frame[38:54] == ipaddress.ip_address("ff02::1:ff00:10").packed
     assert (frame[54], frame[62:78]) == (135, V6) and len(frame) == 78  # no option (RFC 4861, 4.3)
     assert checksum(frame) == 0 and neighbour_holder(frame, V6) == b""
+
+
+def test_an_echo_is_answered_by_its_own_reply() -> None:
+    request = echo(8, 0x1234, 7)
+    assert request.hex() == "0800" + "8250" + "1234" + "0007" + b"crnode--".hex()
+    header = bytes([0x45]) + bytes(19)
+    reply = header + struct.pack(">BBHHH", 0, 0, 0, 0x1234, 7)
+    assert is_reply(reply, 4, 0x1234, 7) and not is_reply(reply, 4, 0x1234, 8)
+    assert not is_reply(header + request, 4, 0x1234, 7) and not is_reply(b"", 4, 0x1234, 7)
+    assert is_reply(struct.pack(">BBHHH", 129, 0, 0, 0x1234, 7), 6, 0x1234, 7)

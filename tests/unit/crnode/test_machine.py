@@ -36,6 +36,9 @@ def test_a_candidate_campaigns_unless_something_speaks_against_it() -> None:
     assert hindrance(facts(), lease(), at(1)) == ""
     assert "no candidate" in hindrance(facts(me="c"), lease(), at(1))
     assert "its disk is full" in hindrance(facts(able="its disk is full"), lease(), at(1))
+    cut_off = facts(cut_off="it does not reach its gateway")
+    assert "does not reach its gateway" in hindrance(cut_off, lease(), at(1))
+    assert hindrance(cut_off._replace(asked=True), lease(), at(1)) == ""  # a person knows better
 
 
 def test_after_a_cold_start_the_node_that_was_active_last_goes_first() -> None:
