@@ -30,6 +30,7 @@ from crnode.cluster.node_file import read_document, read_node_file
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover import wire
 from crnode.failover.active import ActiveAnswer
+from crnode.failover.clocks import moment
 from crnode.failover.controls import Place, write_drop_ins
 from crnode.failover.fence import Address, drop_by_hook, run_hook
 from crnode.failover.guard import Systemd, Watchdog, lock_memory, run_first, spare_memory
@@ -38,6 +39,7 @@ from crnode.failover.lease import Lease, Phase
 from crnode.failover.links import Link, keeper_address, tune
 from crnode.failover.machine import Facts, hindrance, next_voters, sentence
 from crnode.failover.services import Services
+from crnode.failover.tending import Tending
 from crnode.failover.terms import (
     GENERATION_BITS,
     LAN,
@@ -80,9 +82,7 @@ TICK_SECONDS = 0.05
 DELAYS_MOST = 12_000  # that are remembered: of ticks ten minutes
 ALIVE_SECONDS = 1.0
 LATELY_SECONDS = 1.5  # one that was heard so long ago is there, as far as can be known
-VOTE_SECONDS = 5.0  # for a node that is to vote to be one of the voters
 FORGIVEN_SECONDS = 600.0  # after which a failure of a service, or of this node to serve, counts no more
-HAND_OVERS, HAND_OVER_SECONDS = 2, 3600.0  # that a service may cause, within so long (rule 24)
 ALL_DATA = Epoch(1 << 62, 0)
 """Where no set moves with the lease: whatever was opened, nothing of it is missing here."""
 AGENT_SOCKET = "control.sock"
@@ -96,11 +96,6 @@ SILENT_SECONDS = 10.0  # it works on what it was asked to do, and says so each s
 
 _DIGITS = re.compile(r"\d+")
 log = logging.getLogger("crnode.keeper")
-
-
-def moment() -> Moment:
-    """The two clocks of this machine (clock_gettime(2))."""
-    return Moment(time.clock_gettime_ns(time.CLOCK_BOOTTIME), time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW))
 
 
 class Keeper:
@@ -119,6 +114,7 @@ class Keeper:
         self.address: Address | None = None
         self.services = Services((), Place(data, f"{self.document.id[:8]}-{self.node.name}"), self.say)
         self._systemd = Systemd(dict(os.environ))
+        self.tending = Tending(self)
         self._watchdog: Watchdog | None = None
         self._veto: Veto | None = None
         self._reach = ThreadPoolExecutor(1, "reach")
@@ -127,21 +123,15 @@ class Keeper:
         self._units: list[str] = []  # whose drop-ins are written
         self._steps: list[tuple[str, float]] = []  # of the takeover under way, and their seconds
         self._hooked = False  # the owner's command has moved the address to here
-        self._home_since: float | None = None  # when the node that is home was able, and has been since
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._asked = False  # a person wants this node to be active
         self._taken_back = ""  # why the last switch was
         self._released = False  # the last holder named this node
-        self._up = False  # the services are started: the address may be held
-        self._failures: dict[str, list[float]] = {}  # service -> when it failed
-        self._handed: list[float] = []  # when a service made another node serve
+        self.is_up = False  # the services are started: the address may be held
         self._unable_since = 0.0
         self._broken: BaseException | None = None  # of what ran beside
         self._served = NO_EPOCH
-        self._mending = False  # a service is being started again
-        self._settled = asyncio.Event()  # no change of the voters is under way
-        self._voting = ""  # who is given a vote, to be able to take over (rule 12)
         self._active: ActiveAnswer | None = None
         self._told: dict[str, str] = {}
         self._document_read = 0.0
@@ -152,11 +142,11 @@ class Keeper:
         self._late: deque[float] = deque(maxlen=DELAYS_MOST)  # s from tick to tick, beyond what was asked
         self._answers: deque[float] = deque(maxlen=DELAYS_MOST)  # s from a renewal to its answer
         self._least_left: float | None = None  # of the lease, as a tick found it, since this node is active
-        timers = WAN if self._takeover().network == "wan" else LAN
+        timers = WAN if self.takeover().network == "wan" else LAN
         self.lease = Lease(self.node.name, self.votes.hard, timers, chance, time.time_ns())
         self._found()
 
-    def _takeover(self) -> Takeover:
+    def takeover(self) -> Takeover:
         found = self.document.takeover
         if found is None:
             raise CrnodeError(
@@ -169,7 +159,7 @@ class Keeper:
 
     def _found(self) -> None:
         """The first keeper of a cluster begins as its only voter; the others are added by it."""
-        takeover, hard = self._takeover(), self.votes.hard
+        takeover, hard = self.takeover(), self.votes.hard
         founder = takeover.founder, takeover.founder_incarnation
         is_founder = founder == (self.node.name, hard.incarnation.hex())
         if is_founder and hard.config.id == ConfigId(0, NO_EPOCH, 0):
@@ -217,7 +207,7 @@ class Keeper:
             },
         )
         await control.start()
-        self._later(self._ask_data())
+        self.later(self._ask_data())
         self.say(f"The keeper of {self.node.name} listens on {join_address(host, port)}.")
         self._systemd.tell("READY=1")
         try:
@@ -249,7 +239,7 @@ class Keeper:
 
     def _configure(self) -> None:
         """Take over what the document says."""
-        takeover = self._takeover()
+        takeover = self.takeover()
         others = {node.name for node in self.document.nodes if node.name != self.node.name}
         for name in others - self.links.keys():
             self.links[name] = Link(self, name)
@@ -268,7 +258,7 @@ class Keeper:
         units = [service.unit for service in self.services.services if service.unit]
         if units != self._units:
             self._units = units
-            self._later(self._write_drop_ins(units))
+            self.later(self._write_drop_ins(units))
         path = takeover.watchdog if is_candidate else ""
         if self._watchdog is None or self._watchdog.path != path:
             if self._watchdog is not None:
@@ -308,10 +298,10 @@ class Keeper:
             self._consider(now)
         elif self.lease.phase is Phase.ACTIVE:
             if self.lease.is_settled:
-                self._settled.set()
+                self.tending.settled.set()
             self._keep_voters(now)
-            self._watch()
-            self._go_home(clock)
+            self.tending.watch()
+            self.tending.go_home(clock)
             if self.address is not None:
                 self.address.announce_more()
         self._feed()
@@ -340,12 +330,12 @@ class Keeper:
         self._released = self.lease.released == (self.lease.hard.epoch, self.node.name)
         asked = self._asked or self._released
         facts = Facts(
-            self.node.name, self._takeover().network, self.started, self._why_not(), owner_able,
+            self.node.name, self.takeover().network, self.started, self._why_not(), owner_able,
             tuple(self.takeovers), asked, self._veto.forbids if self._veto is not None else "",
         )  # fmt: skip
         why = hindrance(facts, self.lease, now)
         if not why:
-            answer = self.lease.campaign(self._data[1] if self._takeover().sets else ALL_DATA, now)
+            answer = self.lease.campaign(self._data[1] if self.takeover().sets else ALL_DATA, now)
             if isinstance(answer, str):
                 why = answer
             else:
@@ -356,8 +346,8 @@ class Keeper:
         there = {name: link for name, link in self.links.items() if link.is_there and link.incarnation}
         heard = {name: link.incarnation for name, link in there.items()}
         heard[self.node.name] = self.lease.hard.incarnation
-        takeover, config = self._takeover(), self.lease.hard.config
-        if self._voting:
+        takeover, config = self.takeover(), self.lease.hard.config
+        if self.tending.voting:
             return
         wanted = next_voters(config, takeover.voters, heard, self.node.name)
         known = dict(config.slots)
@@ -438,17 +428,17 @@ class Keeper:
             elif kind is AddressOn:
                 self._hold()
             elif kind is Gather:
-                self._later(self._gathered())
+                self.later(self._gathered())
             elif kind is CommitOpening:
-                self._later(self._committed())
+                self.later(self._committed())
             elif kind is Serve:
-                self._later(self._serve(effect.epoch))  # type: ignore[union-attr]
+                self.later(self._serve(effect.epoch))  # type: ignore[union-attr]
             elif kind is Stop:
-                self._later(self._hand_over(effect.successor))  # type: ignore[union-attr]
+                self.later(self._hand_over(effect.successor))  # type: ignore[union-attr]
             elif kind is Say:
                 self.say(effect.text)  # type: ignore[union-attr]
 
-    def _later(self, work: Any) -> None:
+    def later(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -460,35 +450,35 @@ class Keeper:
             self._broken = task.exception()
 
     def _fence(self, why: str) -> None:
-        if self._up:
+        if self.is_up:
             self.say(f"Fence: {why}")
         self._address_off()
         self.services.kill()
-        self._up = False
+        self.is_up = False
 
     def _address_off(self) -> None:
         if self.address is not None:
             self.address.off()
         if self._hooked:
             self._hooked = False
-            drop_by_hook(self._takeover().address_hook, self._takeover().address or "", self.node.name)
+            drop_by_hook(self.takeover().address_hook, self.takeover().address or "", self.node.name)
 
     def _hold(self) -> None:
         """Have the address for as long as the lease is held, if it may be had at all (H5)."""
         lease = self.lease
-        if self.address is None or not self._up or lease.phase is not Phase.ACTIVE or lease.doubts:
+        if self.address is None or not self.is_up or lease.phase is not Phase.ACTIVE or lease.doubts:
             return
         self.address.hold(lease.left(moment()) / SECOND)
         if lease.left(moment()) <= 0:  # it ended while that was done
             self._address_off()
 
-    def _still(self, epoch: Epoch) -> bool:
+    def still(self, epoch: Epoch) -> bool:
         lease = self.lease
         return lease.epoch == epoch and lease.serves and lease.left(moment()) > lease.timers.stop_ns
 
     # -- what the agent does with the data
 
-    async def _ask_agent(self, what: str, args: dict[str, Any], seconds: float) -> dict[str, Any]:
+    async def ask_agent(self, what: str, args: dict[str, Any], seconds: float) -> dict[str, Any]:
         """A control call of this node's agent. Raises CrnodeError."""
         work = partial(call, self.data / AGENT_SOCKET, what, args, None, seconds)
         return await asyncio.get_running_loop().run_in_executor(self._agent, work)
@@ -496,9 +486,9 @@ class Keeper:
     async def _ask_data(self) -> None:
         """Know what the agent has, as long as this runs."""
         while True:
-            if self._takeover().sets:
+            if self.takeover().sets:
                 try:
-                    answer = await self._ask_agent("takeover.state", {}, ANSWER_SECONDS)
+                    answer = await self.ask_agent("takeover.state", {}, ANSWER_SECONDS)
                     data, why = Epoch(*map(int, answer["data"])), str(answer["why_not"])
                 except (CrnodeError, KeyError, TypeError, ValueError) as error:
                     told = error.what if isinstance(error, CrnodeError) else repr(error)
@@ -508,7 +498,7 @@ class Keeper:
 
     def _why_not(self) -> str:
         """Why this node could not serve now; '' when it could."""
-        if self._able or not self._takeover().sets:
+        if self._able or not self.takeover().sets:
             return self._able
         at, _, why = self._data
         return why if time.monotonic() - at < STALE_SECONDS else "its agent does not answer"
@@ -516,11 +506,11 @@ class Keeper:
     async def _gathered(self) -> None:
         epoch = self.lease.epoch
         self._steps.clear()
-        self._later(self._look_for_other())
+        self.later(self._look_for_other())
         before = "" if self._released else self._active_before()
         if not await self._did("takeover.gather", epoch) or self.lease.epoch != epoch:
             return
-        if before and (hook := self._takeover().fence_hook):
+        if before and (hook := self.takeover().fence_hook):
             why = await run_hook(hook, node=before, action="fence")
             if self.lease.epoch != epoch:
                 return
@@ -559,14 +549,14 @@ class Keeper:
 
     async def _did(self, what: str, epoch: Epoch) -> bool:
         """Let the agent do a step towards this epoch; when it cannot, the epoch is left to others."""
-        if not self._takeover().sets:
+        if not self.takeover().sets:
             return True
         now = time.monotonic()
         there = [name for name, link in self.links.items() if now - link.heard < LATELY_SECONDS]
         args = {"epoch": epoch_number(*epoch), "there": there}
         begun = time.monotonic()
         try:
-            answer = await self._ask_agent(what, args, SILENT_SECONDS)
+            answer = await self.ask_agent(what, args, SILENT_SECONDS)
         except CrnodeError as error:
             if self.lease.epoch == epoch:
                 self.say(f"{self.node.name} cannot serve: {error}")
@@ -583,26 +573,26 @@ class Keeper:
         self._least_left = None
         self._served = epoch  # once more in the same one: a switch was taken back
         self._asked = self._released = False
-        self._failures.clear()
+        self.tending.forget()
         self.say(f"{self.node.name} is active in epoch {epoch}.")
         begun = time.monotonic()
         if self._watchdog is not None:
             self._watchdog.arm()
-        await self.services.start(lambda: self._still(epoch))
-        if self._still(epoch):
-            self._up = True
+        await self.services.start(lambda: self.still(epoch))
+        if self.still(epoch):
+            self.is_up = True
             self._hold()
             self._steps += [("started services", time.monotonic() - begun)]
             told = ", ".join(f"{name} in {seconds:.2f} s" for name, seconds in self._steps)
             self.say(f"{self.node.name} serves: it {told}.")
             self._steps.clear()
-            if self._takeover().address_hook:
-                self._later(self._take_by_hook(epoch))
+            if self.takeover().address_hook:
+                self.later(self._take_by_hook(epoch))
 
     async def _take_by_hook(self, epoch: Epoch) -> None:
         """Let the owner's command bring the clients here, until it has."""
-        takeover = self._takeover()
-        while self._still(epoch) and self._up:
+        takeover = self.takeover()
+        while self.still(epoch) and self.is_up:
             self._hooked = True
             address = takeover.address or ""
             why = await run_hook(takeover.address_hook, action="take", address=address, node=self.node.name)
@@ -614,12 +604,12 @@ class Keeper:
 
     async def _hand_over(self, successor: str) -> None:
         epoch = self.lease.epoch
-        self._up = False
+        self.is_up = False
         stopped = await self.services.stop()
         why = "" if stopped else "the services did not stop"
-        if not why and self._takeover().sets:
+        if not why and self.takeover().sets:
             try:
-                await self._ask_agent("takeover.hand-over", {"to": successor}, SILENT_SECONDS)
+                await self.ask_agent("takeover.hand-over", {"to": successor}, SILENT_SECONDS)
             except CrnodeError as error:
                 why = str(error)
         if self.lease.epoch != epoch or self.lease.phase is not Phase.HANDING:
@@ -634,117 +624,9 @@ class Keeper:
             return
         self.do(self.lease.stopped(moment()))
 
-    def _go_home(self, clock: float) -> None:
-        """Hand back by itself, when the owner wants that and home has been able for so long."""
-        wait, home = self._takeover().failback_s, self._home()
-        link = self.links.get(home)
-        if wait is None or link is None or not (link.is_there and link.able) or not self._up:
-            self._home_since = None
-        elif self._home_since is None:
-            self._home_since = clock
-        elif clock - self._home_since >= wait and not self._voting:
-            self._home_since = clock  # if it comes to nothing, as long again
-            self._later(self._hand_back(home))
-
-    def _home(self) -> str:
-        """The node that is active when all is well: whose the sets are that move, else the master."""
-        names = self._takeover().sets
-        homes = {spec.source for spec in self.document.sets if spec.name in names}
-        return homes.pop() if len(homes) == 1 else self.document.master.name
-
-    async def _hand_back(self, home: str) -> None:
-        if self._takeover().sets:
-            try:
-                await self._ask_agent("takeover.ready-for", {"to": home}, ANSWER_SECONDS)
-            except CrnodeError as error:
-                self.say_once("home", f"{home} is not handed back to yet: {error}")
-                return
-        answer = await self._with_vote(home)
-        if isinstance(answer, str):
-            self.say_once("home", f"{home} is not handed back to yet: {answer}")
-            return
-        self.say(f"{home} has been able for {self._takeover().failback_s} s, and is to serve again.")
-        self.do(answer)
-
-    def _watch(self) -> None:
-        """A service that does not serve is started again; one that goes on like that makes another node
-        serve, if there is one that is able."""
-        if not self._up or self._mending:
-            return
-        now = time.monotonic()
-        for name, why in self.services.unsure():
-            self.say_once(f"unsure {name}", f"The service {name}: {why}.")
-        for spec, why in self.services.failed():
-            recent = [at for at in self._failures.get(spec.name, []) if now - at < FORGIVEN_SECONDS]
-            self._failures[spec.name] = [*recent, now]
-            self._mending = True
-            self._later(self._mend(spec.name, why, len(recent), again=len(recent) < spec.restarts))
-            return
-
-    async def _mend(self, name: str, why: str, before: int, *, again: bool) -> None:
-        """Start a service again, or let another node serve, when that has everything and could."""
-        epoch = self.lease.epoch
-        try:
-            if not again:
-                held = await self._move_away(name, why)
-                if not held:
-                    return
-                self.say_once("service", f"The service {name} fails again and again, and {held}.")
-            self.say(f"The service {name} does not serve: {why}; it is started again.")
-            if before:
-                await asyncio.sleep(min(0.1 * 2**before, 5.0))
-            if self._still(epoch) and name in self.services.running:
-                await self.services.end(name)
-            if self._still(epoch):
-                await self.services.start(lambda: self._still(epoch))
-        finally:
-            self._mending = False
-
-    async def _move_away(self, name: str, why: str) -> str:
-        """Begin to hand over, because a service fails here; else why not."""
-        now = time.monotonic()
-        self._handed = [at for at in self._handed if now - at < HAND_OVER_SECONDS]
-        if len(self._handed) >= HAND_OVERS:
-            return f"it moved {HAND_OVERS} times within the hour"
-        others = [n for n, link in self.links.items() if link.is_there and link.able]
-        able = [n for n in others if self.lease.hard.config.slot(n) is not None]
-        if not able:
-            return "no other node is able"
-        if self._takeover().sets:
-            try:
-                await self._ask_agent("takeover.ready-for", {"to": able[0]}, ANSWER_SECONDS)
-            except CrnodeError as error:
-                return f"{able[0]} cannot serve yet: {error}"
-        answer = await self._with_vote(able[0])
-        if isinstance(answer, str):
-            return answer
-        self._able, self._unable_since = f"its service {name} fails again and again: {why}", now
-        self._handed.append(now)
-        self.say(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
-        self.do(answer)
-        return ""
-
-    async def _with_vote(self, successor: str) -> list[Effect] | str:
-        """Begin to hand over to a node; where the active one votes alone, that one gets a vote before."""
-        lease, link = self.lease, self.links[successor]
-        if lease.phase is not Phase.ACTIVE or lease.hard.config.incarnation(successor) is not None:
-            return lease.hand_over(successor)
-        self._voting = successor
-        try:
-            config = lease.hard.config
-            voters = tuple(sorted((*config.voters, Voter(successor, link.incarnation))))
-            answer = lease.change(config._replace(voters=voters), moment())
-            if isinstance(answer, str):
-                return answer
-            self.do(answer)
-            async with asyncio.timeout(VOTE_SECONDS):
-                self._settled.clear()
-                await self._settled.wait()
-            return lease.hand_over(successor)
-        except TimeoutError:
-            return f"{successor} was to vote, and did not answer in time."
-        finally:
-            self._voting = ""
+    def is_unable(self, why: str) -> None:
+        """This node cannot serve, of itself, for a while."""
+        self._able, self._unable_since = why, time.monotonic()
 
     def _answer_active(self, port: int | None) -> None:
         """Answer load balancers on that port (rule 23)."""
@@ -753,12 +635,12 @@ class Keeper:
             self._active = None
         if port is not None and self._active is None:
             self._active = ActiveAnswer(port, self._serves_for, self.say)
-            self._later(self._active.run())
+            self.later(self._active.run())
 
     def _serves_for(self) -> float:
         """For how many seconds this node is active yet; 0 when it is not, or not sure."""
         lease = self.lease
-        if not self._up or lease.phase is not Phase.ACTIVE or lease.doubts:
+        if not self.is_up or lease.phase is not Phase.ACTIVE or lease.doubts:
             return 0.0
         return lease.left(moment()) / SECOND
 
@@ -792,7 +674,7 @@ class Keeper:
 
     def _layers(self) -> list[dict[str, Any]]:
         """What ends this node's services when nothing of ours can (rule 4): each with whether it is live."""
-        takeover, units = self._takeover(), self._units
+        takeover, units = self.takeover(), self._units
         return layers(
             has_address=self.address is not None,
             units=units,
@@ -813,9 +695,9 @@ class Keeper:
                 "Look at it with: crnode takeover status",
                 ExitCode.REFUSED,
             )
-        if self._takeover().sets and self.lease.phase is Phase.ACTIVE:
-            await self._ask_agent("takeover.ready-for", {"to": successor}, ANSWER_SECONDS)
-        answer = await self._with_vote(successor)
+        if self.takeover().sets and self.lease.phase is Phase.ACTIVE:
+            await self.ask_agent("takeover.ready-for", {"to": successor}, ANSWER_SECONDS)
+        answer = await self.tending.with_vote(successor)
         if isinstance(answer, str):
             raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)
         self._taken_back = ""
@@ -825,13 +707,13 @@ class Keeper:
     async def _campaign_call(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person wants this node to be active as soon as the lease is free."""
         self._asked, self._able = True, ""
-        self._failures.clear()
+        self.tending.forget()
         return {"node": self.node.name}
 
     async def _force(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person has switched the others off: this node goes on alone, in a later generation (rule 28).
         `accept_loss`: even with data that is not what was served last."""
-        data = self._data[1] if self._takeover().sets else ALL_DATA
+        data = self._data[1] if self.takeover().sets else ALL_DATA
         answer = self.lease.force(data, accept_loss=bool(args.get("accept_loss")))
         if isinstance(answer, str):
             raise CrnodeError("This node was not made active by force.", answer, "", ExitCode.REFUSED)
