@@ -139,6 +139,7 @@ class Calls:
             "brake": self.brakes.peer,
             "takeover.state": self.moving.state_peer,
             "takeover.authority": self.forced.authority_peer,
+            "takeover.hears": self.forced.hears_peer,
             "takeover.switch": self.moving.switch_peer,
             "takeover.fence": self.moving.fence_peer,
             "takeover.moved": self.moving.moved_peer,

@@ -12,12 +12,14 @@ For that a candidate holds a copy of the key of the cluster's CA, which the mast
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.moving import Moving, ask_keeper
+from crnode.cluster.document import MAX_NODES
 from crnode.cluster.membership import go_on_without
 from crnode.cluster.node_file import CA_KEY_FILE
 from crnode.errors import CrnodeError, ExitCode
@@ -59,21 +61,24 @@ class Forced:
         if me in off:
             raise _refused(f"{me} is this very node.", "Name those that are switched off.")
         seen = await self._moving.would({}, progress)
-        half_done = seen["active"] == me and await self._is_half_done()
+        mine = await ask_keeper(self.agent, "status", {})
+        # Its keeper went on already, and the agent died before the document said so.
+        half_done = mine["voters"] == [me] and int(mine["generation"]) >= document.version.generation
         if seen["active"] is not None and not half_done:
             hint = "To let this node be active instead: crnode switch-to"
             raise _refused(f"{seen['active']} is active, and answers.", hint)
-        await self._check_off(off, accept_loss=bool(args.get("accept_loss")))
+        await self._check_off(off, mine, may_be_many=half_done or bool(args.get("accept_loss")))
         if document.master.name in off and not (self.agent.data / CA_KEY_FILE).exists():
             raise _refused(
                 f"This node cannot go on as the master in place of {document.master.name}.",
                 "It has never got the key of the cluster's CA, which the master gives to each candidate.",
             )
-        changed = go_on_without(
-            document, me, {name: secrets.token_hex(32) for name in off}, self._incarnation(), time.time_ns()
-        )
-        if seen["active"] != me:
-            await ask_keeper(self.agent, "force", {"accept_loss": bool(args.get("accept_loss"))})
+        voids = {name: secrets.token_hex(32) for name in off}
+        changed = go_on_without(document, me, voids, time.time_ns(), int(mine["generation"]))
+        if not half_done:
+            await ask_keeper(self.agent, "force", {"accept_loss": bool(args.get("accept_loss")), "off": off})
+        elif seen["active"] != me:
+            await ask_keeper(self.agent, "alone", {})
         await self.agent.change(changed)
         self.agent.renew_desk()
         self._later(self._tell())
@@ -85,37 +90,28 @@ class Forced:
         )
         return {"node": me, "off": off}
 
-    async def _is_half_done(self) -> bool:
-        """Whether this node's keeper went on already, and the agent died before the document said so."""
-        state = await ask_keeper(self.agent, "status", {})
-        return int(state["generation"]) >= self.agent.said.version.generation
-
-    def _incarnation(self) -> str:
-        takeover = self.agent.said.takeover
-        assert takeover is not None
-        return takeover.founder_incarnation
-
-    async def _check_off(self, off: list[str], *, accept_loss: bool) -> None:
+    async def _check_off(self, off: list[str], mine: Args, *, may_be_many: bool) -> None:
         """What is said to be off does not answer anybody, and all that does not answer is said to be off."""
         takeover = self.agent.said.takeover
         me = self.agent.node.name
         if takeover is None or me not in takeover.candidates:
             raise _refused(f"{me} may not become active.", "It is no candidate: crnode takeover show")
-        mine = await ask_keeper(self.agent, "status", {})
         hears = {me: {name for name, there in mine["keepers"].items() if there}}
         answering = {me}
-        for name in takeover.voters:
-            if name == me or not await self.agent.answers(name):
+        for name in [node.name for node in self.agent.document.nodes if node.name != me]:
+            if not await self.agent.answers(name):
                 continue
             answering.add(name)
+            if name in off:
+                continue
             try:
-                state = await self._forward(name, "takeover.state", {}, ASK_SECONDS)
-                hears[name] = {other for other, there in state["keeper"]["keepers"].items() if there}
-            except (CrnodeError, TimeoutError):
-                hears[name] = set()
-        for name in off:
-            if name not in takeover.voters and await self.agent.answers(name):
-                answering.add(name)
+                answer = await self._forward(name, "takeover.hears", {"names": off}, 2 * ASK_SECONDS)
+                hears[name] = {str(other) for other in answer["hears"]}
+            except (CrnodeError, TimeoutError) as error:
+                raise _refused(
+                    f"{name} does not say whether it hears {_named(off)}.",
+                    str(error) or "It did not answer in time.",
+                ) from error
             who = [one for one, others in hears.items() if name in others]
             if name in answering or who:
                 raise _refused(
@@ -132,12 +128,20 @@ class Forced:
             )
         voters = mine["voters"] or [me]
         left = [name for name in voters if name in answering or name in hears[me]]
-        if len(left) > len(voters) // 2 and not accept_loss and me in voters:
+        if len(left) > len(voters) // 2 and not may_be_many and me in voters:
             raise _refused(
                 f"{_named(left)} are a majority of the voters.",
                 "They can make this node active without force.",
                 "Run: crnode failover",
             )
+
+    async def hears_peer(self, sender: str, args: Args) -> Args:
+        """Another node asks which of `names` answer here: {"hears": names}."""
+        keepers: Args = {}
+        with contextlib.suppress(CrnodeError):
+            keepers = (await ask_keeper(self.agent, "status", {}))["keepers"]
+        names = [str(name) for name in args["names"]][:MAX_NODES]
+        return {"hears": [n for n in names if keepers.get(n) or await self.agent.answers(n)]}
 
     async def _tell(self) -> None:
         """Who refuses the document at first, because it takes the lost ones for alive, may take it later."""

@@ -35,7 +35,8 @@ class Healer:
         spec = self.agent.document.set_by_uuid(uuid)
         if spec is None:
             return []
-        return [n for n in (spec.source, *spec.targets) if n not in ("", self.agent.node.name)]
+        lost = {node.name for node in self.agent.document.nodes if node.lost}
+        return [n for n in (spec.source, *spec.targets) if n not in ("", self.agent.node.name, *lost)]
 
     def _members(self, uuid: str) -> list[str]:
         """The sets that a group is made of, by uuid; none for a set."""

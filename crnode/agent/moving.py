@@ -592,11 +592,18 @@ class Moving:
                     epoch = epoch_number(*map(int, str(state["epoch"]).split(".")))
                     known = self.agent.moves
                     late = [s for s in self.specs() if s.uuid not in known or known[s.uuid].epoch < epoch]
+                    late = [spec for spec in late if await self._is_opened(spec, epoch)]
                     if late:
                         await self.agent.move({spec.uuid: Move(epoch, me) for spec in late})
         mine = {move.epoch for move in self.agent.moves.values() if move.active == me}
         if mine:
             self._tell_others(max(mine))
+
+    async def _is_opened(self, spec: ReplicationSet, epoch: int) -> bool:
+        """Whether it was opened here in that epoch."""
+        catalog = self.agent.sets.catalogs.get(spec.uuid)
+        newest = await self.agent.writer.submit(catalog.newest) if catalog is not None else None
+        return newest is not None and newest.epoch == epoch
 
     def _tell_others(self, epoch: int) -> None:
         if self._telling is not None:

@@ -215,6 +215,7 @@ class Restore:
             "digest": chosen.digest.hex(),
             "from": chosen.holder,
             "resumed": resumed,
+            "shared": shared,
         }
         if not path:
             out["digest_ok"] = True

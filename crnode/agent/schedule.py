@@ -116,14 +116,15 @@ class Schedule:
                 if out["verdict"] != "good":
                     self._tell(spec.name, image, f"is damaged here: {out['evidence']}")
         except CrnodeError as error:
-            if error.exit_code not in (ExitCode.REFUSED, ExitCode.UNREACHABLE):  # it was thinned meanwhile
+            if error.exit_code is not ExitCode.REFUSED:  # it was thinned meanwhile
                 self._tell(spec.name, image, f"was not proved: {error}")
 
     async def _drill(self, running: RunningTarget, plan: ProofPlan, image: Image) -> None:
-        code, said = await self._run(running, plan, image)
+        code, said, shared = await self._run(running, plan, image)
         when = stamp(time.time_ns())
         if code == 0:
-            evidence = f"restored and read back, and {found_well(plan.command)}, {when}"
+            how = f"restored, {shared} files as the live tree has them," if shared else "restored"
+            evidence = f"{how} and read back, and {found_well(plan.command)}, {when}"
             await self.proof.note(running.spec, image, GOOD, evidence)
             return
         name = running.spec.name
@@ -152,14 +153,16 @@ class Schedule:
         by_it = [one for one in older if found_well(command) in (one.evidence or "")]
         return next(reversed(by_it or older), None)
 
-    async def _run(self, running: RunningTarget, plan: ProofPlan, image: Image) -> tuple[int, str]:
-        """(exit code of the command in what was restored, the end of what it printed)."""
+    async def _run(self, running: RunningTarget, plan: ProofPlan, image: Image) -> tuple[int, str, int]:
+        """(exit code of the command in what was restored, the end of what it printed, how many files shared
+        their blocks with the live tree: what of them is in the store was not looked at)."""
         spec = running.spec
         answer: Args = {}
         try:
             wanted = {"version": (image.id or b"").hex(), "judged": True}
             answer = await self.proof.drill(spec, wanted, lambda _: None)
-            return await _command(plan, Path(str(answer["to"])))
+            code, said = await _command(plan, Path(str(answer["to"])))
+            return code, said, int(answer["shared"])
         finally:
             if answer:
                 await self.proof.end(spec, answer)

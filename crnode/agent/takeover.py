@@ -33,10 +33,28 @@ class Takeovers:
         self._master_only("Saying what takes over")
         spec = TakeoverSpec.model_validate(args)
         self._check_left(spec)
+        await self._check_new(spec)
         incarnation = await asyncio.to_thread(self._incarnation)
         await self.agent.change(set_takeover(self.agent.said, spec, incarnation))
         self.agent.journal.add("cluster", f"Voters on who is active are {', '.join(spec.voters)}.")
         return await self.show({}, progress)
+
+    async def _check_new(self, spec: TakeoverSpec) -> None:
+        """A set that begins to move is opened where the lease is held: that is where its source has to be."""
+        before = self.agent.said.takeover
+        known = before.sets if before is not None else ()
+        new = [self.agent.said.need_set(name) for name in spec.sets if name not in known]
+        if not new or before is None:
+            return
+        active = (await self.agent.calls.moving.would({}, lambda _: None))["active"]
+        for item in new:
+            if active is not None and item.source != active:
+                raise CrnodeError(
+                    f"The set '{item.name}' cannot begin to move now.",
+                    f"Its source is {item.source}, and {active} is active.",
+                    f"Let {item.source} be active first: crnode switch-to {item.source}",
+                    ExitCode.REFUSED,
+                )
 
     def _check_left(self, spec: TakeoverSpec) -> None:
         """A set that was opened in an epoch is left out only when that is said, and where it was added: that

@@ -366,6 +366,13 @@ def failover(
     lost.
     """
     if force or off or accept_loss:
+        if dry_run:
+            raise CrnodeError(
+                "Force cannot be tried.",
+                "What it would do depends on what you have switched off.",
+                "Without force: crnode failover --dry-run",
+                ExitCode.USAGE,
+            )
         if not (force and off):
             raise CrnodeError(
                 "Force takes the names of the nodes that you have switched off.",

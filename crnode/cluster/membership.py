@@ -38,6 +38,7 @@ from crnode.cluster.moves import why_it_cannot_move
 from crnode.errors import CrnodeError, ExitCode
 
 _UNCHANGED = "Nothing was changed."
+GENERATIONS_MOST = 16  # that a node may have missed
 
 
 class SetSpec(BaseModel):
@@ -483,11 +484,11 @@ def _candidates(document: ClusterDocument, voters: Sequence[str]) -> list[str]:
 
 
 def go_on_without(
-    document: ClusterDocument, me: str, lost: Mapping[str, str], incarnation: str, now: int
+    document: ClusterDocument, me: str, lost: Mapping[str, str], now: int, generation: int = 0
 ) -> ClusterDocument:
     """A later generation of the document, in which `me` goes on without the nodes that `lost` names; each
     with 32 bytes in hex that are no certificate's fingerprint. Their sets stay as they are, and are restored
-    from where they went. `incarnation` (hex) is that of the vote file of whoever is to found."""
+    from where they went. It is later than `generation`."""
     what = f"{me} does not go on alone."
     assert document.takeover is not None
     nodes, stones = [], document.tombstones
@@ -503,9 +504,10 @@ def go_on_without(
         if node.name in lost and role is Role.MASTER:
             role = Role.REPLI_MASTER
         nodes.append(node.model_copy(update={"role": role}))
-    takeover = document.takeover.model_copy(update={"founder": me, "founder_incarnation": incarnation})
+    takeover = document.takeover.model_copy(update={"founder": me})
     edited = _edited(document, what, nodes=tuple(nodes), tombstones=stones, takeover=takeover)
-    version = edited.version._replace(generation=document.version.generation + 1)
+    later = max(document.version.generation, generation) + 1
+    version = edited.version._replace(generation=later)
     return edited.model_copy(update={"version": version})
 
 
@@ -591,8 +593,11 @@ def accept(
 
 def _is_forced(current: ClusterDocument, offered: ClusterDocument, sender: str) -> bool:
     candidates = current.takeover.candidates if current.takeover is not None else ()
-    later = offered.version.generation > current.version.generation
-    return later and sender in candidates and offered.master.name in (sender, current.master.name)
+    later = 0 < offered.version.generation - current.version.generation <= GENERATIONS_MOST
+    lost = {node.name for node in offered.nodes if node.lost}
+    same = offered.master.name == current.master.name
+    takes_over = offered.master.name == sender and current.master.name in lost
+    return later and sender in candidates and (same or takes_over)
 
 
 def _spoken(document: ClusterDocument) -> str:

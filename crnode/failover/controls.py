@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Protocol
 
 from crnode.cluster.document import ServiceSpec
-from crnode.failover.fence import die_with_parent, signal_group
-from crnode.platform.cgroups import Group, mount_point
+from crnode.failover.fence import die_with_parent, not_spared, signal_group
+from crnode.platform.cgroups import Group
 
 GATES = Path("/run/crnode/active")
 """A unit may start while its file is there (rule 5)."""
@@ -99,6 +99,7 @@ class Foreground:
         self._place = place
         self._group = place.group(spec.name)  # what a keeper before left is in it
         self._process: asyncio.subprocess.Process | None = None
+        self._buried = False
 
     def _child(self) -> None:
         if self._group is not None:
@@ -120,6 +121,7 @@ class Foreground:
                 )
         except (OSError, subprocess.SubprocessError) as error:
             return str(getattr(error, "strerror", None) or error)
+        self._buried = False
         return ""
 
     def ended(self) -> str:
@@ -140,8 +142,9 @@ class Foreground:
         return gone
 
     def kill(self) -> None:
-        if self._process is not None:
+        if self._process is not None and not self._buried:
             signal_group(self._process, signal.SIGKILL)
+            self._buried = self._process.returncode is not None  # its number may be another's from now on
         if self._group is not None:
             self._group.kill()
 
@@ -156,9 +159,7 @@ class Unit:
     def __init__(self, unit: str, gates: Path = GATES) -> None:
         self.unit = unit
         self._gate = gates / unit
-        mount = mount_point()
-        # Until systemd says where it is: a fence needs to know it before that.
-        self._group = Group(mount / "system.slice" / unit) if mount is not None else None
+        self._group: Group | None = None  # until systemd says where it is
         self._started = False
 
     async def start(self, seconds: float) -> str:
@@ -191,11 +192,16 @@ class Unit:
         with contextlib.suppress(OSError):
             self._gate.unlink(missing_ok=True)
         self._started = False
-        if self._group is not None:
-            self._group.kill()
+        if (group := self._there()) is not None:
+            group.kill()
+
+    def _there(self) -> Group | None:
+        """Its group, also when another keeper started it, or systemd by itself."""
+        return self._group if self._group is not None else Group.find_unit(self.unit)
 
     def is_gone(self) -> bool:
-        return self._group is None or self._group.is_empty
+        group = self._there()
+        return group is None or group.is_empty
 
 
 class Commands:
@@ -211,11 +217,12 @@ class Commands:
         if self._group is not None:
             with contextlib.suppress(OSError):
                 self._group.enter()
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("0")
+        not_spared()
 
     async def start(self, seconds: float) -> str:
         self._group = self._place.group(self.spec.name)
+        if self._group is None:
+            return "no control group can be made here, and what it leaves behind could not be ended"
         log = self._place.log / f"{self.spec.name}.log"
         # What it leaves behind keeps its output open: that goes to a file, or waiting for it had no end.
         try:
@@ -257,8 +264,6 @@ class Commands:
         self._started = False
         if self._group is not None:
             self._group.kill()
-        elif self.spec.stop:  # the next best: nobody waits for it
-            subprocess.Popen(["sh", "-c", self.spec.stop], stdin=subprocess.DEVNULL, start_new_session=True)
 
     def is_gone(self) -> bool:
         return self._group is None or self._group.is_empty

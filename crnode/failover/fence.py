@@ -148,47 +148,71 @@ class Address:
         return done.returncode == 0
 
 
-async def run_hook(command: str, seconds: float = HOOK_SECONDS, **said: str) -> str:
-    """Run a command of the owner, by the shell, with `said` in its environment (as CRNODE_ACTION and so on).
+async def run_hook(
+    command: str, begun: Callable[[asyncio.subprocess.Process], None] = lambda _: None, **said: str
+) -> str:
+    """Run a command of the owner, by the shell, with `said` in its environment. `begun` is told the process.
     '' when it ended with 0 in time, else why not, as a sentence without its full stop."""
-    names = {f"CRNODE_{name.upper()}": value for name, value in said.items()}
     try:
         process = await asyncio.create_subprocess_exec(
             *("sh", "-c", command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **names},
+            env={**os.environ, **said},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
     except OSError as error:
         return f"it could not be run: {error.strerror or error}"
+    begun(process)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(HOOK_SECONDS):
             out, _ = await process.communicate()
     except TimeoutError:
         signal_group(process, signal.SIGKILL)
         await process.wait()
-        return f"it did not end within {seconds:g} s"
+        return f"it did not end within {HOOK_SECONDS:g} s"
     if process.returncode == 0:
         return ""
     text = out[-SAID_BYTES:].decode(errors="replace").strip()
     return f"it ended with {process.returncode}" + (f": {text}" if text else "")
 
 
-def drop_by_hook(command: str, address: str, node: str) -> None:
-    """Let the owner's command take the clients away from here. A fence waits for nobody."""
-    said = {"CRNODE_ACTION": "drop", "CRNODE_ADDRESS": address, "CRNODE_NODE": node}
-    with contextlib.suppress(OSError):
-        subprocess.Popen(
-            ["sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **said},
-            start_new_session=True,
-        )
+class Clients:
+    """The owner's command that brings the clients here and takes them away; what was said last counts."""
+
+    def __init__(self, command: str, address: str, node: str) -> None:
+        self.command = command
+        self.taken = False  # or it may be
+        self._said = {"CRNODE_ADDRESS": address, "CRNODE_NODE": node}
+        self._taking: asyncio.subprocess.Process | None = None
+
+    async def take(self) -> str:
+        """Bring them here; '' or why not."""
+        self.taken = True
+        return await run_hook(self.command, self._begun, **self._said, CRNODE_ACTION="take")
+
+    def _begun(self, process: asyncio.subprocess.Process) -> None:
+        self._taking = process
+
+    def drop(self) -> None:
+        """Take them away. A fence waits for nobody; what brings them yet is ended first (rule 17)."""
+        if not self.taken:
+            return
+        self.taken = False
+        if self._taking is not None and self._taking.returncode is None:
+            signal_group(self._taking, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            subprocess.Popen(
+                ["sh", "-c", self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **self._said, "CRNODE_ACTION": "drop"},
+                start_new_session=True,
+                preexec_fn=not_spared,
+            )
 
 
 def signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
@@ -201,8 +225,13 @@ def die_with_parent() -> None:
     """In the child, before it becomes something else: prctl(2), PR_SET_PDEATHSIG. What protects a keeper from
     the out-of-memory killer is not for what it starts."""
     _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    not_spared()
+
+
+def not_spared() -> None:
+    """In the child: memory may be had of it as of any other."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("0")
 
 
-__all__ = ["Address", "die_with_parent", "drop_by_hook", "run_hook", "signal_group"]
+__all__ = ["Address", "Clients", "die_with_parent", "not_spared", "run_hook", "signal_group"]

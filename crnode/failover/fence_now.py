@@ -10,35 +10,35 @@ import json
 import subprocess
 from pathlib import Path
 
-from crnode.platform.cgroups import Group, mount_point
+from crnode.platform.cgroups import Group
 
 GATES = Path("/run/crnode/active")
-DOCUMENT = "cluster.json"
+DOCUMENT, NODE = "cluster.json", "node.json"
 
 
 def fence(data: Path, gates: Path = GATES) -> list[str]:
     """Take the address off, close the gates of the units, and end what is in their control groups; returns
     what was done, as sentences. OSError or ValueError when the document cannot be read."""
     takeover = json.loads((data / DOCUMENT).read_bytes()).get("takeover") or {}
-    said = []
+    said: list[str] = []
+    if json.loads((data / NODE).read_bytes()).get("name") not in takeover.get("candidates", ()):
+        return said  # a witness has units of its own, maybe
     if (address := takeover.get("address")) and (interface := takeover.get("interface")):
         words = ["ip", "address", "del", address, "dev", interface]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(words, capture_output=True, timeout=2.0, check=False)
             if done.returncode == 0:
                 said.append(f"The address {address} was taken off.")
-    mount = mount_point()
     for service in takeover.get("services") or ():
         unit = str(service.get("unit") or "")
         if not unit or "/" in unit:
             continue
         with contextlib.suppress(OSError):
             (gates / unit).unlink(missing_ok=True)
-        if mount is not None:
-            group = Group(mount / "system.slice" / unit)
-            if not group.is_empty:
-                group.kill()
-                said.append(f"{unit} was ended.")
+        group = Group.find_unit(unit)
+        if group is not None and not group.is_empty:
+            group.kill()
+            said.append(f"{unit} was ended.")
     return said
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 OOM_SCORE = "-1000"
 REAL_TIME = 1  # the least of the priorities that go before all ordinary ones
 FEED_SECONDS = 0.5
+WDIOC_SETTIMEOUT = 0xC0045706  # _IOWR('W', 6, int)
+TIMEOUT_SECONDS = 10
 
 
 def lock_memory() -> bool:
@@ -93,6 +97,20 @@ class Watchdog:
                 self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             except OSError as error:
                 self._say(f"The watchdog {self.path} could not be armed: {error.strerror}.")
+                return
+            with contextlib.suppress(OSError):  # else it has a time of its own
+                fcntl.ioctl(self._fd, WDIOC_SETTIMEOUT, struct.pack("i", TIMEOUT_SECONDS))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is one that may be armed."""
+        return self.is_armed or os.access(self.path, os.W_OK)
+
+    def quiet(self) -> None:
+        """One that a keeper before left armed, and that nothing is wrong with any more, is disarmed."""
+        if self._fd is None and self.is_usable:
+            self.arm()
+            self.disarm()
 
     def feed(self) -> None:
         """It is as it should be; often enough is a part of the device's time."""

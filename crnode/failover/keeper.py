@@ -32,7 +32,7 @@ from crnode.failover import wire
 from crnode.failover.active import ActiveAnswer
 from crnode.failover.clocks import moment
 from crnode.failover.controls import Place, write_drop_ins
-from crnode.failover.fence import Address, drop_by_hook, run_hook
+from crnode.failover.fence import Address, Clients, run_hook
 from crnode.failover.guard import Systemd, Watchdog, lock_memory, run_first, spare_memory
 from crnode.failover.layers import layers
 from crnode.failover.lease import Lease, Phase
@@ -120,9 +120,12 @@ class Keeper:
         self._reach = ThreadPoolExecutor(1, "reach")
         self._asking: asyncio.Task[None] | None = None
         self._guards: dict[str, bool] = {}  # of this process: which the system allowed
-        self._units: list[str] = []  # whose drop-ins are written
+        self._units: list[str] | None = None  # whose drop-ins are written
         self._steps: list[tuple[str, float]] = []  # of the takeover under way, and their seconds
-        self._hooked = False  # the owner's command has moved the address to here
+        self._clients: Clients | None = None
+        self._opened_sets: tuple[str, ...] = ()  # those that are open in this epoch
+        self._opening = False
+        self._off: frozenset[str] = frozenset()  # whom a person has switched off
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._asked = False  # a person wants this node to be active
@@ -259,11 +262,21 @@ class Keeper:
         if units != self._units:
             self._units = units
             self.later(self._write_drop_ins(units))
+        hook, there = takeover.address_hook, takeover.address or ""
+        if not is_candidate or not hook:
+            self._clients = None
+        elif self._clients is None or self._clients.command != hook:
+            self._clients = Clients(hook, there, self.node.name)
+        self.lease.removed = frozenset(name for name, _ in self.lease.hard.config.slots) - (
+            others | {self.node.name}
+        )
         path = takeover.watchdog if is_candidate else ""
         if self._watchdog is None or self._watchdog.path != path:
             if self._watchdog is not None:
                 self._watchdog.disarm()
             self._watchdog = Watchdog(path, self.say) if path else None
+            if self._watchdog is not None and self.lease.serves:
+                self._watchdog.arm()
         if self._veto is None or self._veto.address != takeover.veto:
             if self._asking is not None:
                 self._asking.cancel()
@@ -301,6 +314,7 @@ class Keeper:
                 self.tending.settled.set()
             self._keep_voters(now)
             self.tending.watch()
+            self._open_more()
             self.tending.go_home(clock)
             if self.address is not None:
                 self.address.announce_more()
@@ -320,6 +334,8 @@ class Keeper:
         work = partial(write_drop_ins, units, own_unit())
         why = await asyncio.get_running_loop().run_in_executor(self._agent, work)
         self.say_once("drop-ins", f"systemd could not be told about the units: {why}" if why else "")
+        if not self.lease.serves:
+            self.services.kill()  # what systemd started before it knew
 
     def _consider(self, now: Moment) -> None:
         """Whether to campaign, with the reason for people."""
@@ -401,7 +417,9 @@ class Keeper:
         link.heard, link.incarnation = time.monotonic(), envelope.incarnation
         if type(envelope.message) is Alive:
             link.able = envelope.message.able
-            self.do(self.lease.heard(name, envelope.message.config, envelope.message.mark))
+            takeover = self.takeover()
+            if name in takeover.candidates or name in takeover.voters:
+                self.do(self.lease.heard(name, envelope.message.config, envelope.message.mark))
             return
         if type(envelope.message) is Ok and (sent := link.renewals.pop(envelope.message.nonce, None)):
             self._answers.append(link.heard - sent)
@@ -427,6 +445,7 @@ class Keeper:
                 self._address_off()
             elif kind is AddressOn:
                 self._hold()
+                self._bring_clients()
             elif kind is Gather:
                 self.later(self._gathered())
             elif kind is CommitOpening:
@@ -459,9 +478,8 @@ class Keeper:
     def _address_off(self) -> None:
         if self.address is not None:
             self.address.off()
-        if self._hooked:
-            self._hooked = False
-            drop_by_hook(self.takeover().address_hook, self.takeover().address or "", self.node.name)
+        if self._clients is not None:
+            self._clients.drop()
 
     def _hold(self) -> None:
         """Have the address for as long as the lease is held, if it may be had at all (H5)."""
@@ -473,8 +491,16 @@ class Keeper:
             self._address_off()
 
     def still(self, epoch: Epoch) -> bool:
+        """Whether services may be started: not when they are being stopped for another node."""
+        return self.lease.phase is Phase.ACTIVE and not self._lost(epoch)
+
+    def _lost(self, epoch: Epoch) -> bool:
+        """Whether services may not even run any more."""
         lease = self.lease
-        return lease.epoch == epoch and lease.serves and lease.left(moment()) > lease.timers.stop_ns
+        return lease.epoch != epoch or not lease.serves or lease.left(moment()) <= lease.timers.stop_ns
+
+    async def start_services(self, epoch: Epoch) -> None:
+        await self.services.start(lambda: self.still(epoch), lambda: self._lost(epoch))
 
     # -- what the agent does with the data
 
@@ -511,7 +537,7 @@ class Keeper:
         if not await self._did("takeover.gather", epoch) or self.lease.epoch != epoch:
             return
         if before and (hook := self.takeover().fence_hook):
-            why = await run_hook(hook, node=before, action="fence")
+            why = await run_hook(hook, CRNODE_NODE=before, CRNODE_ACTION="fence")
             if self.lease.epoch != epoch:
                 return
             if why:
@@ -524,9 +550,10 @@ class Keeper:
     def _active_before(self) -> str:
         """The other node that opened the newest epoch, and may serve still."""
         hard = self.lease.hard
-        names = (name for name, slot in hard.config.slots if slot == hard.mark.slot and hard.mark != NO_EPOCH)
+        opened = max(hard.mark, self._data[1]) if self.takeover().sets else hard.mark
+        names = (name for name, slot in hard.config.slots if slot == opened.slot and opened != NO_EPOCH)
         name = next(names, "")
-        return name if name != self.node.name else ""
+        return name if name != self.node.name and name not in self._off else ""
 
     async def _look_for_other(self) -> None:
         """Whether a machine that hangs still answers for the address: it is told, and no reason not to take
@@ -565,7 +592,26 @@ class Keeper:
         for text in answer.get("said", ()):
             self.say(text)
         self._steps.append((STEPS[what], time.monotonic() - begun))
+        self._opened_sets = self.takeover().sets
         return True
+
+    def _open_more(self) -> None:
+        """A set that moves from now on is opened in the epoch that is held: else its data would descend from
+        nothing that was opened, and nobody could become active."""
+        if self.is_up and self._opened_sets != self.takeover().sets and not self._opening:
+            self._opening = True
+            self.later(self._open_in(self.lease.epoch, self.takeover().sets))
+
+    async def _open_in(self, epoch: Epoch, sets: tuple[str, ...]) -> None:
+        try:
+            await self.ask_agent("takeover.open", {"epoch": epoch_number(*epoch)}, SILENT_SECONDS)
+        except CrnodeError as error:
+            self.say_once("opening", f"What moves from now on could not be opened yet: {error}")
+            await asyncio.sleep(ASK_SECONDS)
+        else:
+            self._opened_sets = sets
+        finally:
+            self._opening = False
 
     async def _serve(self, epoch: Epoch) -> None:
         if not self._asked and not self._released and epoch != self._served:
@@ -578,7 +624,7 @@ class Keeper:
         begun = time.monotonic()
         if self._watchdog is not None:
             self._watchdog.arm()
-        await self.services.start(lambda: self.still(epoch))
+        await self.start_services(epoch)
         if self.still(epoch):
             self.is_up = True
             self._hold()
@@ -586,16 +632,19 @@ class Keeper:
             told = ", ".join(f"{name} in {seconds:.2f} s" for name, seconds in self._steps)
             self.say(f"{self.node.name} serves: it {told}.")
             self._steps.clear()
-            if self.takeover().address_hook:
-                self.later(self._take_by_hook(epoch))
+            self._bring_clients()
 
-    async def _take_by_hook(self, epoch: Epoch) -> None:
+    def _bring_clients(self) -> None:
+        lease = self.lease
+        if self._clients is not None and self.is_up and lease.phase is Phase.ACTIVE and not lease.doubts:
+            self.later(self._take_by_hook(self._clients, lease.epoch))
+
+    async def _take_by_hook(self, clients: Clients, epoch: Epoch) -> None:
         """Let the owner's command bring the clients here, until it has."""
-        takeover = self.takeover()
-        while self.still(epoch) and self.is_up:
-            self._hooked = True
-            address = takeover.address or ""
-            why = await run_hook(takeover.address_hook, action="take", address=address, node=self.node.name)
+        while self.still(epoch) and self.is_up and not self.lease.doubts:
+            why = await clients.take()
+            if not clients.taken:
+                return  # they were taken away meanwhile
             self.say_once("hook", f"The command that moves the address failed: {why}." if why else "")
             if not why:
                 self.say("The command that moves the address has done so.")
@@ -605,6 +654,7 @@ class Keeper:
     async def _hand_over(self, successor: str) -> None:
         epoch = self.lease.epoch
         self.is_up = False
+        await self.tending.idle()
         stopped = await self.services.stop()
         why = "" if stopped else "the services did not stop"
         if not why and self.takeover().sets:
@@ -617,6 +667,8 @@ class Keeper:
         link = self.links.get(successor)
         if not why and (link is None or not link.is_there or not link.able):
             why = "it does not answer, or is not able to serve"
+        if not why and not self.services.are_gone():
+            why = "something of the services runs again"
         if why:
             self._taken_back = why
             self.say(f"The switch to {successor} is taken back: {why}.")
@@ -674,13 +726,14 @@ class Keeper:
 
     def _layers(self) -> list[dict[str, Any]]:
         """What ends this node's services when nothing of ours can (rule 4): each with whether it is live."""
-        takeover, units = self.takeover(), self._units
+        takeover, units = self.takeover(), self._units or []
+        usable = self._watchdog is not None and self._watchdog.is_usable
         return layers(
             has_address=self.address is not None,
             units=units,
             bound=own_unit(),
             watched=self._systemd.watches,
-            device=takeover.watchdog,
+            device=takeover.watchdog if usable else "",
             fence=takeover.fence_hook,
             guards=self._guards,
         )
@@ -693,6 +746,13 @@ class Keeper:
                 f"{successor} cannot take over now.",
                 "Its keeper does not answer, or it is not able to serve.",
                 "Look at it with: crnode takeover status",
+                ExitCode.REFUSED,
+            )
+        if self.lease.phase is Phase.ACTIVE and (not self.is_up or self.tending.is_busy):
+            raise CrnodeError(
+                f"There was no switch to {successor}.",
+                "The services are being started here.",
+                "Repeat it in a moment.",
                 ExitCode.REFUSED,
             )
         if self.takeover().sets and self.lease.phase is Phase.ACTIVE:
@@ -717,6 +777,7 @@ class Keeper:
         answer = self.lease.force(data, accept_loss=bool(args.get("accept_loss")))
         if isinstance(answer, str):
             raise CrnodeError("This node was not made active by force.", answer, "", ExitCode.REFUSED)
+        self._off = frozenset(str(name) for name in args.get("off", ()))
         self.do(answer)
         return await self._campaign_call(args, report)
 

@@ -106,6 +106,7 @@ from crnode.failover.terms import (
     next_generation,
 )
 
+GENERATIONS_MOST = 16  # that a node may have missed
 ASKING_NS = SECOND  # a candidate waits so long for pre-votes
 ASK_AGAIN_NS = SECOND // 10  # and asks again meanwhile: a promise may end a moment later elsewhere than here
 
@@ -164,6 +165,7 @@ class Lease:
         self._doubt: Moment | None = None  # answers to what was asked before that are not enough
         self._before: Config | None = None  # while a change of the configuration is under way
         self._confirmed: set[str] = set()  # candidates that know of no later generation
+        self.removed: frozenset[str] = frozenset()  # nodes that are none any more, whatever slots they had
         self._is_told_alone = False  # a person says that no other node can be active
         self._successor = ""
 
@@ -433,12 +435,19 @@ class Lease:
 
     def heard(self, sender: str, config: Config, mark: Epoch) -> list[Effect]:
         """Another keeper says which configuration it knows, and what it opened. So a candidate that does not
-        vote knows what there is to be by force, and whether its data would do."""
+        vote knows what there is to be by force, and whether its data would do. Nobody speaks for another's
+        epoch, and nothing makes a leap (rule 19)."""
+        known = self.hard.config
+        leap = max(mark.counter, config.id.epoch.counter) > self.hard.epoch.counter + EPOCH_JUMP
+        later = (config.id.generation >> GENERATION_BITS) - (known.id.generation >> GENERATION_BITS)
+        slot = config.slot(sender)
+        if leap or later > GENERATIONS_MOST or (mark != NO_EPOCH and mark.slot != slot):
+            return []
         if config.id.generation <= self.hard.config.id.generation:
             self._confirmed.add(sender)
         else:
             self._confirmed.discard(sender)
-        if self.phase is not Phase.STANDBY or mark.counter > self.hard.epoch.counter + EPOCH_JUMP:
+        if self.phase is not Phase.STANDBY:
             return []
         newer = max(config, self.hard.config, key=lambda one: one.id)
         hard = self.hard._replace(config=newer, mark=max(self.hard.mark, mark))
@@ -457,7 +466,8 @@ class Lease:
         alone = len(hard.config.voters) == 1 and hard.mark != NO_EPOCH
         if not alone or self.promised_here or self._is_told_alone:
             return []
-        return [name for name, _ in hard.config.slots if name != self.me and name not in self._confirmed]
+        others = (name for name, _ in hard.config.slots if name != self.me and name not in self.removed)
+        return [name for name in others if name not in self._confirmed]
 
     def force(self, data: Epoch, *, accept_loss: bool = False) -> list[Effect] | str:
         """Begin a generation in which this node alone votes, because a person has switched the others off
@@ -608,6 +618,7 @@ class Lease:
         if self._configs.get(sender, message.config) <= message.config:
             self._configs[sender] = message.config
         self._no.discard(sender)
+        self._doubted.pop(sender, None)
         return self._progress(now)
 
     def _on_no(self, sender: str, message: No, now: Moment) -> list[Effect]:
@@ -821,9 +832,10 @@ class Lease:
         version = held.id.version + 1
         config = config._replace(id=ConfigId(held.id.generation, self._epoch, version))
         self._before = self._counting
-        for voter in set(config.voters) - set(held.voters):  # whoever had that name before
-            self._held.pop(voter.name, None)
-            self._configs.pop(voter.name, None)
+        for voter in set(config.voters) - set(held.voters):
+            if self._before.incarnation(voter.name) != voter.incarnation:  # somebody else had that name
+                self._held.pop(voter.name, None)
+                self._configs.pop(voter.name, None)
         longest = max(self.hard.longest_ns, config.lease_ns)
         self.hard = self.hard._replace(config=config, longest_ns=longest)
         return [Save(self.hard), *self._ask_all(now)]

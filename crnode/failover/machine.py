@@ -67,6 +67,7 @@ def next_voters(
         wanted = (active,)
     have = {voter.name: voter.incarnation for voter in config.voters}
     gone = [name for name in have if name not in wanted or heard.get(name, have[name]) != have[name]]
+    gone.sort(key=lambda name: name in heard)  # who is away first: the others are needed to confirm it
     if gone:
         voters = tuple(voter for voter in config.voters if voter.name != gone[0])
         return config._replace(voters=voters) if voters else None

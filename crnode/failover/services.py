@@ -7,6 +7,7 @@ A service that needs another one is not blamed for what that does, and is starte
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 
@@ -77,13 +78,20 @@ class Services:
     def __init__(self, services: Sequence[ServiceSpec], place: Place, say: Callable[[str], None]) -> None:
         self.services: list[ServiceSpec] = []
         self.running: dict[str, Running] = {}
+        self.fresh: set[str] = set()  # those that nobody has tried to start yet
+        self._starting = False
+        self._pending: Sequence[ServiceSpec] | None = None  # what they are to be afterwards
         self._controls: dict[str, Control] = {}
         self._place = place
         self._say = say
         self.configure(services)
 
     def configure(self, services: Sequence[ServiceSpec]) -> None:
-        """From now on it is these. One that is no longer among them is ended at once."""
+        """From now on it is these, or when a start that is under way is over. One that is no longer among
+        them is ended at once; one that is new is started by :meth:`start`."""
+        if self._starting:
+            self._pending = services
+            return
         before = {spec.name: spec for spec in self.services}
         self.services = list(services)
         now = {spec.name: spec for spec in services}
@@ -95,25 +103,51 @@ class Services:
         for name, spec in now.items():
             if name not in self._controls:
                 self._controls[name] = control_of(spec, self._place)
+                self.fresh.add(name)
+            elif (running := self.running.get(name)) is not None and running.spec != spec:
+                self.running[name] = self._asked_anew(running, spec)
+        self.fresh &= now.keys()
 
-    async def start(self, still: Callable[[], bool]) -> None:
+    def _asked_anew(self, running: Running, spec: ServiceSpec) -> Running:
+        """The same service, which is asked another way whether it serves."""
+        running.close()
+        again = Running(spec, running.control)
+        if again.probe is not None:
+            again.asking = asyncio.create_task(again.ask_on())
+        return again
+
+    async def start(self, still: Callable[[], bool], lost: Callable[[], bool] = lambda: False) -> None:
         """Start those that do not run, one after the other, each when the one before serves or its time for
-        that is over; while `still` says so: it is asked before and after each (rule 17)."""
-        for spec in list(self.services):
-            if spec.name in self.running and not self.running[spec.name].ended:
-                continue
-            if not still():
-                break
-            await self._start(spec, still)
-        if not still():
+        that is over; while `still` says so: it is asked before and after each (rule 17). When `lost` says
+        that they may not run any more, all are ended."""
+        self._starting = True
+        try:
+            for spec in list(self.services):
+                if spec.name in self.running and not self.running[spec.name].ended:
+                    continue
+                if not still():
+                    break
+                await self._start(spec, still)
+        finally:
+            self._starting = False
+            if self._pending is not None:
+                services, self._pending = self._pending, None
+                self.configure(services)
+        if lost():
             self.kill()
 
     async def _start(self, spec: ServiceSpec, still: Callable[[], bool]) -> None:
         if (before := self.running.pop(spec.name, None)) is not None:
             before.close()
         control = self._controls[spec.name]
+        self.fresh.discard(spec.name)
         begun = time.monotonic()
-        if why := await control.start(spec.start_s):
+        try:
+            why = await control.start(spec.start_s)
+        except (OSError, subprocess.SubprocessError) as error:
+            why = str(error)
+        if why:
+            control.kill()  # what it left of itself
             self._say(f"The service {spec.name} could not be started: {why}.")
             return
         running = self.running[spec.name] = Running(spec, control)
@@ -132,7 +166,7 @@ class Services:
     async def stop(self) -> bool:
         """Stop all of them in good order, the last one first; what does not end in time is killed. True when
         nothing of them is left."""
-        gone = [await self.end(spec.name) for spec in reversed(self.services) if spec.name in self.running]
+        gone = [await self.end(spec.name) for spec in reversed(self.services)]
         return all(gone) and self.are_gone()
 
     def are_gone(self) -> bool:
@@ -145,12 +179,19 @@ class Services:
             if name in spec.needs and spec.name in self.running:
                 await self.end(spec.name)
         running = self.running.pop(name, None)
-        if running is None:
-            return self._controls[name].is_gone()
-        hangs = running.health is Health.DOWN
-        running.close()
-        seconds = running.spec.stop_s
-        return await running.control.stop(min(seconds, HANGING_SECONDS) if hangs else seconds)
+        control = self._controls[name]
+        hangs = running is None or running.health is Health.DOWN
+        if running is not None:
+            running.close()
+        elif control.is_gone():
+            return True
+        seconds = next((spec.stop_s for spec in self.services if spec.name == name), HANGING_SECONDS)
+        try:
+            return await control.stop(min(seconds, HANGING_SECONDS) if hangs else seconds)
+        except (OSError, subprocess.SubprocessError) as error:
+            self._say(f"The service {name} could not be stopped: {error}.")
+            control.kill()
+            return control.is_gone()
 
     def kill(self) -> None:
         """All of them at once, started by us or in a life before."""
@@ -165,6 +206,8 @@ class Services:
         out: dict[str, tuple[ServiceSpec, str]] = {}
         for spec in self.services:
             running = self.running.get(spec.name)
+            if spec.name in self.fresh:
+                continue
             if running is None:
                 out[spec.name] = (spec, "it could not be started")
             elif why := running.control.ended():
@@ -201,7 +244,7 @@ class Services:
 
 def _how(spec: ServiceSpec) -> tuple[object, ...]:
     """What makes it another service, which is controlled anew."""
-    return spec.command, spec.unit, spec.start, spec.stop, spec.windows
+    return spec.command, spec.unit, spec.start, spec.stop, spec.windows, spec.stop_signal
 
 
 __all__ = ["Running", "Services"]

@@ -33,6 +33,7 @@ class Tending:
         self._failures: dict[str, list[float]] = {}  # service -> when it failed
         self._handed: list[float] = []  # when a service made another node serve
         self._mending = False  # a service is being started again
+        self._going = False  # home, by itself
         self._home_since: float | None = None  # when the node that is home was able, and has been since
 
     def forget(self) -> None:
@@ -47,8 +48,9 @@ class Tending:
             self._home_since = None
         elif self._home_since is None:
             self._home_since = clock
-        elif clock - self._home_since >= wait and not self.voting:
+        elif clock - self._home_since >= wait and not self._going and not self._mending:
             self._home_since = clock  # if it comes to nothing, as long again
+            self._going = True
             self.keeper.later(self._hand_back(home))
 
     def _home(self) -> str:
@@ -58,6 +60,20 @@ class Tending:
         return homes.pop() if len(homes) == 1 else self.keeper.document.master.name
 
     async def _hand_back(self, home: str) -> None:
+        try:
+            await self._try_home(home)
+        finally:
+            self._going = False
+
+    def _too_often(self) -> bool:
+        now = time.monotonic()
+        self._handed = [at for at in self._handed if now - at < HAND_OVER_SECONDS]
+        return len(self._handed) >= HAND_OVERS
+
+    async def _try_home(self, home: str) -> None:
+        if self._too_often():
+            self.keeper.say_once("home", f"{home} was handed back to {HAND_OVERS} times within the hour.")
+            return
         if self.keeper.takeover().sets:
             try:
                 await self.keeper.ask_agent("takeover.ready-for", {"to": home}, READY_SECONDS)
@@ -70,6 +86,7 @@ class Tending:
             return
         waited = self.keeper.takeover().failback_s
         self.keeper.say(f"{home} has been able for {waited} s, and is to serve again.")
+        self._handed.append(time.monotonic())
         self.keeper.do(answer)
 
     def watch(self) -> None:
@@ -78,6 +95,10 @@ class Tending:
         if not self.keeper.is_up or self._mending:
             return
         now = time.monotonic()
+        if self.keeper.services.fresh:
+            self._mending = True
+            self.keeper.later(self._begin())
+            return
         for name, why in self.keeper.services.unsure():
             self.keeper.say_once(f"unsure {name}", f"The service {name}: {why}.")
         for spec, why in self.keeper.services.failed():
@@ -102,15 +123,31 @@ class Tending:
             if self.keeper.still(epoch) and name in self.keeper.services.running:
                 await self.keeper.services.end(name)
             if self.keeper.still(epoch):
-                await self.keeper.services.start(lambda: self.keeper.still(epoch))
+                await self.keeper.start_services(epoch)
         finally:
             self._mending = False
+
+    async def _begin(self) -> None:
+        """Start what is new among the services."""
+        try:
+            await self.keeper.start_services(self.keeper.lease.epoch)
+        finally:
+            self._mending = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a service is being started."""
+        return self._mending
+
+    async def idle(self) -> None:
+        """Return when none is."""
+        while self._mending:  # noqa: ASYNC110 (nobody waits for it but a switch)
+            await asyncio.sleep(0.02)
 
     async def _move_away(self, name: str, why: str) -> str:
         """Begin to hand over, because a service fails here; else why not."""
         now = time.monotonic()
-        self._handed = [at for at in self._handed if now - at < HAND_OVER_SECONDS]
-        if len(self._handed) >= HAND_OVERS:
+        if self._too_often():
             return f"it moved {HAND_OVERS} times within the hour"
         others = [n for n, link in self.keeper.links.items() if link.is_there and link.able]
         able = [n for n in others if self.keeper.lease.hard.config.slot(n) is not None]

@@ -7,6 +7,7 @@ in it at once (since Linux 5.14), `cgroup.events` says whether anything is left.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import signal
 from pathlib import Path
@@ -64,6 +65,20 @@ class Group:
         if mount is None or not path.startswith("/") or path == "/":
             return None
         return cls(mount / path.lstrip("/"))
+
+    @classmethod
+    def find_unit(cls, unit: str) -> Group | None:
+        """The group of a service of systemd, by its name alone: in the slice of all, of its template, or in
+        another one (systemd.resource-control(5), Slice=); None where there is none now."""
+        mount = mount_point()
+        if mount is None:
+            return None
+        template = unit.partition("@")[0].replace("-", "\\x2d") if "@" in unit else ""
+        places = [mount / "system.slice" / unit, mount / "system.slice" / f"system-{template}.slice" / unit]
+        for place in places:
+            if place.is_dir():
+                return cls(place)
+        return next((cls(found) for found in mount.glob(f"*.slice/**/{glob.escape(unit)}")), None)
 
     def enter(self) -> None:
         """In a child, before it becomes the service: from now on it is in here, with all it starts."""

@@ -143,6 +143,7 @@ class House:
         self.client: subprocess.Popen[bytes] | None = None
         self.hosts: dict[str, Host] = {}
         self.data: dict[str, Path] = {}  # of hosts whose data directory is somewhere else
+        self.said: list[str] = []  # after `crnode takeover set`
         self.turns: list[str] = []  # who was active, in the order of it
         ip("netns", "add", self.hub)
         ip("-n", self.hub, "link", "add", "bridge", "type", "bridge")
@@ -167,7 +168,8 @@ class House:
         voters = [word for name in self.names for word in ("--voter", name)]
         command = f"web={sys.executable} {self.place / 'service.py'}"
         address = ["--address", f"{FLOATING}/24", "--interface", "eth0"]
-        a.run("takeover", "set", *voters, *address, "--service", command, *takeover)
+        self.said = [*voters, *address, "--service", command, *takeover]
+        a.run("takeover", "set", *self.said)
         for host in self.hosts.values():
             wait_for(partial(knows, host.data / "cluster.json"))
         outside = Host(self, "client", 9)

@@ -108,7 +108,7 @@ class Shop(House):
             wait_for(lambda: all(host.asked()["is_voter"] for host in self.keepers()))
         wait_for(lambda: self.in_sync("a", "b"))
 
-    def said(self) -> list[tuple[str, int]]:
+    def counted(self) -> list[tuple[str, int]]:
         """What the service answered: (who, which number)."""
         out = []
         for line in (self.place / "answers").read_text().splitlines():

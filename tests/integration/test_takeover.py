@@ -25,11 +25,11 @@ def test_the_server_dies_and_the_other_one_serves_what_was_there_and_hands_back(
     shop.turns = ["a"]
     time.sleep(1)
     wait_for(lambda: shop.in_sync("a", "b"))
-    last = shop.said()[-1]
+    last = shop.counted()[-1]
     shop.kill(a)
     assert shop.settled(40) is b
     shop.turns.append("b")
-    first = next(number for who, number in shop.said() if who == "b")
+    first = next(number for who, number in shop.counted() if who == "b")
     assert first >= last[1] - 60  # not more than what the last moments had
     assert FLOATING in ip("-n", b.space, "-4", "-o", "address", "show", "dev", "eth0")
     assert shop.status("b")["source"] == "b"
@@ -49,7 +49,7 @@ def test_the_server_dies_and_the_other_one_serves_what_was_there_and_hands_back(
     assert shop.settled(40) is a
     assert "a is active already" in b.run("failback")
     shop.turns.append("a")
-    said = shop.said()
+    said = shop.counted()
     back = max(at for at in range(1, len(said)) if (said[at - 1][0], said[at][0]) == ("b", "a"))
     # One more may have been counted whose answer the client did not get.
     assert 1 <= said[back][1] - said[back - 1][1] <= 3
@@ -272,7 +272,7 @@ def test_a_service_is_started_again_and_one_that_goes_on_failing_moves(shop: Sho
     assert shop.settled() is b
     shop.turns.append("b")
     assert not a.has_address() and not a.serves()
-    said = shop.said()
+    said = shop.counted()
     moved = max(at for at in range(1, len(said)) if (said[at - 1][0], said[at][0]) == ("a", "b"))
     assert said[moved][1] >= said[moved - 1][1] + 1  # what was counted is not lost
     log = (shop.place / "a.log").read_text()

@@ -138,3 +138,30 @@ def test_with_a_majority_force_is_refused_and_with_one_left_all_have_to_be_named
     assert code == ExitCode.REFUSED and "no candidate" in said
     shop.boot(b)
     wait_for(lambda: b.phase() == "active", 40)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("shop", ["two"], indirect=True)
+def test_force_that_was_cut_off_half_way_is_said_again(shop: Shop) -> None:
+    """Its keeper went on, and the agent died before the cluster document said so."""
+    a, b = shop.keepers()
+    shop.turns = ["a", "b"]
+    shop.quiet()
+    wait_for(lambda: shop.in_sync("a", "b"))
+    wait_for(lambda: (b.data / "ca" / "ca.key").exists())
+    wait_for(lambda: why_not(b) and "no candidate" not in why_not(b))  # it has heard of a
+    shop.kill(a)
+    b.asked("force", accept_loss=False)
+    wait_for(lambda: b.phase() == "active" and b.serves(), 40)
+    assert b.keeper is not None
+    b.keeper.kill()
+    b.keeper.wait()
+    b.keeper = b.start("keeper")
+    wait_for(lambda: "alone votes" in why_not(b), 20)
+    said = b.run("failover", "--force", "--i-switched-off", "a")
+    assert "b goes on without a" in said
+    wait_for(lambda: b.phase() == "active" and b.serves(), 40)
+    nodes = {node["name"]: node for node in call(b.data / "control.sock", "node.list", {}, None, 30)["nodes"]}
+    assert (nodes["b"]["role"], nodes["a"]["state"]) == ("master", "lost")
+    code, said = answer(b, "failover", "--force", "--i-switched-off", "a")
+    assert code == ExitCode.REFUSED and "b is active" in said

@@ -3,11 +3,15 @@ bring the clients."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
 from harness import wait_for
 from shop import Shop
+
+from crnode.errors import CrnodeError
+from crnode.net.control import call
 
 
 @pytest.mark.timeout(300)
@@ -26,7 +30,7 @@ def test_it_hands_back_by_itself_when_home_has_been_able_for_a_while(shop: Shop)
     assert (shop.site("a") / "written at b").exists()
     log = (shop.place / "b.log").read_text()
     assert "a has been able for 3 s, and is to serve again" in log
-    said = shop.said()
+    said = shop.counted()
     back = max(at for at in range(1, len(said)) if (said[at - 1][0], said[at][0]) == ("b", "a"))
     assert 1 <= said[back][1] - said[back - 1][1] <= 3  # nothing that was counted is lost
     time.sleep(5)
@@ -82,4 +86,42 @@ def test_who_does_not_reach_the_gateway_leaves_it_to_others(shop: Shop) -> None:
     assert b.phase() == "standby"
     client.plug("up")
     assert shop.settled(40) is b
+    shop.check_answers()
+
+
+@pytest.mark.timeout(300)
+def test_a_set_may_begin_to_move_while_a_node_is_active(shop: Shop) -> None:
+    """It is opened in the epoch that is held: else nobody's data would descend from that any more."""
+    a, b = shop.hosts["a"], shop.hosts["b"]
+    shop.turns = ["a", "b"]
+    for name in "ab":
+        (shop.place / f"more-{name}").mkdir()
+    (shop.place / "more-a" / "file").write_text("moves, too")
+    words = ["--source", "a", "--path", str(shop.place / "more-a"), "--to", f"b:{shop.place / 'more-b'}"]
+    a.run("set", "add", "more", *words, "--privileged")
+    a.run("sync", "more", "--timeout", "30")
+    a.run("takeover", "set", *shop.said, "--set", "more")
+
+    def opened() -> bool:
+        with contextlib.suppress(CrnodeError):
+            rows = call(b.data / "control.sock", "takeover.state", {}, None, 30)["sets"]
+            return len(rows) == 2 and min(row["epoch"] for row in rows) > 0
+        return False
+
+    wait_for(opened, 30)
+    (shop.place / "more-a" / "file").write_text("and goes on")
+    a.run("sync", "more", "--timeout", "30")
+    a.keeper.terminate()
+    a.keeper.wait()
+    a.keeper = a.start("keeper")  # whoever it is, it can be active
+    found = shop.settled(60)
+    if found is b:
+        assert (shop.place / "more-b" / "file").read_text() == "and goes on"
+    else:
+        shop.turns = ["a"]
+        shop.kill(a)
+        assert shop.settled(60) is b
+        shop.turns.append("b")
+    rows = call(b.data / "control.sock", "status", {}, None, 30)["sets"]
+    assert {row["name"]: row["source"] for row in rows} == {"site": "b", "more": "b"}
     shop.check_answers()

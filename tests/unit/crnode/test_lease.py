@@ -506,7 +506,7 @@ def test_who_votes_alone_waits_after_a_start_until_the_other_candidates_confirme
 
     replaced = lease("a", config=only, mark=FIRST)  # b was made active by force meanwhile
     alone = only._replace(id=ConfigId(1 << 8 | 2, NO_EPOCH, 1), voters=(Voter("b", inc("b")),))
-    replaced.heard("b", alone, FIRST)
+    replaced.heard("b", alone, Epoch(2000, 2))
     assert not replaced.is_voter and isinstance(replaced.campaign(FIRST, at(0)), str)
 
 
@@ -557,7 +557,28 @@ def test_a_candidate_without_a_vote_learns_what_there_is_to_know() -> None:
     assert (one.hard.config, one.hard.mark) == (config("a"), FIRST)
     assert one.heard("a", config("a"), FIRST) == []
     assert one.heard("a", config("a"), Epoch(EPOCH_JUMP + 9, 1)) == []  # rule 19
-    assert one.hard.mark == FIRST
+    far = config("a")._replace(id=ConfigId(99 << 8, NO_EPOCH, 1))
+    assert one.heard("a", far, NO_EPOCH) == []
+    assert one.heard("b", config("a"), Epoch(7, 1)) == []  # nobody speaks for another's epoch
+    assert (one.hard.mark, one.hard.config) == (FIRST, config("a"))
+
+
+def test_a_node_that_was_removed_is_not_asked_whether_it_is_active() -> None:
+    only = config("a")._replace(slots=(("a", 1), ("b", 2)))
+    one = lease("a", config=only, mark=FIRST)
+    assert one.unconfirmed() == ["b"]
+    one.removed = frozenset({"b"})
+    assert one.unconfirmed() == [] and type(one.campaign(FIRST, at(0))) is list
+
+
+def test_a_removal_that_is_taken_back_leaves_what_a_voter_promised() -> None:
+    holder = active()
+    three = holder.hard.config
+    two = three._replace(voters=tuple(v for v in three.voters if v.name != "c"))
+    assert type(holder.change(two, at(0.2))) is list
+    left = holder.left(at(0.3))
+    assert type(holder.change(three, at(0.3))) is list  # b does not answer: it is not confirmed
+    assert holder.left(at(0.3)) == left > 0
 
 
 def test_a_later_epoch_that_a_voter_promised_is_a_reason_for_doubt_once() -> None:

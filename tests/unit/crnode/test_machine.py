@@ -97,6 +97,12 @@ def test_a_voter_that_is_not_wanted_or_came_back_as_somebody_else_goes_first() -
     assert again is not None and again.incarnation("c") == b"x" * 16
 
 
+def test_of_voters_that_are_not_wanted_who_is_away_goes_first() -> None:
+    """The ones that are there are needed to confirm it."""
+    assert names(next_voters(CONFIG, ("a",), heard("a", "c"), "a")) == ["a", "c"]
+    assert names(next_voters(CONFIG, ("a",), heard("a", "b"), "a")) == ["a", "b"]
+
+
 def test_what_a_node_is_is_a_sentence() -> None:
     one = lease()
     assert "nobody holds a lease" in sentence(one, at(0))

@@ -277,14 +277,14 @@ def moving(document: ClusterDocument) -> ClusterDocument:
 
 def test_by_force_a_candidate_goes_on_as_the_master_without_the_lost_one(document: ClusterDocument) -> None:
     before = with_set(moving(document))
-    after = go_on_without(before, "box2", {"shop1": "f" * 64}, "dd" * 16, NOW)
+    after = go_on_without(before, "box2", {"shop1": "f" * 64}, NOW)
     assert after.version > before.version and after.version.generation == 2
     lost = after.need_node("shop1")
     assert after.master.name == "box2" and lost.lost and lost.role is Role.REPLI_MASTER
     old = before.need_node("shop1").fingerprint
     assert after.node_by_fingerprint(old) is None and old in {s.fingerprint for s in after.tombstones}
     assert after.need_set("web").source == "shop1"  # restored from where it went
-    again = go_on_without(after, "box2", {"shop1": "e" * 64}, "dd" * 16, NOW)
+    again = go_on_without(after, "box2", {"shop1": "e" * 64}, NOW)
     assert again.need_node("shop1").fingerprint == "f" * 64
     back = add_node(after, node("shop1", Role.REPLI_MASTER, mark=4711), NOW)
     assert not back.need_node("shop1").lost and len(back.nodes) == len(after.nodes)
@@ -294,7 +294,7 @@ def test_what_lies_in_the_folders_of_a_lost_node_is_set_aside_when_it_comes_back
     document: ClusterDocument,
 ) -> None:
     before = with_set(moving(document), to=["box2", "box3:/srv/copy"])
-    after = go_on_without(before, "box2", {"box3": "f" * 64}, "dd" * 16, NOW)
+    after = go_on_without(before, "box2", {"box3": "f" * 64}, NOW)
     assert after.master.name == "shop1"
     back = add_node(after, node("box3", mark=4711), NOW)
     assert back.need_set("web").targets["box3"].adopt and not back.need_set("web").targets["box2"].adopt
@@ -302,12 +302,18 @@ def test_what_lies_in_the_folders_of_a_lost_node_is_set_aside_when_it_comes_back
 
 def test_a_document_by_force_is_taken_where_the_lost_node_does_not_answer(document: ClusterDocument) -> None:
     before = moving(document)
-    after = go_on_without(before, "box2", {"shop1": "f" * 64}, "dd" * 16, NOW)
+    after = go_on_without(before, "box2", {"shop1": "f" * 64}, NOW)
     assert accept(before, after, "box2") is after
     with pytest.raises(CrnodeError, match="shop1 answers here: two nodes may be active"):
         accept(before, after, "box2", hears={"shop1", "box2"})
     with pytest.raises(CrnodeError, match="Only the master"):
         accept(before, after, "box3")  # no candidate
+    kept = tuple(node.model_copy(update={"lost": False}) for node in after.nodes)
+    with pytest.raises(CrnodeError, match="Only the master"):
+        accept(before, after.model_copy(update={"nodes": kept}), "box2")  # the master is not said to be off
+    leap = after.version._replace(generation=99)
+    with pytest.raises(CrnodeError, match="Only the master"):
+        accept(before, after.model_copy(update={"version": leap}), "box2")
     with pytest.raises(CrnodeError, match="Only the master"):
         accept(before, add_node(before, node("box9"), NOW), "box2")  # no later generation
 

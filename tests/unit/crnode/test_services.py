@@ -246,3 +246,95 @@ def test_a_group_that_is_not_there_is_empty(tmp_path: Path) -> None:
     group.kill()
     group.remove()
     assert group.is_empty and group.processes() == [] and Group.of_unit("") is None
+
+
+def test_a_start_that_fails_leaves_nothing_and_can_be_ended(place: Place, tmp_path: Path) -> None:
+    pid, said = tmp_path / "pid", []
+    spec = ServiceSpec(name="db", start=f"sleep 600 & echo $! > {pid}; exit 1")
+
+    async def run() -> None:
+        services = Services([spec], place, said.append)
+        await services.start(lambda: True)
+        assert [why for _, why in services.failed()] == ["it could not be started"]
+        await until(services.are_gone)
+        assert not is_there(int(pid.read_text()))
+        assert await services.stop()
+
+    asyncio.run(run())
+    assert any("ended with 1" in text for text in said)
+
+
+def test_what_is_said_while_services_start_counts_when_they_have(place: Place, tmp_path: Path) -> None:
+    """Nothing that was started is forgotten, and nothing that is gone is waited for."""
+    (tmp_path / "down").touch()
+    probe = ProbeSpec(kind="command", target=f"test ! -e {tmp_path}/down", interval_s=0.1)
+    db = ServiceSpec(name="db", command=("sleep", "600"), probe=probe)
+    web = ServiceSpec(name="web", command=("sleep", "600"))
+
+    async def run() -> None:
+        services = Services([db, web], place, print)
+        starting = asyncio.create_task(services.start(lambda: True))
+        await asyncio.sleep(0.3)
+        services.configure([db])  # web has not been started yet
+        (tmp_path / "down").unlink()
+        await starting
+        assert set(services.running) == {"db"} and services.failed() == []
+        services.configure([db, web])
+        assert services.fresh == {"web"} and services.failed() == []  # nobody has tried it yet
+        await services.start(lambda: True)
+        assert set(services.running) == {"db", "web"}
+        again = web.model_copy(update={"probe": probe})
+        control = services.running["web"].control
+        services.configure([db, again])  # it goes on, and is asked
+        await until(lambda: services.told()["web"] == "up")
+        assert services.running["web"].control is control
+        assert await services.stop()
+
+    asyncio.run(run())
+
+
+def test_services_that_are_being_stopped_are_not_started_and_not_killed(place: Place, tmp_path: Path) -> None:
+    async def run() -> None:
+        services = Services([ServiceSpec(name="web", command=("sleep", "600"))], place, print)
+        await services.start(lambda: True)
+        first = services.running["web"].control
+        more = ServiceSpec(name="db", command=("sleep", "600"))
+        services.configure([*services.services, more])
+        await services.start(lambda: False)  # another node is to serve: they end in good order
+        assert set(services.running) == {"web"} and first.ended() == ""
+        await services.start(lambda: False, lambda: True)  # the lease is over
+        await until(services.are_gone)
+
+    asyncio.run(run())
+
+
+def test_a_program_that_is_not_there_is_a_service_that_failed(place: Place, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    async def run() -> None:
+        names = {"a": {"unit": "none-such.service"}, "b": {"windows": "W3SVC"}, "c": {"command":
+        ("/none/such",)}}
+        specs = [ServiceSpec(name=name, start_s=2.0, **how) for name, how in names.items()]
+        services = Services(specs, place, said.append)
+        await services.start(lambda: True)
+        assert [one.name for one, _ in services.failed()] == ["a", "b", "c"]
+        assert await services.stop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        asyncio.run(run())
+    assert len(said) == 3 and all("could not be started" in text for text in said)
+
+
+def test_the_group_of_a_unit_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crnode.platform.cgroups.mount_point", lambda: tmp_path)
+    for place in (
+        "system.slice/nginx.service",
+        "system.slice/system-postgresql.slice/postgresql@15-main.service",
+        "system.slice/system-my\\x2dapp.slice/my-app@1.service",
+        "shop.slice/shop-web.slice/web.service",
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        found = Group.find_unit(place.rpartition("/")[2])
+        assert found is not None and found.folder == tmp_path / place
+    assert Group.find_unit("none.service") is None

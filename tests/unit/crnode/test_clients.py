@@ -1,0 +1,34 @@
+"""The owner's command that brings clients and takes them away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from crnode.failover.fence import Clients
+
+
+def test_what_is_taken_away_last_is_away(tmp_path: Path) -> None:
+    """A command that is slow to bring them does not end after the one that took them away."""
+    log = tmp_path / "log"
+    slow = f'if [ "$CRNODE_ACTION" = take ]; then sleep 1; fi; echo "$CRNODE_ACTION" >> {log}'
+    clients = Clients(slow, "192.0.2.10/24", "box2")
+
+    async def run() -> str:
+        taking = asyncio.create_task(clients.take())
+        await asyncio.sleep(0.3)
+        clients.drop()
+        return await taking
+
+    assert asyncio.run(run()) != "" and not clients.taken
+    time.sleep(1.2)
+    assert log.read_text() == "drop\n"
+    clients.drop()  # nothing was brought since
+    assert asyncio.run(clients.take()) == "" and clients.taken
+    assert log.read_text() == "drop\ntake\n"
+
+
+def test_why_it_failed_is_told(tmp_path: Path) -> None:
+    clients = Clients("echo no route to $CRNODE_ADDRESS of $CRNODE_NODE; exit 3", "192.0.2.10/24", "box2")
+    assert asyncio.run(clients.take()) == "it ended with 3: no route to 192.0.2.10/24 of box2"
