@@ -97,13 +97,33 @@ def recut(old: Sequence[OldChunk], size: int, read: Reader, cutter: Cutter, seed
             yield from walk.cut()
 
 
+class _Window:
+    """What was read last. Asked for a part of that again, it is not read again: where many pages changed,
+    each change would have the rest of its window read anew."""
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self._at = 0
+        self._view = memoryview(b"")
+
+    def __call__(self, at: int, length: int) -> memoryview:
+        start = at - self._at
+        if start < 0 or start + length > len(self._view):
+            self._view, self._at, start = self._read(at, length), at, 0
+        return self._view[start : start + length]
+
+    def left(self, at: int) -> int:
+        """Bytes from `at` on that need not be read."""
+        return self._at + len(self._view) - at if at >= self._at else 0
+
+
 class _Walk:
     """Where recut is: the same place in the new and in the old file."""
 
     def __init__(self, old: Sequence[OldChunk], size: int, read: Reader, cutter: Cutter, seed: int) -> None:
         self.old = old
         self.size = size
-        self.read = read
+        self.read = _Window(read)
         self.cutter = cutter
         self.seed = seed
         self.at = 0  # offset in the new file
@@ -121,7 +141,9 @@ class _Walk:
         digest, seed, seeds = xxhash.xxh3_64_digest, self.seed, repeat(self.seed)
         while self.index < stop:
             last, wanted = self.index, 0
-            while last < stop and (not wanted or wanted + self.old[last].length <= _WINDOW):
+            left = self.read.left(self.at)
+            most = left if left >= self.old[self.index].length else _WINDOW
+            while last < stop and (not wanted or wanted + self.old[last].length <= most):
                 wanted += self.old[last].length
                 last += 1
             if self.old[self.index].id == HOLE:

@@ -33,6 +33,7 @@ SMALL = 32 << 10  # bytes up to which a file is one chunk
 YOUNG_NS = 50_000_000  # a file that changed within this time is read twice
 WAIT_BYTES = 64 << 20  # ... or, from this size on, not before it is over: a second reading takes longer
 ATTEMPTS = 3
+BUFFER_BYTES = 1 << 20  # that a file is read into, or more where more is asked for
 _PATCH_MINIMUM = 4096  # chunks below this are not worth a patch
 _PATCH_SHARE = 2  # a recipe travels as a patch that is smaller than half of it
 
@@ -444,18 +445,14 @@ class PathReader:
         return out, cutter
 
     def _recut(self, fd: int, size: int, known: list[OldChunk], number: int, sink: _Sink) -> None:
-        def read(at: int, length: int) -> memoryview:
-            return memoryview(_pread(fd, length, at))
-
+        read = _Buffer(fd).read
         for piece in recut(known, size, read, chunking.make_cutter(number), self.seed):
             sink.add(piece.length, piece.id, piece.hashes, piece.data)
             if piece.base is not None and piece.length >= _PATCH_MINIMUM:
                 sink.fresh.patches[piece.id] = Patch(piece.base, piece.ranges)
 
     def _cut(self, fd: int, start: int, length: int, number: int, sink: _Sink) -> None:
-        def read(at: int, size: int) -> memoryview:
-            return memoryview(_pread(fd, size, start + at))
-
+        read = _Buffer(fd, start).read
         for _, size, view in chunking.cut_stream(read, length, chunking.make_cutter(number)):
             sink.add(size, chunk_id(view), block_hashes(view, self.seed), view)
 
@@ -608,6 +605,28 @@ def _merge(fresh: Fresh, trial: Fresh) -> None:
     fresh.blocks.update(trial.blocks)
     fresh.held = trial.held
     fresh.new_bytes += trial.new_bytes
+
+
+class _Buffer:
+    """Reads a file, from `start` on, into the same memory again and again: what a read gave is gone with the
+    next one. New memory for each costs as much as the reading."""
+
+    def __init__(self, fd: int, start: int = 0) -> None:
+        self._fd = fd
+        self._start = start
+        self._memory = memoryview(bytearray(BUFFER_BYTES))
+
+    def read(self, at: int, length: int) -> memoryview:
+        """Shorter than asked for only where the file ends."""
+        if len(self._memory) < length:
+            self._memory = memoryview(bytearray(length))
+        done = 0
+        while done < length:
+            some = os.preadv(self._fd, [self._memory[done:length]], self._start + at + done)
+            if not some:
+                break
+            done += some
+        return self._memory[:done]
 
 
 def _pread(fd: int, length: int, at: int) -> bytes:

@@ -179,3 +179,23 @@ def test_a_file_that_shrinks_meanwhile_ends_the_cover_early() -> None:
     cutter = chunking.make_cutter(chunking.CUTTER_16K)
     pieces = list(recut(chunks, 500_000, lambda at, n: there[at : at + n], cutter, SEED))
     assert sum(piece.length for piece in pieces) == 300_000
+
+
+def test_where_many_pages_changed_little_is_read_twice() -> None:
+    """Each change would have the rest of its window read again."""
+    chance = random.Random(1)
+    data = bytearray(chance.randbytes(16 << 20))
+    chunks = known(bytes(data), chunking.CUTTER_64K)
+    for _ in range(40):
+        at = chance.randrange(len(data) // 8192) * 8192
+        data[at : at + 8192] = chance.randbytes(8192)
+    read = 0
+
+    def reader(at: int, length: int) -> memoryview:
+        nonlocal read
+        read += length
+        return memoryview(bytes(data[at : at + length]))
+
+    pieces = list(recut(chunks, len(data), reader, chunking.make_cutter(chunking.CUTTER_64K), SEED))
+    assert sum(piece.length for piece in pieces) == len(data)
+    assert read < 1.25 * len(data)

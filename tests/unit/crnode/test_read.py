@@ -9,7 +9,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -256,23 +258,19 @@ def test_a_link_on_the_way_is_not_followed(source: Source, tmp_path: Path) -> No
         source.take(b"up/f")
 
 
-def test_a_file_that_never_settles_is_fuzzy(source: Source) -> None:
+def test_a_file_that_never_settles_is_fuzzy(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     path = source.root / "hot"
     path.write_bytes(bytes(100_000))
-    real = os.pread
 
-    def meddle(fd: int, length: int, at: int) -> bytes:
+    def meddle(real: Any, *args: Any) -> Any:
         with open(path, "r+b") as file:  # somebody writes each time a byte is read
             file.write(os.urandom(8))
-        return real(fd, length, at)
+        return real(*args)
 
-    import crnode.capture.read as module
-
-    module.os.pread = meddle  # type: ignore[attr-defined]
-    try:
-        entry, _ = source.take(b"hot")
-    finally:
-        module.os.pread = real  # type: ignore[attr-defined]
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, partial(meddle, getattr(os, name)))
+    entry, _ = source.take(b"hot")
+    monkeypatch.undo()
     assert Extra.decode(entry.extra).fuzzy
 
 
@@ -286,7 +284,14 @@ def _reads(source: Source, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(len(data))
         return data
 
+    preadv = os.preadv
+
+    def counted_too(fd: int, buffers: list[memoryview], at: int) -> int:
+        found.append(preadv(fd, buffers, at))
+        return found[-1]
+
     monkeypatch.setattr(os, "pread", counted)
+    monkeypatch.setattr(os, "preadv", counted_too)
     return found
 
 
