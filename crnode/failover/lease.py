@@ -463,7 +463,8 @@ class Lease:
     def unconfirmed(self) -> list[str]:
         """Whom this node, which alone votes and has just started, waits for; empty when for nobody."""
         hard = self.hard
-        alone = len(hard.config.voters) == 1 and hard.mark != NO_EPOCH
+        is_first = hard.mark == NO_EPOCH and not hard.config.id.generation >> GENERATION_BITS
+        alone = len(hard.config.voters) == 1 and not is_first
         if not alone or self.promised_here or self._is_told_alone:
             return []
         others = (name for name, _ in hard.config.slots if name != self.me and name not in self.removed)

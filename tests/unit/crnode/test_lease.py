@@ -526,6 +526,13 @@ def test_by_force_a_candidate_begins_a_generation_in_which_it_alone_votes() -> N
     assert one.epoch.slot == 2
 
 
+def test_who_went_on_by_force_and_opened_nothing_asks_after_a_start_as_well() -> None:
+    one = lease("b")
+    one.force(NO_EPOCH)
+    again = lease("b", config=one.hard.config, epoch=one.hard.epoch)
+    assert again.unconfirmed() == ["a", "c", "d"] and isinstance(again.campaign(NO_EPOCH, at(0)), str)
+
+
 def test_two_that_go_on_by_force_begin_two_generations() -> None:
     b, c = lease("b"), lease("c")
     b.force(NO_EPOCH)
