@@ -67,7 +67,7 @@ class Forced:
         if seen["active"] is not None and not half_done:
             hint = "To let this node be active instead: crnode switch-to"
             raise _refused(f"{seen['active']} is active, and answers.", hint)
-        await self._check_off(off, mine, may_be_many=half_done or bool(args.get("accept_loss")))
+        await self._check_off(off, mine, half_done=half_done)
         if document.master.name in off and not (self.agent.data / CA_KEY_FILE).exists():
             raise _refused(
                 f"This node cannot go on as the master in place of {document.master.name}.",
@@ -90,7 +90,7 @@ class Forced:
         )
         return {"node": me, "off": off}
 
-    async def _check_off(self, off: list[str], mine: Args, *, may_be_many: bool) -> None:
+    async def _check_off(self, off: list[str], mine: Args, *, half_done: bool) -> None:
         """What is said to be off does not answer anybody, and all that does not answer is said to be off."""
         takeover = self.agent.said.takeover
         me = self.agent.node.name
@@ -98,6 +98,7 @@ class Forced:
             raise _refused(f"{me} may not become active.", "It is no candidate: crnode takeover show")
         hears = {me: {name for name, there in mine["keepers"].items() if there}}
         answering = {me}
+        known: list[list[str]] = []  # who votes, as the others know it: this node may have missed a change
         for name in [node.name for node in self.agent.document.nodes if node.name != me]:
             if not await self.agent.answers(name):
                 continue
@@ -107,6 +108,7 @@ class Forced:
             try:
                 answer = await self._forward(name, "takeover.hears", {"names": off}, 2 * ASK_SECONDS)
                 hears[name] = {str(other) for other in answer["hears"]}
+                known.append([str(voter) for voter in answer["voters"]])
             except (CrnodeError, TimeoutError) as error:
                 raise _refused(
                     f"{name} does not say whether it hears {_named(off)}.",
@@ -126,22 +128,24 @@ class Forced:
                 "It may be active, and nobody here could know it.",
                 f"Switch it off as well, and say so: --i-switched-off {' --i-switched-off '.join(silent)}",
             )
-        voters = mine["voters"] or [me]
-        left = [name for name in voters if name in answering or name in hears[me]]
-        if len(left) > len(voters) // 2 and not may_be_many and me in voters:
-            raise _refused(
-                f"{_named(left)} are a majority of the voters.",
-                "They can make this node active without force.",
-                "Run: crnode failover",
-            )
+        for voters in [mine["voters"] or [me], *known]:
+            left = [name for name in voters if name in answering or name in hears[me]]
+            if len(left) > len(voters) // 2 and not half_done:
+                raise _refused(
+                    f"{_named(left)} are a majority of those who vote.",
+                    "They can make a node active without force, and may be about to.",
+                    "Run: crnode failover; or switch off more of them, and say so, where their data is lost.",
+                )
 
     async def hears_peer(self, sender: str, args: Args) -> Args:
-        """Another node asks which of `names` answer here: {"hears": names}."""
-        keepers: Args = {}
+        """Another node asks which of `names` answer here, and who votes as far as is known: {"hears": names,
+        "voters": names}."""
+        state: Args = {"keepers": {}, "voters": []}
         with contextlib.suppress(CrnodeError):
-            keepers = (await ask_keeper(self.agent, "status", {}))["keepers"]
+            state = await ask_keeper(self.agent, "status", {})
         names = [str(name) for name in args["names"]][:MAX_NODES]
-        return {"hears": [n for n in names if keepers.get(n) or await self.agent.answers(n)]}
+        hears = [n for n in names if state["keepers"].get(n) or await self.agent.answers(n)]
+        return {"hears": hears, "voters": state["voters"]}
 
     async def _tell(self) -> None:
         """Who refuses the document at first, because it takes the lost ones for alive, may take it later."""

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from crnode.failover.lease import Lease, Phase
 from crnode.failover.terms import (
+    GENERATION_BITS,
     NO_EPOCH,
     SECOND,
     AddressOff,
@@ -735,10 +736,12 @@ class World:
             if other.up and not other.frozen and other.index not in self.switched_off
             and (other is node or not {(node.index, other.index), (other.index, node.index)} & self.cut)
         }  # fmt: skip
-        voters = {int(voter.name[1:]) for voter in config.voters}
-        leases = [other.lease for other in self.nodes if other.index in there]
-        holds = any(lease is not None and lease.holds for lease in leases)
-        if holds or len(there & voters) >= config.majority:
+        leases = [other.lease for other in self.nodes if other.index in there and other.lease is not None]
+        configs = {one.hard.config for one in leases} | {config}
+        many = any(
+            len(there & {int(voter.name[1:]) for voter in one.voters}) >= one.majority for one in configs
+        )
+        if many or any(one.holds for one in leases):
             return
         off = {other.index for other in self.nodes} - there
         for index in off - self.switched_off:
@@ -753,9 +756,23 @@ class World:
         self.forced = True
         self.say(f"{node.name} goes on by force, without {', '.join(f'n{i}' for i in sorted(off))}")
         self.do(node, answer)
+        self.at(3 * SECOND, self.force_again, node)
         self.at(0, self.tell, node.index)
         for index in there:
             self.at(0, self.tell, index)
+
+    def force_again(self, node: Node) -> None:
+        """Who died while it was made to go on has to be told again: the others are off."""
+        if node.index in self.switched_off:
+            return
+        lease = node.lease
+        if lease is None or node.frozen:
+            self.at(SECOND, self.force_again, node)
+        elif not (lease.hard.config.id.generation >> GENERATION_BITS or lease.holds):
+            answer = lease.force(self.images[node.newest].opens)
+            if not isinstance(answer, str):
+                self.do(node, answer)
+            self.at(3 * SECOND, self.force_again, node)
 
     def tell(self, index: int) -> None:
         """A keeper says now and then what it knows."""
