@@ -93,6 +93,8 @@ class Calls:
             "set.add": self._set_add,
             "takeover.set": self.takeovers.set,
             "takeover.force": self.forced.force,
+            "takeover.alone": self.moving.alone,
+            "takeover.note": self.moving.note,
             "takeover.show": self.takeovers.show,
             "takeover.state": self.moving.state,
             "takeover.would": self.moving.would,

@@ -65,7 +65,7 @@ class Forced:
         # Its keeper went on already, and the agent died before the document said so.
         half_done = mine["voters"] == [me] and int(mine["generation"]) >= document.version.generation
         if seen["active"] is not None and not half_done:
-            hint = "To let this node be active instead: crnode switch-to"
+            hint = f"To let this node be active instead: crnode switch-to {me}"
             raise _refused(f"{seen['active']} is active, and answers.", hint)
         await self._check_off(off, mine, half_done=half_done)
         if document.master.name in off and not (self.agent.data / CA_KEY_FILE).exists():

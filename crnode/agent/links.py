@@ -65,6 +65,7 @@ class Link:
         self.node = node
         self.state = "down"
         self.reason = "not connected yet"
+        self.denied = False  # it says that this node was put out of the cluster
         self.seen_at: float | None = None
         self._dial = dial
         self._on_document = on_document
@@ -85,6 +86,7 @@ class Link:
                 peer = await self._dial(self.node)
             except PeerClosed as error:
                 self.state, self.reason = "down", str(error)
+                self.denied = error.code == "denied"
             else:
                 wait = RETRY_FIRST
                 await self._serve(peer)

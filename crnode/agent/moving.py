@@ -52,6 +52,7 @@ SWITCH_SECONDS = 240.0
 KEEPER_SECONDS = 30.0  # for its answer: before a switch it asks this agent
 TELL_SECONDS = 2.0  # who has not heard who is active is told again
 NAMED = 20  # paths that a report names
+NOTE_BYTES = 2000
 
 
 class Moving:
@@ -98,7 +99,32 @@ class Moving:
             rows.append(row)
             why_not = why_not or why
         data = min((row["epoch"] for row in rows), default=0)
+        why_not = self._put_out() or why_not
         return {"data": list(epoch_parts(data)), "why_not": why_not, "sets": rows}
+
+    def _put_out(self) -> str:
+        """Whether another candidate turned this node away: it goes on as the cluster, without this one."""
+        denying = sorted(name for name, link in self.agent.links.items() if link.denied and
+        self._may_lead(name))
+        if not denying:
+            return ""
+        return f"{denying[0]} has turned this node away: it was put out of the cluster, and has to join anew."
+
+    async def alone(self, args: Args, progress: Progress) -> Args:
+        """Control call: a person says that no other node was made active by force."""
+        if why := self._put_out():
+            raise CrnodeError(
+                f"{self.agent.node.name} does not serve.",
+                why,
+                "Join with an empty data directory: crnode invite there, crnode join here.",
+                ExitCode.REFUSED,
+            )
+        return await ask_keeper(self.agent, "alone", {})
+
+    async def note(self, args: Args, progress: Progress) -> Args:
+        """Control call of the keeper: what people should find in the journal."""
+        self.agent.journal.add("takeover", str(args["text"])[:NOTE_BYTES])
+        return {}
 
     async def _one_state(self, spec: ReplicationSet) -> tuple[Args, str]:
         row: Args = {"name": spec.name, "epoch": 0, "version": None, "time_ns": None, "source": spec.source}
@@ -155,6 +181,14 @@ class Moving:
         if to == "home":
             homes = {spec.source for spec in self.agent.said.sets if spec.name in self._names()}
             to = homes.pop() if len(homes) == 1 else self.agent.document.master.name
+        self.agent.document.need_node(to)
+        if not self._may_lead(to):
+            raise CrnodeError(
+                f"{to} may not become active.",
+                "It is no candidate.",
+                "Who may be: crnode takeover show",
+                ExitCode.REFUSED,
+            )
         seen = await self.would({}, progress)
         active = seen["active"]
         if active is None:
@@ -173,8 +207,10 @@ class Moving:
     async def switch_peer(self, sender: str, args: Args) -> Args:
         """The active node is asked to hand over, by its owner, the master or a candidate; returns when that
         has ended. Raises CrnodeError when it serves as before."""
-        if not self._may_lead(sender) and sender != self.agent.document.master.name:
-            raise CrnodeError(f"{sender} may not ask for a switch.", "", "", ExitCode.REFUSED)
+        takeover = self.agent.document.takeover
+        if takeover is None or (sender not in takeover.voters and sender != self.agent.document.master.name):
+            why = "Only the master and those who vote may."
+            raise CrnodeError(f"{sender} may not ask for a switch.", why, "Ask there.", ExitCode.REFUSED)
         to = str(args["to"])
         await ask_keeper(self.agent, "switch", {"to": to})
         deadline = time.monotonic() + SWITCH_SECONDS
@@ -613,7 +649,8 @@ class Moving:
     async def _tell(self, epoch: int) -> None:
         heard: set[str] = set()
         while True:
-            names = {name for spec in self.specs() for name in spec.targets} - heard
+            nodes = self.agent.document.nodes
+            names = {n.name for n in nodes if n.name != self.agent.node.name and not n.lost} - heard
             for name in sorted(names):
                 with contextlib.suppress(CrnodeError, TimeoutError):
                     answer = await self._forward(name, "takeover.moved", {"epoch": epoch}, 5.0)

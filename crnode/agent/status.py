@@ -38,7 +38,11 @@ def nodes(agent: Agent) -> list[Out]:
         state = "self" if node.name == agent.node.name else (link.state if link is not None else "down")
         if node.lost:
             state = "lost"
-            problems.append(f"It was switched off; it comes back by joining: crnode invite {node.name}")
+            role = "repli-master" if agent.said.sets_from(node.name) else "replica"
+            problems.append(
+                "It was switched off; it comes back by joining with an empty data directory:"
+                f" crnode invite {node.name} --role {role}"
+            )
         elif link is not None and link.state == "down":
             problems.append(link.reason)
         out.append(

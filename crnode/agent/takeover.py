@@ -42,11 +42,19 @@ class Takeovers:
     async def _check_new(self, spec: TakeoverSpec) -> None:
         """A set that begins to move is opened where the lease is held: that is where its source has to be."""
         before = self.agent.said.takeover
-        known = before.sets if before is not None else ()
-        new = [self.agent.said.need_set(name) for name in spec.sets if name not in known]
-        if not new or before is None:
+        if before is None:
             return
+        new = [self.agent.said.need_set(name) for name in spec.sets if name not in before.sets]
         active = (await self.agent.calls.moving.would({}, lambda _: None))["active"]
+        allowed = set_takeover(self.agent.said, spec, before.founder_incarnation).takeover
+        assert allowed is not None
+        if active is not None and active not in allowed.candidates:
+            raise CrnodeError(
+                f"{active} is active, and would be no candidate any more.",
+                "What it serves would end.",
+                f"Let another node be active first: crnode switch-to {allowed.candidates[0]}",
+                ExitCode.REFUSED,
+            )
         for item in new:
             if active is not None and item.source != active:
                 raise CrnodeError(

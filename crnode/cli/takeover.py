@@ -91,12 +91,12 @@ def set_(
     expect: Annotated[
         list[str] | None, typer.Option(metavar="NAME=TEXT", help="What its page has to contain.")
     ] = None,
-    every: Annotated[float, typer.Option(help="Seconds between two questions of a probe.")] = 1.0,
-    within: Annotated[float, typer.Option(help="Seconds that it has to answer.")] = 1.0,
-    rise: Annotated[int, typer.Option(help="Answers in a row after which a service is up.")] = 1,
-    fall: Annotated[int, typer.Option(help="Failures in a row after which it is down.")] = 2,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two questions of a probe.")] = 1.0,
+    within: Annotated[float, typer.Option(min=0.1, help="Seconds that it has to answer.")] = 1.0,
+    rise: Annotated[int, typer.Option(min=1, help="Answers in a row after which a service is up.")] = 1,
+    fall: Annotated[int, typer.Option(min=1, help="Failures in a row after which it is down.")] = 2,
     restarts: Annotated[
-        int, typer.Option(help="How often a service is started again here before another node serves.")
+        int, typer.Option(min=0, help="How often a service is started again here before another node serves.")
     ] = 1,
     active_port: Annotated[
         int | None, typer.Option(help="Answer load balancers there: GET /active is 200 on the active node.")
@@ -192,6 +192,11 @@ def set_(
         if found is None:
             hint = f"The services are: {', '.join(one['name'] for one in services) or 'none'}."
             raise CrnodeError(f"'{text}' names no service.", hint, "Write it as NAME=WHAT.", ExitCode.USAGE)
+        if "probe" in found:
+            raise CrnodeError(
+                f"'{name}' has two probes.", f"One is {found['probe']['target']}.", "Name one.",
+                ExitCode.USAGE
+            )
         times = {"interval_s": every, "timeout_s": within, "rise": rise, "fall": fall}
         found["probe"] = {**_probe(what), **times}
     for text in expect or []:
@@ -224,6 +229,7 @@ def set_(
     else:
         vote = "vote" if len(voter) > 1 else "votes"
         show(f"{', '.join(voter)} {vote} on who is active. Now run on each of them: crnode keeper")
+        _show_all(answer["takeover"])
         if len(voter) < MAJORITY_FROM:
             show(
                 "Nothing takes over by itself: of two, one that hears nothing cannot know who is dead. Name a"
@@ -239,7 +245,10 @@ def show_(data: Data = None, as_json: Json = False) -> None:
     if as_json:
         print_json(answer)
         return
-    item = answer["takeover"]
+    _show_all(answer["takeover"])
+
+
+def _show_all(item: dict[str, Any]) -> None:
     rows = [
         ("voters", ", ".join(item["voters"])),
         ("candidates", ", ".join(item["candidates"])),
@@ -271,12 +280,17 @@ def status(data: Data = None, as_json: Json = False) -> None:
         ("left of the lease", duration(answer["left_s"]) if answer["left_s"] > 0 else None),
         ("voters", ", ".join(answer["voters"]) or None),
         ("keepers that answer", ", ".join(n for n, there in answer["keepers"].items() if there) or "none"),
-        ("address", answer["address"]),
+        ("address", answer["address"] or _missing(answer)),
         *((f"service {name}", how) for name, how in answer["services"].items()),
     ]
     show(table("Keeper", ("what", "is"), rows))
     if answer["why_not"]:
         show(answer["why_not"])
+
+
+def _missing(answer: dict[str, Any]) -> str | None:
+    wanted = answer["address_wanted"]
+    return f"{wanted} is not on" if answer["phase"] == "active" and wanted else None
 
 
 def keeper(data: Data = None) -> int:
@@ -391,9 +405,9 @@ def failover(
     if not dry_run:
         if found["active"] is not None:
             raise CrnodeError(
-                f"{found['active']} is active, and answers.",
-                "",
-                "To let this node be active instead: crnode switch-to NODE",
+                f"{found['active']} is active.",
+                "It is not pushed aside.",
+                "To let another node be active in good order: crnode switch-to NODE",
                 ExitCode.REFUSED,
             )
         answer = _ask_keeper(data, "campaign", {})
@@ -429,7 +443,7 @@ def activate(
             "Look at the other nodes first: crnode takeover status",
             ExitCode.USAGE,
         )
-    answer = _ask_keeper(data, "alone", {})
+    answer = ask(data, "takeover.alone")
     if as_json:
         print_json(answer)
     else:
@@ -447,7 +461,8 @@ def fence(data: Data = None, as_json: Json = False) -> None:
     try:
         said = end(place)
     except (OSError, ValueError) as error:
-        raise CrnodeError(f"'{place}' does not say what is to be ended.", f"{error}.", "") from error
+        hint = "Name the data directory of this node: --data"
+        raise CrnodeError(f"'{place}' does not say what is to be ended.", f"{error}.", hint) from error
     if as_json:
         print_json({"done": said})
     else:
@@ -459,7 +474,12 @@ def _how(text: str, what: str) -> dict[str, Any]:
     for kind in ("unit", "start", "windows"):
         if what.startswith(f"{kind}:"):
             return {kind: what.partition(":")[2]}
-    words = shlex.split(what)
+    try:
+        words = shlex.split(what)
+    except ValueError as error:
+        raise CrnodeError(
+            f"'{what}' cannot be taken apart.", f"{error}.", "Close what was quoted.", ExitCode.USAGE
+        ) from error
     if not words:
         hint = "Write it as NAME=COMMAND, as in: web='nginx -g …'"
         raise CrnodeError(f"'{text}' names no command.", "", hint, ExitCode.USAGE)

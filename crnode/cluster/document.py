@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
@@ -171,6 +172,7 @@ def overlap(one: str, other: str) -> bool:
     return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
+_INTERFACE = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,240}\.service")
 
 Name = Annotated[str, AfterValidator(valid_name)]
@@ -359,6 +361,14 @@ class Thresholds(_Value):
         return self
 
 
+def _is_page(text: str) -> bool:
+    try:
+        url = urllib.parse.urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none
+        return False
+
+
 class ProbeSpec(_Value):
     """How a service is asked whether it serves, and what its answers mean."""
 
@@ -372,9 +382,10 @@ class ProbeSpec(_Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.kind == "tcp" and not self.target.rpartition(":")[2].isdigit():
+        port = self.target.rpartition(":")[2]
+        if self.kind == "tcp" and not (port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"'{self.target}' names no port; write the probe as tcp:HOST:PORT.")
-        if self.kind == "http" and not self.target.startswith(("http://", "https://")):
+        if self.kind == "http" and not _is_page(self.target):
             raise ValueError(f"'{self.target}' is no address of a page; write it as http://HOST:PORT/PATH.")
         databases = ("postgresql://", "postgres://", "mysql://", "mariadb://", "mssql://")
         if self.kind == "sql" and not self.target.startswith(databases):
@@ -459,8 +470,15 @@ class Takeover(_Value):
                 raise ValueError(
                     f"'{self.address}' is no address with a prefix; write it as 192.0.2.10/24."
                 ) from error
-            if not self.interface or "/" in self.interface or self.interface in (".", ".."):
+            where = ipaddress.ip_interface(self.address).ip
+            if "/" not in self.address or where.is_loopback or where.is_multicast or where.is_unspecified:
+                raise ValueError(
+                    f"'{self.address}' cannot move; write an address of your network as 192.0.2.10/24."
+                )
+            if not _INTERFACE.fullmatch(self.interface) or self.interface in (".", ".."):
                 raise ValueError("The floating address needs the name of an interface, as in: eth0.")
+        elif self.interface:
+            raise ValueError(f"The interface {self.interface} is named, and no address that would be on it.")
         if (name := _twice(service.name for service in self.services)) is not None:
             raise ValueError(f"Two services are called '{name}'; give one of them another name.")
         before: set[str] = set()
@@ -679,7 +697,10 @@ def _set_problems(document: ClusterDocument) -> Iterator[str]:
                 yield f"'{name}' votes on who is active and is no node here; choose one of: {known}."
         for name in document.takeover.sets:
             if document.set_named(name) is None:
-                yield f"The set '{name}' moves with the lease; say first what moves without it."
+                yield (
+                    f"The set '{name}' moves with the lease; let it stay at home first: crnode takeover set"
+                    f" … --leave {name}"
+                )
     for item in document.sets:
         if item.members:
             yield from _group_problems(document, item)

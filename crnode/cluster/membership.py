@@ -141,6 +141,12 @@ def remove_node(
             "It is the master, which owns the cluster's configuration.",
             "A cluster ends with its master.",
         )
+    if document.takeover is not None and name in document.takeover.voters:
+        raise _refuse(
+            what,
+            "It votes on who is active.",
+            f"Say first who votes without it: crnode takeover set, without --voter {name}",
+        )
     if sources := [item.name for item in document.sets_from(name)]:
         raise _refuse(
             what,

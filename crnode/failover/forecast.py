@@ -22,12 +22,16 @@ def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
     says: list[str] = []
     there = [row for row in rows if "error" not in row]
     active = next((row["node"] for row in there if row["keeper"]["phase"] in ("active", "handing")), None)
-    voters = next((row["keeper"]["voters"] for row in there if row["node"] == active), list(takeover.voters))
+    if active is None:  # its agent may not answer, and its keeper be heard
+        active = next((row["keeper"]["holder"] for row in there if row["keeper"]["holder"]), None)
+    voters = _voters(takeover, there)
     majority = len(voters) // 2 + 1
     if active is None:
         says.append("No node is active.")
-    else:
+    elif any(row["node"] == active for row in there):
         says.append(f"{active} is active in epoch {_of(there, active)['keeper']['epoch']}.")
+    else:
+        says.append(f"{active} holds the lease, as another keeper hears; its agent does not answer.")
     for row in rows:
         if "error" in row:
             says.append(f"{row['node']} does not answer: {row['error']}")
@@ -41,8 +45,16 @@ def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
     nodes = [_candidate(takeover, row, there, active) for row in rows if row["node"] in takeover.candidates]
     able = [one["node"] for one in nodes if one["able"] and one["node"] != active]
     left = [name for name in voters if name != active and any(row["node"] == name for row in there)]
-    ok = bool(able) and (active is None or len(left) >= majority)
-    if active is not None and len(left) < majority:
+    ok = bool(able) and len(left) >= majority
+    if active is None and len(left) < majority:
+        gone = [name for name in voters if name not in left]
+        several = ("vote", "do") if len(gone) > 1 else ("votes", "does")
+        says.append(
+            f"{' and '.join(gone)} {several[0]}, and {several[1]} not answer: nothing takes over. Where they"
+            " are switched off for good: crnode failover --force"
+            f" --i-switched-off {' --i-switched-off '.join(gone)}"
+        )
+    elif active is not None and len(left) < majority:
         says.append(
             f"Without {active} {len(left)} of {len(voters)} voters are left, and {majority} are needed:"
             " nothing would take over."
@@ -52,7 +64,8 @@ def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
             says.append(one["says"])
     if ok:
         seconds = LEASE_S[takeover.network] + START_S
-        says.append(f"If {active or 'nobody'} fails, {' or '.join(able)} serves after about {seconds:.0f} s.")
+        when = f"If {active} fails, " if active is not None else ""
+        says.append(f"{when}{' or '.join(able)} serves after about {seconds:.0f} s.")
     return {"active": active, "ok": ok, "says": says, "nodes": nodes}
 
 
@@ -60,20 +73,31 @@ def _candidate(takeover: Takeover, row: Row, there: Sequence[Row], active: str |
     name = row["node"]
     if "error" in row:
         return {"node": name, "able": False, "says": f"{name} cannot take over: it does not answer."}
-    why = str(row["why_not"] or row["keeper"]["why_unable"])
+    keeper = row["keeper"]
+    why = str(row["why_not"] or keeper["why_unable"] or (keeper["hindered"] if name != active else ""))
     if why:
         return {"node": name, "able": False, "says": f"{name} cannot take over: {why}"}
     shown = []
-    newest = {item["name"]: item for item in _of(there, active)["sets"]} if active is not None else {}
+    at = next((one for one in there if one["node"] == active), None)
+    newest = {item["name"]: item for item in at["sets"]} if at is not None else {}
     for item in row["sets"]:
         text = f"version {item['version']} of {item['name']}"
         other = newest.get(item["name"])
         if other is not None and other["version"] is not None and item["version"] is not None:
             behind = (other["time_ns"] - item["time_ns"]) / 1e9
-            text += ", the newest" if other["version"] == item["version"] else f", {behind:.1f} s older"
+            same = other["version"] == item["version"]
+            older = f", {behind:.1f} s older" if behind >= 0 else ", of another line"
+            text += ", the newest" if same else older
         shown.append(text)
     what = f" with {'; '.join(shown)}" if shown else ""
     return {"node": name, "able": True, "says": f"{name} could take over{what}."}
+
+
+def _voters(takeover: Takeover, there: Sequence[Row]) -> list[str]:
+    """Who votes, by the newest configuration that anybody who answers knows."""
+    known = [row["keeper"] for row in there if row["keeper"]["voters"]]
+    newest = max(known, key=lambda keeper: (keeper["generation"], keeper["config"]), default=None)
+    return list(newest["voters"]) if newest is not None else list(takeover.voters)
 
 
 def _of(rows: Sequence[Row], name: str | None) -> Row:

@@ -42,11 +42,9 @@ from crnode.failover.services import Services
 from crnode.failover.tending import Tending
 from crnode.failover.terms import (
     GENERATION_BITS,
-    LAN,
     LAN_LEASE_NS,
     NO_EPOCH,
     SECOND,
-    WAN,
     WAN_LEASE_NS,
     AddressOff,
     AddressOn,
@@ -69,6 +67,7 @@ from crnode.failover.terms import (
     Serve,
     Stop,
     Voter,
+    timers_of,
 )
 from crnode.failover.veto import Veto
 from crnode.failover.vote_file import NAME, VoteFile
@@ -139,13 +138,14 @@ class Keeper:
         self._told: dict[str, str] = {}
         self._document_read = 0.0
         self._alive_sent = 0.0
+        self._hindered = ""  # why it does not campaign, whoever holds the lease
         self._able = ""  # why this node has not been able to serve, of itself
         self._data: tuple[float, Epoch, str] = (0.0, NO_EPOCH, "its agent has not answered yet")
         self._agent = ThreadPoolExecutor(4, "agent")
         self._late: deque[float] = deque(maxlen=DELAYS_MOST)  # s from tick to tick, beyond what was asked
         self._answers: deque[float] = deque(maxlen=DELAYS_MOST)  # s from a renewal to its answer
         self._least_left: float | None = None  # of the lease, as a tick found it, since this node is active
-        timers = WAN if self.takeover().network == "wan" else LAN
+        timers = timers_of(self.votes.hard.config.lease_ns)
         self.lease = Lease(self.node.name, self.votes.hard, timers, chance, time.time_ns())
         self._found()
 
@@ -176,6 +176,15 @@ class Keeper:
     def say(self, text: str) -> None:
         """A sentence for whoever reads the log."""
         log.info("%s", text)
+
+    def tell(self, text: str) -> None:
+        """... and for the journal of this node's agent, which people read."""
+        self.say(text)
+        self.later(self._note(text))
+
+    async def _note(self, text: str) -> None:
+        with contextlib.suppress(CrnodeError):
+            await self.ask_agent("takeover.note", {"text": text}, ANSWER_SECONDS)
 
     def say_once(self, about: str, text: str) -> None:
         """The same, when it is another one than before about that; a number that changes makes no other."""
@@ -255,9 +264,14 @@ class Keeper:
             if self.address is not None:
                 self.address.off()
             here = takeover.address is not None and self.node.name in takeover.candidates
-            self.address = Address(str(takeover.address), takeover.interface, self.say) if here else None
+            say = partial(self.say_once, "address")
+            self.address = Address(str(takeover.address), takeover.interface, say) if here else None
         is_candidate = self.node.name in takeover.candidates  # a witness has units of its own, maybe
-        self.services.configure(takeover.services if is_candidate else ())
+        services = takeover.services if is_candidate else ()
+        if tuple(self.services.services) != services:
+            self._able = ""  # what failed was another one
+            self.tending.forget()
+        self.services.configure(services)
         units = [service.unit for service in self.services.services if service.unit]
         if units != self._units:
             self._units = units
@@ -299,6 +313,7 @@ class Keeper:
         if self.lease.phase is Phase.ACTIVE:
             left = self.lease.left(now) / SECOND
             self._least_left = left if self._least_left is None else min(left, self._least_left)
+        self.lease.timers = timers_of(self.lease.lease_ns)
         self.do(self.lease.tick(now))
         if self._able and clock - self._unable_since >= FORGIVEN_SECONDS:
             self._able = ""
@@ -349,7 +364,7 @@ class Keeper:
             self.node.name, self.takeover().network, self.started, self._why_not(), owner_able,
             tuple(self.takeovers), asked, self._veto.forbids if self._veto is not None else "",
         )  # fmt: skip
-        why = hindrance(facts, self.lease, now)
+        why = self._hindered = hindrance(facts, self.lease, now)
         if not why:
             answer = self.lease.campaign(self._data[1] if self.takeover().sets else ALL_DATA, now)
             if isinstance(answer, str):
@@ -372,6 +387,9 @@ class Keeper:
             last = max(known.values(), default=0)
             slots = (*config.slots, *((name, last + 1 + at) for at, name in enumerate(new)))
             wanted = (wanted or config)._replace(slots=slots)
+        lease_ns = WAN_LEASE_NS if takeover.network == "wan" else LAN_LEASE_NS
+        if config.lease_ns != lease_ns and wanted is None:
+            wanted = config._replace(lease_ns=lease_ns)
         if wanted is not None:
             answer = self.lease.change(wanted, now)
             if isinstance(answer, str):
@@ -541,7 +559,7 @@ class Keeper:
             if self.lease.epoch != epoch:
                 return
             if why:
-                self.say(f"{before} could not be switched off: {why}.")
+                self.tell(f"{before} could not be switched off: {why}.")
                 self.do(self.lease.abandon(f"{before} could not be switched off", moment()))
                 return
             self.say(f"{before} was switched off by the owner's command.")
@@ -715,6 +733,9 @@ class Keeper:
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
             "taken_back": self._taken_back,
+            "hindered": self._hindered if lease.phase is Phase.STANDBY else "",
+            "config": [*lease.hard.config.id.epoch, lease.hard.config.id.version],
+            "address_wanted": str(self.address.address) if self.address is not None else None,
             "layers": self._layers(),
             "able": not self._why_not(),
             "why_unable": self._able,

@@ -190,6 +190,11 @@ class Lease:
         return self._doubt is not None
 
     @property
+    def lease_ns(self) -> int:
+        """The length of the lease; while it changes the shorter one, which has to be renewed in time."""
+        return min(self.hard.config.lease_ns, self._counting.lease_ns)
+
+    @property
     def is_settled(self) -> bool:
         """Whether no change of the voters is under way: the active node may begin one."""
         return self._before is None and self._is_confirmed() and self._is_marked()

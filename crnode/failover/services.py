@@ -80,6 +80,7 @@ class Services:
         self.running: dict[str, Running] = {}
         self.fresh: set[str] = set()  # those that nobody has tried to start yet
         self._starting = False
+        self._tried = False  # since they were stopped last
         self._pending: Sequence[ServiceSpec] | None = None  # what they are to be afterwards
         self._controls: dict[str, Control] = {}
         self._place = place
@@ -120,7 +121,7 @@ class Services:
         """Start those that do not run, one after the other, each when the one before serves or its time for
         that is over; while `still` says so: it is asked before and after each (rule 17). When `lost` says
         that they may not run any more, all are ended."""
-        self._starting = True
+        self._starting = self._tried = True
         try:
             for spec in list(self.services):
                 if spec.name in self.running and not self.running[spec.name].ended:
@@ -166,6 +167,7 @@ class Services:
     async def stop(self) -> bool:
         """Stop all of them in good order, the last one first; what does not end in time is killed. True when
         nothing of them is left."""
+        self._tried = False
         gone = [await self.end(spec.name) for spec in reversed(self.services)]
         return all(gone) and self.are_gone()
 
@@ -195,6 +197,7 @@ class Services:
 
     def kill(self) -> None:
         """All of them at once, started by us or in a life before."""
+        self._tried = False
         for running in self.running.values():
             running.close()
         for control in self._controls.values():
@@ -223,6 +226,10 @@ class Services:
     def told(self) -> dict[str, str]:
         """name -> how it is, for people."""
         out = {}
+        if self.running or self._tried:
+            for spec in self.services:
+                if spec.name not in self.running and spec.name not in self.fresh:
+                    out[spec.name] = "could not be started"
         for name, running in self.running.items():
             word = "ended" if running.ended else running.health.value
             notes = [running.why] if running.why else []

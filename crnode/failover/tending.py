@@ -85,7 +85,7 @@ class Tending:
             self.keeper.say_once("home", f"{home} is not handed back to yet: {answer}")
             return
         waited = self.keeper.takeover().failback_s
-        self.keeper.say(f"{home} has been able for {waited} s, and is to serve again.")
+        self.keeper.tell(f"{home} has been able for {waited} s, and is to serve again.")
         self._handed.append(time.monotonic())
         self.keeper.do(answer)
 
@@ -117,7 +117,7 @@ class Tending:
                 if not held:
                     return
                 self.keeper.say_once("service", f"The service {name} fails again and again, and {held}.")
-            self.keeper.say(f"The service {name} does not serve: {why}; it is started again.")
+            self.keeper.tell(f"The service {name} does not serve: {why}; it is started again.")
             if before:
                 await asyncio.sleep(min(0.1 * 2**before, 5.0))
             if self.keeper.still(epoch) and name in self.keeper.services.running:
@@ -163,7 +163,7 @@ class Tending:
             return answer
         self.keeper.is_unable(f"its service {name} fails again and again: {why}")
         self._handed.append(now)
-        self.keeper.say(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
+        self.keeper.tell(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
         self.keeper.do(answer)
         return ""
 

@@ -106,6 +106,11 @@ WAN = Timers(2 * SECOND, 3 * SECOND // 10)
 WAN_LEASE_NS = 10 * SECOND
 
 
+def timers_of(lease_ns: int) -> Timers:
+    """How often a lease of that length is renewed, and how long before its end its holder is silent."""
+    return WAN if lease_ns >= WAN_LEASE_NS else LAN
+
+
 def margin(lease_ns: int) -> int:
     """What a holder takes off besides the drift: ns."""
     return max(SECOND // 20, lease_ns // 20)

@@ -17,7 +17,8 @@ def takeover(*voters: str) -> Takeover:
 
 
 def row(node: str, phase: str = "standby", version: int = 9, **more: Any) -> dict[str, Any]:
-    keeper = {"phase": phase, "epoch": "4.1", "voters": ["a", "b", "c"], "why_unable": ""}
+    keeper: dict[str, Any] = {"phase": phase, "epoch": "4.1", "voters": ["a", "b", "c"], "why_unable": ""}
+    keeper |= {"holder": "", "generation": 0, "config": [4, 1, 2], "hindered": ""}
     keeper |= {key: more.pop(key) for key in list(more) if key in keeper}
     sets = [{"name": "web", "version": version, "time_ns": version * 10**9, "epoch": 1}]
     return {"node": node, "why_not": "", "sets": sets, "keeper": keeper, **more}
@@ -59,3 +60,32 @@ def test_what_it_would_cost_and_two_that_are_too_few() -> None:
     assert "Only a votes" in text and "witness" in text
     nobody = forecast(takeover("a", "b", "c"), [row("a"), row("b"), row("c")])
     assert nobody["says"][0] == "No node is active."
+
+
+def test_where_the_one_that_votes_is_gone_force_is_named() -> None:
+    rows = [{"node": "a", "error": "No route."}, row("b", voters=["a"])]
+    out = forecast(takeover("a", "b"), rows)
+    assert not out["ok"] and out["active"] is None
+    assert any("crnode failover --force --i-switched-off a" in text for text in out["says"])
+
+
+def test_what_its_keeper_says_against_it_counts() -> None:
+    rows = [row("a", "active"), row("b", hindered="It leaves it to others: it does not reach 192.0.2.1."),
+    row("c")]
+    out = forecast(takeover("a", "b", "c"), rows)
+    assert not out["ok"] and any("does not reach 192.0.2.1" in text for text in out["says"])
+
+
+def test_whose_agent_does_not_answer_may_be_active_all_the_same() -> None:
+    rows = [{"node": "a", "error": "No route."}, row("b", holder="a"), row("c", holder="a")]
+    out = forecast(takeover("a", "b", "c"), rows)
+    assert out["active"] == "a" and any("its agent does not answer" in text for text in out["says"])
+    assert any(text.startswith("If a fails, b serves") for text in out["says"])
+
+
+def test_the_newest_configuration_says_who_votes() -> None:
+    rows = [row("a", voters=["a", "b"], config=[4, 1, 2]), row("b", voters=["a", "b", "c"], config=[4, 1, 3])]
+    rows.append({"node": "c", "error": "No route."})
+    assert forecast(takeover("a", "b", "c"), rows)["ok"]
+    rows[1] = row("b", voters=["c"], generation=1)
+    assert not forecast(takeover("a", "b", "c"), rows)["ok"]

@@ -10,6 +10,7 @@ from crnode.failover.terms import (
     LAN,
     NO_EPOCH,
     SECOND,
+    WAN,
     AddressOff,
     AddressOn,
     CommitOpening,
@@ -37,6 +38,7 @@ from crnode.failover.terms import (
     Serve,
     Stop,
     Voter,
+    timers_of,
 )
 
 L = 3 * SECOND
@@ -608,3 +610,13 @@ def test_a_later_epoch_that_a_voter_promised_is_a_reason_for_doubt_once() -> Non
     first = round_of_questions()
     assert first.index(AddressOff) < first.index(AddressOn) and not holder.doubts
     assert AddressOff not in round_of_questions()
+
+
+def test_a_lease_that_changes_its_length_is_renewed_as_the_shorter_one_asks() -> None:
+    holder = active()
+    longer = holder.hard.config._replace(lease_ns=10 * SECOND)
+    assert holder.lease_ns == L
+    assert type(holder.change(longer, at(0.2))) is list
+    assert holder.lease_ns == L and timers_of(holder.lease_ns) == LAN
+    holder._before = None  # it is complete
+    assert timers_of(holder.lease_ns) == WAN
