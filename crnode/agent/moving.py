@@ -99,8 +99,14 @@ class Moving:
             rows.append(row)
             why_not = why_not or why
         data = min((row["epoch"] for row in rows), default=0)
+        fence = max((row.pop("fence") for row in rows), default=0)
         why_not = self._put_out() or why_not
-        return {"data": list(epoch_parts(data)), "why_not": why_not, "sets": rows}
+        return {
+            "data": list(epoch_parts(data)),
+            "fence": list(epoch_parts(fence)),
+            "why_not": why_not,
+            "sets": rows,
+        }
 
     def _put_out(self) -> str:
         """Whether another candidate turned this node away: it goes on as the cluster, without this one."""
@@ -128,15 +134,17 @@ class Moving:
 
     async def _one_state(self, spec: ReplicationSet) -> tuple[Args, str]:
         row: Args = {"name": spec.name, "epoch": 0, "version": None, "time_ns": None, "source": spec.source}
+        row["fence"] = 0  # the newest epoch that anybody began, as far as this catalog knows
         try:
             catalog = self._catalog(spec)
         except CrnodeError as error:
             return row, str(error)
 
-        def look() -> tuple[Image | None, bool]:
-            return catalog.newest(), catalog.staging() is not None
+        def look() -> tuple[Image | None, bool, int]:
+            fence = int.from_bytes(catalog.meta(FENCE) or b"", "big")
+            return catalog.newest(), catalog.staging() is not None, fence
 
-        newest, staging = await self.agent.writer.submit(look)
+        newest, staging, row["fence"] = await self.agent.writer.submit(look)
         if newest is None:
             return row, f"Set {spec.name} has no version here yet."
         row |= {"epoch": newest.epoch, "version": newest.sequence, "time_ns": newest.at_ns}
@@ -242,7 +250,14 @@ class Moving:
             specs = self.specs()
             for spec in specs:
                 catalog = self._catalog(spec)
-                await self.agent.writer.submit(raise_fence, catalog, epoch, force=True)
+                fence = await self.agent.writer.submit(raise_fence, catalog, epoch, force=True)
+                if fence > epoch:
+                    raise CrnodeError(
+                        f"Epoch {_spoken(fence)} of {spec.name} has begun, and this would be"
+                        f" {_spoken(epoch)}.",
+                        "Its keeper had not heard of it.",
+                        "It tries again, with a later one.",
+                    )
                 if (target := self.agent.sets.targets.get(spec.uuid)) is not None:
                     await target.target.leave_source("This node takes the set over.")
             there = {str(name) for name in args.get("there", ())}

@@ -534,6 +534,7 @@ class Keeper:
                 try:
                     answer = await self.ask_agent("takeover.state", {}, ANSWER_SECONDS)
                     data, why = Epoch(*map(int, answer["data"])), str(answer["why_not"])
+                    self.lease.hear(Epoch(*map(int, answer["fence"])))
                 except (CrnodeError, KeyError, TypeError, ValueError) as error:
                     told = error.what if isinstance(error, CrnodeError) else repr(error)
                     data, why = self._data[1], f"its agent does not say what data it has: {told}"

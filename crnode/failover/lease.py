@@ -431,6 +431,10 @@ class Lease:
                 self._wait = None  # what it tried before was at another's lease
         return []
 
+    def hear(self, epoch: Epoch) -> None:
+        """Somebody began this epoch, as this node's data knows: the next one is greater."""
+        self._hear(epoch)
+
     # -- alone, and by force
 
     @property

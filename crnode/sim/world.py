@@ -269,6 +269,7 @@ class World:
         if node.frozen or node.lease is None or node.lease.phase is not Phase.STANDBY:
             return
         moment = node.moment(self.now)
+        node.lease.hear(node.fence)
         answer = node.lease.campaign(self.images[node.newest].opens, moment)
         if isinstance(answer, str):
             if self.plan.eager and 0 < (left := node.lease.promise_left(moment)) < SECOND:
@@ -748,6 +749,7 @@ class World:
             self.kill(self.nodes[index])
             if self.chance.random() < 0.5:
                 self.at(self.chance.randrange(SECOND, 20 * SECOND), self.boot, self.nodes[index])
+        lease.hear(node.fence)
         # Not before what anybody promised has run out: it may have been to one that is off now.
         answer = lease.force(self.images[node.newest].opens)
         if isinstance(answer, str):

@@ -535,6 +535,12 @@ def test_who_went_on_by_force_and_opened_nothing_asks_after_a_start_as_well() ->
     assert again.unconfirmed() == ["a", "c", "d"] and isinstance(again.campaign(NO_EPOCH, at(0)), str)
 
 
+def test_what_the_data_knows_of_a_later_epoch_is_gone_beyond() -> None:
+    one = lease("b", config=config("b"))
+    one.hear(Epoch(40, 1))
+    assert type(one.campaign(NO_EPOCH, at(0))) is list and one.epoch == Epoch(41, 2)
+
+
 def test_two_that_go_on_by_force_begin_two_generations() -> None:
     b, c = lease("b"), lease("c")
     b.force(NO_EPOCH)
