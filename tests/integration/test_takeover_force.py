@@ -57,6 +57,8 @@ def test_of_two_nodes_the_other_goes_on_when_a_person_says_that_one_is_off(shop:
     time.sleep(6)
     assert b.phase() == "standby"  # it cannot know whether a is dead, or the cable
     assert answer(b, "failover", "--force")[0] == ExitCode.USAGE
+    code, said = answer(b, "failover", "--dry-run")
+    assert code == ExitCode.BEHIND and "crnode failover --force --i-switched-off a" in said
     said = b.run("failover", "--force", "--i-switched-off", "a")
     assert "b goes on without a" in said
     assert shop.settled() is b
@@ -65,7 +67,9 @@ def test_of_two_nodes_the_other_goes_on_when_a_person_says_that_one_is_off(shop:
 
     # The old one comes back as it was: nobody listens to it, and it does not serve.
     shop.boot(a)
-    wait_for(lambda: "alone votes" in why_not(a), 20)
+    wait_for(lambda: "b has turned this node away" in why_not(a), 30)
+    code, said = answer(a, "activate", "--alone")
+    assert code == ExitCode.REFUSED and "has to join anew" in said
     time.sleep(3)
     assert not a.has_address() and not a.serves() and shop.settled() is b
     code, said = answer(a, "activate")
