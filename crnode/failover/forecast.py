@@ -23,7 +23,9 @@ def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
     there = [row for row in rows if "error" not in row]
     active = next((row["node"] for row in there if row["keeper"]["phase"] in ("active", "handing")), None)
     if active is None:  # its agent may not answer, and its keeper be heard
-        active = next((row["keeper"]["holder"] for row in there if row["keeper"]["holder"]), None)
+        answering = {row["node"] for row in there}
+        holders = (str(row["keeper"]["holder"]) for row in there)
+        active = next((name for name in holders if name and name not in answering), None)
     voters = _voters(takeover, there)
     majority = len(voters) // 2 + 1
     if active is None:

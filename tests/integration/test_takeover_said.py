@@ -21,6 +21,12 @@ def says(host: Host, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def holder(host: Host) -> str:
+    with contextlib.suppress(CrnodeError):
+        return str(host.asked()["holder"])
+    return ""
+
+
 @pytest.mark.timeout(300)
 def test_the_lease_may_become_longer_and_shorter_while_it_is_held(shop: Shop) -> None:
     a, b, c = shop.keepers()
@@ -32,7 +38,7 @@ def test_the_lease_may_become_longer_and_shorter_while_it_is_held(shop: Shop) ->
         host.keeper.terminate()
         host.keeper.wait()
         host.keeper = host.start("keeper")
-        wait_for(lambda host=host: host.asked()["holder"] == "a", 30)  # type: ignore[misc]
+        wait_for(lambda host=host: holder(host) == "a", 30)  # type: ignore[misc]
     assert a.phase() == "active" and a.asked()["left_s"] > 5
     a.run("takeover", "set", *shop.said)
     wait_for(lambda: a.asked()["left_s"] < 2.6, 20)
@@ -47,7 +53,7 @@ def test_who_is_active_stays_a_candidate_and_a_service_that_was_mended_is_tried(
     shop.turns = ["a"]
     words = [word for at, word in enumerate(shop.said) if shop.said[at - (at % 2)] != "--candidate"]
     code, said = says(a, "takeover", "set", *words, "--candidate", "b", "--leave", "site")
-    assert code == ExitCode.REFUSED and "a is active, and would be no candidate" in said
+    assert code == ExitCode.REFUSED and "is a, which may not become active" in said
 
     # Misspelt, it cannot be started on either; said rightly, it is.
     wrong = [word.replace("/service.py", "/servcie.py") for word in shop.said]
