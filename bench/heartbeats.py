@@ -43,8 +43,9 @@ while True:
                     time.sleep(0.1)
                 file.write(os.urandom(1 << 20))
                 written += 1
-                with open(told, "w") as out:
+                with open(told + ".new", "w") as out:
                     out.write(str(written))
+                os.replace(told + ".new", told)  # whoever reads it when this is killed finds a number
 """
 TOLD = {
     "active again or elsewhere": "is active in epoch",
