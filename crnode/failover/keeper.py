@@ -432,6 +432,9 @@ class Keeper:
     def _take(self, name: str, envelope: wire.Envelope) -> None:
         if envelope.cluster.hex() != self.document.id or (link := self.links.get(name)) is None:
             return
+        node = self.document.node(name)
+        if node is None or node.lost:  # its connection is older than that
+            return
         link.heard, link.incarnation = time.monotonic(), envelope.incarnation
         if type(envelope.message) is Alive:
             link.able = envelope.message.able
