@@ -315,8 +315,8 @@ class WindowsService:
         self._started = False
         words = ["taskkill", "/F", "/FI", f"SERVICES eq {self.name}"]
         with contextlib.suppress(OSError):
-            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT)
+            nothing = subprocess.DEVNULL
+            subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing)
 
     def is_gone(self) -> bool:
         return not self._started

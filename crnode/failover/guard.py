@@ -106,12 +106,6 @@ class Watchdog:
         """Whether there is one that may be armed."""
         return self.is_armed or os.access(self.path, os.W_OK)
 
-    def quiet(self) -> None:
-        """One that a keeper before left armed, and that nothing is wrong with any more, is disarmed."""
-        if self._fd is None and self.is_usable:
-            self.arm()
-            self.disarm()
-
     def feed(self) -> None:
         """It is as it should be; often enough is a part of the device's time."""
         now = time.monotonic()

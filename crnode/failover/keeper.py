@@ -277,10 +277,12 @@ class Keeper:
             self._units = units
             self.later(self._write_drop_ins(units))
         hook, there = takeover.address_hook, takeover.address or ""
-        if not is_candidate or not hook:
+        if self._clients is not None and (not is_candidate or self._clients.command != hook):
+            self._clients.drop()
             self._clients = None
-        elif self._clients is None or self._clients.command != hook:
+        if self._clients is None and is_candidate and hook:
             self._clients = Clients(hook, there, self.node.name)
+            self._bring_clients()
         self.lease.removed = frozenset(name for name, _ in self.lease.hard.config.slots) - (
             others | {self.node.name}
         )
@@ -641,6 +643,7 @@ class Keeper:
         self._least_left = None
         self._served = epoch  # once more in the same one: a switch was taken back
         self._asked = self._released = False
+        self._off = frozenset()  # whoever comes back may serve again, and be switched off again
         self.tending.forget()
         self.say(f"{self.node.name} is active in epoch {epoch}.")
         begun = time.monotonic()
@@ -821,4 +824,4 @@ def spread_ms(seconds: Iterable[float]) -> dict[str, float]:
     return {"p50": p50 * 1000, "p99": p99 * 1000, "max": found[-1] * 1000}
 
 
-__all__ = ["SOCKET", "Keeper", "keeper_address", "moment", "spread_ms"]
+__all__ = ["SOCKET", "Keeper", "keeper_address", "spread_ms"]
