@@ -84,9 +84,8 @@ class Forced:
         self._later(self._tell())
         self.agent.journal.add(
             "takeover",
-            f"{me} goes on by force, without {_named(off)}, which a person says to have switched off. At"
-            f" most one"
-            " node is active as long as that is so.",
+            f"{me} goes on by force, without {_named(off)}, which a person says to have switched off."
+            " At most one node is active as long as that is so.",
         )
         return {"node": me, "off": off}
 
@@ -114,6 +113,7 @@ class Forced:
                     f"{name} does not say whether it hears {_named(off)}.",
                     str(error) or "It did not answer in time.",
                 ) from error
+        for name in off:
             who = [one for one, others in hears.items() if name in others]
             if name in answering or who:
                 raise _refused(
