@@ -110,8 +110,8 @@ class Moving:
 
     def _put_out(self) -> str:
         """Whether another candidate turned this node away: it goes on as the cluster, without this one."""
-        denying = sorted(name for name, link in self.agent.links.items() if link.denied and
-        self._may_lead(name))
+        links = self.agent.links
+        denying = sorted(name for name, link in links.items() if link.denied and self._may_lead(name))
         if not denying:
             return ""
         return f"{denying[0]} has turned this node away: it was put out of the cluster, and has to join anew."

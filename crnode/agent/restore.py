@@ -495,8 +495,8 @@ class _LiveFiles:
         """A descriptor of the live file that has the content of `entry`, by what is known of it; None where
         there is none."""
         known = self._reader.entry(entry.path, self._at) if self._at else None
-        if known is None or (known.content, known.level, known.size) != (entry.content, entry.level,
-        entry.size):
+        wanted = (entry.content, entry.level, entry.size)
+        if known is None or (known.content, known.level, known.size) != wanted:
             return None
         try:
             fd = open_beneath(self._root, entry.path, os.O_RDONLY | os.O_NOFOLLOW, cross_devices=True)
