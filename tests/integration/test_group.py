@@ -269,7 +269,8 @@ def test_a_change_that_empties_a_member_is_held_in_the_group_as_well(studio: Stu
         return row["held"]
 
     wait_for(held)
-    assert (studio.workspace / "page 7").exists()
+    # The last one that went: on a busy machine the first may be captured, and shown, by themselves.
+    assert (studio.workspace / "page 39").exists()
     studio.one.call("brake", {"set": "project", "do": "accept"})
     studio.cluster.sync("project")
     assert studio.shown() == tree(studio.anna, studio.ben)
