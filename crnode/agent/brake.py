@@ -87,7 +87,7 @@ class Brakes:
             raise CrnodeError(
                 "A brake is set at the master.", f"That is {master}.", "Run it there.", ExitCode.REFUSED
             )
-        await self.agent.change(set_brake(self.agent.said, spec.name, percent))
+        await self.agent.change(lambda said: set_brake(said, spec.name, percent))
         said = f"holds from {percent} % of the files on" if percent else "is off"
         self.agent.journal.add("cluster", f"The brake of set {spec.name} {said}.", spec.name)
         for running in self.agent.sets.targets.values():

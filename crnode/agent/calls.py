@@ -27,7 +27,7 @@ from crnode.agent.restore import Restore
 from crnode.agent.schedule import Schedule
 from crnode.agent.sets import RunningSource
 from crnode.agent.takeover import Takeovers
-from crnode.cluster.document import ReplicationSet, Role, sentence
+from crnode.cluster.document import ClusterDocument, ReplicationSet, Role, sentence
 from crnode.cluster.keep import DEFAULT
 from crnode.cluster.membership import (
     SetSpec,
@@ -184,8 +184,8 @@ class Calls:
     async def _node_remove(self, args: Args, progress: Progress) -> Args:
         self._master_only("Removing a node")
         name = str(args["name"])
-        document = remove_node(self.agent.said, name, time.time_ns(), bool(args.get("lose")))
-        await self.agent.change(document)
+        lose = bool(args.get("lose"))
+        await self.agent.change(lambda said: remove_node(said, name, time.time_ns(), lose))
         self.agent.journal.add("cluster", f"{name} was removed from the cluster.")
         return {"removed": name}
 
@@ -200,7 +200,7 @@ class Calls:
     async def _thresholds(self, args: Args, progress: Progress) -> Args:
         self._master_only("Setting thresholds")
         warn, error = (float(args[key]) if args.get(key) is not None else None for key in ("warn", "error"))
-        await self.agent.change(set_thresholds(self.agent.said, warn, error))
+        await self.agent.change(lambda said: set_thresholds(said, warn, error))
         now = self.agent.document.thresholds
         said = f"{now.safe_lag_s:g} s behind is a warning, {now.error_lag_s:g} s an error"
         self.agent.journal.add("cluster", f"A target that is {said}.")
@@ -218,19 +218,24 @@ class Calls:
         self._master_only("Adding a set")
         spec = SetSpec.parse(args)
         uuid = secrets.token_hex(16)
-        document = add_set(self.agent.said, spec, time.time_ns(), uuid)
-        if spec.source == self.agent.node.name:
-            added = document.set_by_uuid(uuid)
-            assert added is not None
-            self.agent.sets.check_new_source(added)
-        await self.agent.change(document)
+
+        def make(said: ClusterDocument) -> ClusterDocument:
+            document = add_set(said, spec, time.time_ns(), uuid)
+            if spec.source == self.agent.node.name:
+                added = document.set_by_uuid(uuid)
+                assert added is not None
+                self.agent.sets.check_new_source(added)
+            return document
+
+        await self.agent.change(make)
         self.agent.journal.add("cluster", f"Set {spec.name} was added.", spec.name)
         return {"name": spec.name, "uuid": uuid, "problem": self.agent.sets.refused.get(uuid)}
 
     async def _set_remove(self, args: Args, progress: Progress) -> Args:
         self._master_only("Removing a set")
         name = str(args["name"])
-        await self.agent.change(remove_set(self.agent.said, name, time.time_ns(), bool(args.get("now"))))
+        now = bool(args.get("now"))
+        await self.agent.change(lambda said: remove_set(said, name, time.time_ns(), now))
         self.agent.journal.add("cluster", f"Set {name} was removed.", name)
         return {"removed": name}
 
@@ -243,7 +248,7 @@ class Calls:
         said = {target: _rungs(spec, target) for target in spec.targets}
         own = [target for target in spec.targets if node is None and spec.targets[target].keep is not None]
         goes = {target: await self._goes(spec, target) for target in said if target in (node or target,)}
-        await self.agent.change(document)
+        await self.agent.change(lambda said: keep_versions(said, name, rungs, node))
         where = f" at {node}" if node else ""
         what = ", ".join(rungs) or "as usual"
         self.agent.journal.add("cluster", f"Set {name} keeps its versions{where} {what} from now on.", name)

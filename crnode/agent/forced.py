@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.moving import Moving, ask_keeper
-from crnode.cluster.document import MAX_NODES
+from crnode.cluster.document import MAX_NODES, ClusterDocument
 from crnode.cluster.membership import go_on_without
 from crnode.cluster.node_file import CA_KEY_FILE
 from crnode.errors import CrnodeError, ExitCode
@@ -74,12 +74,16 @@ class Forced:
                 "It has never got the key of the cluster's CA, which the master gives to each candidate.",
             )
         voids = {name: secrets.token_hex(32) for name in off}
-        changed = go_on_without(document, me, voids, time.time_ns(), int(mine["generation"]))
+
+        def make(said: ClusterDocument) -> ClusterDocument:
+            return go_on_without(said, me, voids, time.time_ns(), int(mine["generation"]))
+
+        make(document)  # refused before anything happens
         if not half_done:
             await ask_keeper(self.agent, "force", {"accept_loss": bool(args.get("accept_loss")), "off": off})
         elif seen["active"] != me:
             await ask_keeper(self.agent, "alone", {})
-        await self.agent.change(changed)
+        await self.agent.change(make)
         self.agent.renew_desk()
         self._later(self._tell())
         self.agent.journal.add(

@@ -49,7 +49,7 @@ class Groups:
     async def add(self, args: Args, progress: Progress) -> Args:
         self._master_only("Adding a group")
         spec, uuid = GroupSpec.parse(args), secrets.token_hex(16)
-        await self.agent.change(add_group(self.agent.said, spec, time.time_ns(), uuid))
+        await self.agent.change(lambda said: add_group(said, spec, time.time_ns(), uuid))
         said = f"Group {spec.name} of {', '.join(spec.members)} was added."
         self.agent.journal.add("cluster", said, spec.name)
         return {"name": spec.name, "uuid": uuid, "problem": self.agent.sets.refused.get(uuid)}
@@ -59,7 +59,7 @@ class Groups:
         add, drop = ([str(member) for member in args.get(key) or []] for key in ("add", "drop"))
         if add or drop:
             self._master_only("Changing the members of a group")
-            await self.agent.change(change_members(self.agent.said, name, add, drop))
+            await self.agent.change(lambda said: change_members(said, name, add, drop))
             now = self.agent.document.need_set(name).members
             said = f"Group {name} has the members {', '.join(now)} from now on."
             self.agent.journal.add("cluster", said, name)

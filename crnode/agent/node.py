@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from crnode.agent.learn import newer_document
 from crnode.agent.links import Link
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
+from crnode.agent.threads import in_thread
 from crnode.cluster.create import bad_address
 from crnode.cluster.document import (
     ClusterDocument,
@@ -36,7 +38,7 @@ from crnode.cluster.document import (
     split_address,
 )
 from crnode.cluster.join import JoinDesk
-from crnode.cluster.membership import accept
+from crnode.cluster.membership import Change, accept
 from crnode.cluster.moves import Move, from_json, moved, to_json
 from crnode.cluster.node_file import (
     CA_KEY_FILE,
@@ -106,6 +108,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._turn = asyncio.Lock()
+        self._saying = asyncio.Lock()  # held while another document comes to hold
         self._client_tls = client_context(data)
         self._loop = asyncio.get_running_loop()
 
@@ -155,7 +158,7 @@ class Agent:
             await self._learn()
             await asyncio.to_thread(self.calls.proof.clean)
             self.moves = await asyncio.to_thread(self._read_moves)
-            await self._follow(self.said)
+            await self._follow()
             await self.calls.in_place.clean()
             await self.calls.moving.resume()
             self.calls.forced.begin()
@@ -271,48 +274,63 @@ class Agent:
 
     # -- the document
 
-    async def change(self, document: ClusterDocument) -> None:
-        """The master made a new document: durable first, then in force here, then told to all."""
-        await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
-        await self._follow(document)
-        await asyncio.gather(*(link.send_document(document) for link in list(self.links.values())))
+    async def change(self, make: Change) -> ClusterDocument:
+        """As the master: `make` a new document of the one that is said; durable first, then in force here,
+        then told to all. Returns it; nothing happens when `make` returns the one it got. Raises what `make`
+        raises."""
+        async with self._saying:
+            document = make(self.said)
+            if document is self.said:
+                return document
+            await self._say(document)
+        await self._follow()
+        await asyncio.gather(*(link.send_document(self.said) for link in list(self.links.values())))
+        return document
+
+    async def _say(self, document: ClusterDocument) -> None:
+        """Make it durable, and the one that holds. Under :attr:`_saying`: two changes of one document would
+        have one number, and of two that came on two connections the older could come to hold."""
+        await in_thread(partial(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes()))
+        self.said = document
 
     async def offered(self, sender: str, body: bytes) -> None:
         """Another node sent a document: take it if it is news from the master (rules 85, 88)."""
-        document = await self._taken(sender, body)
-        if document is not None:
-            await self._follow(document)
+        if await self._take(sender, body):
+            await self._follow()
 
-    async def _taken(self, sender: str, body: bytes) -> ClusterDocument | None:
-        """The document that was sent, durable now; None when it is no news, or refused."""
+    async def _take(self, sender: str, body: bytes) -> bool:
+        """Whether the document that was sent is news, and durable now; a refusal is told."""
         try:
             offered = parse_document(body, f"the document from {sender}")
             hears: set[str] = set()
             if offered.version.generation > self.said.version.generation:
                 hears = {node.name for node in offered.nodes if node.lost and await self.answers(node.name)}
-            document = accept(self.said, offered, sender, hears=hears)
+            was_news = offered.version > self.said.version
+            async with self._saying:
+                if was_news and offered.version <= self.said.version:
+                    return False  # a newer one came meanwhile, on another connection
+                document = accept(self.said, offered, sender, hears=hears)
+                if document.version == self.said.version:
+                    return False
+                await self._say(document)
         except CrnodeError as error:
             self.journal.add("refused", str(error))
-            return None
-        if document.version == self.said.version:
-            return None
-        await asyncio.to_thread(atomic_write, self.data / DOCUMENT_FILE, document.to_bytes())
-        return document
+            return False
+        return True
 
     async def _learn(self) -> None:
         """Before any set is opened: a source that was away must not capture under an old document."""
         if self._is_master():
             return
         body = await newer_document(self.said, self._dial)
-        document = await self._taken(self.said.master.name, body) if body is not None else None
-        if document is not None:
-            self.said = self.document = document
+        if body is not None and await self._take(self.said.master.name, body):
+            self.document = self.said
             self.journal.add("cluster", "The cluster was changed while this node was away.")
 
-    async def _follow(self, document: ClusterDocument) -> None:
+    async def _follow(self) -> None:
+        """Put into force what is said."""
         async with self._turn:
-            self.said = document
-            document = self.document = moved(document, self.moves)
+            document = self.document = moved(self.said, self.moves)
             self._turn_away()
             here = document.node(self.node.name)
             if here is not None and here.role is not self.node.role:
@@ -346,9 +364,10 @@ class Agent:
 
     async def move(self, moves: Mapping[str, Move]) -> None:
         """Sets have another source from now on: durable first, then in force here."""
-        self.moves = {**self.moves, **moves}
-        await asyncio.to_thread(atomic_write, self.data / MOVES_FILE, to_json(self.moves))
-        await self._follow(self.said)
+        async with self._saying:
+            self.moves = {**self.moves, **moves}
+            await in_thread(partial(atomic_write, self.data / MOVES_FILE, to_json(self.moves)))
+        await self._follow()
 
     async def rebuild_catalog(self, uuid: str, why: str, found: Catalog | None = None) -> None:
         """A running set's catalog (`found`, where it takes long to find that) is damaged: it is set aside and
@@ -366,7 +385,7 @@ class Agent:
             self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
             self._follow_later()
             raise
-        await self._follow(self.said)
+        await self._follow()
 
     async def _start_over(self, uuid: str, why: str, found: Catalog | None = None) -> None:
         """What the set's tasks still say of the damaged catalog while they end asks for no other one; what
@@ -408,7 +427,7 @@ class Agent:
                 self.sets.refused[uuid] = f"Its catalog is damaged and cannot be made again: {error}"
                 await asyncio.sleep(MEND_SECONDS)
         self._mending.discard(uuid)
-        await self._follow(self.said)
+        await self._follow()
 
     def _follow_later(self) -> None:
         """A set could not start for what may pass, a full disk for one: it is tried again without anybody's
@@ -419,7 +438,7 @@ class Agent:
     async def _follow_again(self) -> None:
         await asyncio.sleep(MEND_SECONDS)
         self._later = None  # what is so still asks for another one
-        await self._follow(self.said)
+        await self._follow()
 
     def _writer_met_damage(self, error: BaseException) -> None:
         """A job met a damaged catalog. Where it does not say which, all are looked at."""

@@ -35,7 +35,7 @@ class Takeovers:
         self._check_left(spec)
         await self._check_new(spec)
         incarnation = await asyncio.to_thread(self._incarnation)
-        await self.agent.change(set_takeover(self.agent.said, spec, incarnation))
+        await self.agent.change(lambda said: set_takeover(said, spec, incarnation))
         self.agent.journal.add("cluster", f"Voters on who is active are {', '.join(spec.voters)}.")
         return await self.show({}, progress)
 

@@ -29,7 +29,7 @@ from crnode.cluster.identity import (
     load_certificate,
     same_key,
 )
-from crnode.cluster.membership import add_node, move_node
+from crnode.cluster.membership import Change, add_node, move_node
 from crnode.cluster.node_file import (
     CA_CERTIFICATE_FILE,
     CA_KEY_FILE,
@@ -62,14 +62,14 @@ class JoinDesk:
         self,
         data: Path,
         current: Callable[[], ClusterDocument],
-        commit: Callable[[ClusterDocument], Awaitable[None]],
+        change: Callable[[Change], Awaitable[ClusterDocument]],
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`current` gives the document in force; `commit` makes a new one durable and known, or raises."""
+        """`current` gives the document in force; `change` makes a new one durable and known, or raises."""
         self._authority = CertificateAuthority.load(data / CA_CERTIFICATE_FILE, data / CA_KEY_FILE)
         self._book = TokenBook(data / TOKENS_FILE)
         self._current = current
-        self._commit = commit
+        self._change = change
         self._now_ns = now_ns
         self._turn = asyncio.Lock()
 
@@ -115,7 +115,7 @@ class JoinDesk:
         """The reply to a joiner. CrnodeError (a TokenError has a `code`) when it is turned away."""
         if isinstance(message, CaRequest):
             return CaReply(ca=self._authority.certificate_der, cluster_name=self._current().name)
-        async with self._turn:  # two joiners at once would edit the same version of the document
+        async with self._turn:  # a token is used once
             return await self._admit(message)
 
     async def _admit(self, request: JoinRequest) -> JoinReply:
@@ -127,31 +127,28 @@ class JoinDesk:
         else:
             certificate = self._authority.issue(request.csr, invitation.name, now)
             invitation = self._book.keep_certificate(invitation, certificate)
-        document = self._current()
         mark = fingerprint(certificate)
-        here = document.node(invitation.name)
-        if here is not None and here.fingerprint == mark:
-            changed = move_node(document, invitation.name, request.address)
-        elif any(stone.fingerprint == mark for stone in document.tombstones):
-            raise TokenError(
-                "token-used", "The join token was refused.", f"'{invitation.name}' was removed since then."
-            )
-        else:
-            what = f"'{invitation.name}' was not admitted."
-            incarnation = invitation.incarnation
+
+        def make(document: ClusterDocument) -> ClusterDocument:
+            here = document.node(invitation.name)
+            if here is not None and here.fingerprint == mark:
+                return move_node(document, invitation.name, request.address)
+            if any(stone.fingerprint == mark for stone in document.tombstones):
+                why = f"'{invitation.name}' was removed since then."
+                raise TokenError("token-used", "The join token was refused.", why)
             node = _node(
                 invitation.name,
                 invitation.role,
                 request.address,
                 mark,
-                incarnation,
+                invitation.incarnation,
                 now,
                 request.machine,
-                what,
+                f"'{invitation.name}' was not admitted.",
             )
-            changed = add_node(document, node, now)
-        if changed is not document:
-            await self._commit(changed)
+            return add_node(document, node, now)
+
+        changed = await self._change(make)
         return JoinReply(certificate=certificate, node=invitation.name, document=changed.to_bytes())
 
 

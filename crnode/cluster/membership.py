@@ -8,7 +8,7 @@ of the master (rules 85 and 88). `now` is wall clock time in nanoseconds since 1
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import pathspec
@@ -39,6 +39,7 @@ from crnode.errors import CrnodeError, ExitCode
 
 _UNCHANGED = "Nothing was changed."
 GENERATIONS_MOST = 16  # that a node may have missed
+Change = Callable[[ClusterDocument], ClusterDocument]  # what another document is made of the present one by
 
 
 class SetSpec(BaseModel):

@@ -60,3 +60,5 @@ def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
             one.data[kind["small"]] = request.getfixturevalue("small_disk") / "data"
         one.open(third=bool(kind.get("third")), words=kind.get("words", ()))
         yield one
+    if one.differs:
+        print(f"== what a and b did not agree in\n{one.differs}")

@@ -72,6 +72,8 @@ echo $CRNODE_ACTION $CRNODE_NODE >> {0}/clients
 class Shop(House):
     """A house in which a set moves: a and b have it and may be active, c votes."""
 
+    differs = ""
+
     def open(self, *, third: bool = False, words: Sequence[str] = ()) -> None:
         """`third`: c keeps a copy as well; `words`: more of `crnode takeover set`."""
         more = [word.format(place=self.place) for word in words]
@@ -155,10 +157,12 @@ class Shop(House):
         self.hosts["client"].plug("down")
 
     def same(self) -> bool:
+        """Whether both have the same; what differs is told when a test ends."""
         try:
-            return rsync_difference(self.site("a"), self.site("b")) == ""
-        except AssertionError:
-            return False
+            self.differs = rsync_difference(self.site("a"), self.site("b"))
+        except AssertionError as error:
+            self.differs = str(error)
+        return not self.differs
 
     def kill(self, host: Host) -> None:
         """Power off: everything of it is gone at once."""

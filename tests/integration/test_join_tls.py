@@ -21,7 +21,7 @@ from crnode.cluster.create import choose_places, create_cluster
 from crnode.cluster.document import ClusterDocument, Node, fingerprint, parse_document
 from crnode.cluster.identity import CertificateAuthority, certificate_pem, create_key_and_csr, valid_until_ns
 from crnode.cluster.join import JoinDesk, Joined, Joiner, clock_warning
-from crnode.cluster.membership import remove_node
+from crnode.cluster.membership import Change, remove_node
 from crnode.cluster.node_file import DataLock, NodeFile, read_node_file
 from crnode.cluster.tokens import TokenError, format_token, parse_token
 from crnode.errors import CrnodeError, ExitCode
@@ -80,7 +80,7 @@ class Master:
         self.commits = 0
         self.sessions: list[str] = []
         self.fail_commit = False
-        self.desk = JoinDesk(data, lambda: self.document, self._commit, self._now)
+        self.desk = JoinDesk(data, lambda: self.document, self._change, self._now)
         self.listener: Listener
 
     @property
@@ -90,11 +90,14 @@ class Master:
     def _now(self) -> int:
         return time.time_ns() + self.clock_ns
 
-    async def _commit(self, document: ClusterDocument) -> None:
-        if self.fail_commit:
-            raise CrnodeError("The disk is full.", "", "", ExitCode.FULL)
-        self.commits += 1
-        self.document = document
+    async def _change(self, make: Change) -> ClusterDocument:
+        document = make(self.document)
+        if document is not self.document:
+            if self.fail_commit:
+                raise CrnodeError("The disk is full.", "", "", ExitCode.FULL)
+            self.commits += 1
+            self.document = document
+        return document
 
     async def _on_peer(self, peer: Peer, connected: Connected) -> None:
         if peer.name is None:
