@@ -108,6 +108,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._turn = asyncio.Lock()
+        self.in_force = asyncio.Event()  # the sets of the first document run
         self._saying = asyncio.Lock()  # held while another document comes to hold
         self._client_tls = client_context(data)
         self._loop = asyncio.get_running_loop()
@@ -159,6 +160,7 @@ class Agent:
             await asyncio.to_thread(self.calls.proof.clean)
             self.moves = await asyncio.to_thread(self._read_moves)
             await self._follow()
+            self.in_force.set()
             await self.calls.in_place.clean()
             await self.calls.moving.resume()
             self.calls.forced.begin()

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 FRAME_BYTES = 512 << 10
 FRAME_OBJECTS = 4000
 PAGE_ENTRIES = 500  # of a catalog, per look
+OF_WHAT_RUNS = ("takeover.state", "takeover.switch", "takeover.fence", "takeover.moved")
+"""Questions whose answer would be wrong while the agent starts: that it has no data, for one."""
 SIGN_SECONDS = 10.0
 """A search in a source's files that finds nothing gives a sign of life this often: who asked waits 60 s."""
 DOCUMENT_WAITS, DOCUMENT_WAIT_SECONDS = 40, 0.05
@@ -158,6 +160,7 @@ class Server:
         elif isinstance(message, Document):
             await self.agent.offered(name, message.body)
         elif isinstance(message, Fetch | ImagesRequest | EntriesRequest):
+            await self.agent.in_force.wait()
             uuid = message.set.hex()
             if not self.may_read(name, uuid):
                 self.agent.journal.add("refused", f"{name} asked for data of a set that it has no part in.")
@@ -191,6 +194,8 @@ class Server:
                 raise CrnodeError(
                     f"The question '{message.method}' is not understood here.", "", "Use one version."
                 )
+            if message.method in OF_WHAT_RUNS:
+                await self.agent.in_force.wait()
             answer, ok = await method(name, body), True
             text = json.dumps(answer).encode()
         except CrnodeError as error:

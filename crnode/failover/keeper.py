@@ -90,6 +90,7 @@ ENDED_SECONDS = 1.0  # within which what was killed is gone
 STEPS = {"takeover.gather": "made its data ready", "takeover.open": "opened the epoch"}
 ASK_SECONDS = 1.0  # between two questions to the agent about its data
 ANSWER_SECONDS = 2.0  # it has as long to answer
+ABLE_SECONDS = 3.0  # after what happened, by which the others have heard that this node is able
 STALE_SECONDS = 4.0  # what it said counts for so long
 SILENT_SECONDS = 10.0  # it works on what it was asked to do, and says so each second
 
@@ -768,8 +769,10 @@ class Keeper:
 
     async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         successor = str(args["to"])
-        link = self.links.get(successor)
-        if link is None or not link.is_there or not link.able:
+        until = time.monotonic() + ABLE_SECONDS
+        while not self._is_able(successor) and time.monotonic() < until:
+            await asyncio.sleep(0.05)  # what it can is told now and then: it may be able, and have said no
+        if not self._is_able(successor):
             raise CrnodeError(
                 f"{successor} cannot take over now.",
                 "Its keeper does not answer, or it is not able to serve.",
@@ -791,6 +794,10 @@ class Keeper:
         self._taken_back = ""
         self.do(answer)
         return {"to": successor}
+
+    def _is_able(self, name: str) -> bool:
+        link = self.links.get(name)
+        return link is not None and link.is_there and link.able
 
     async def _campaign_call(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person wants this node to be active as soon as the lease is free."""

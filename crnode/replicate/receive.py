@@ -29,7 +29,7 @@ from crnode.replicate import compare
 from crnode.replicate.brake import Brake, Held, HeldBack, accept, held, show
 from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
-from crnode.replicate.place import Place, Prepared
+from crnode.replicate.place import Place, Prepared, locate
 from crnode.replicate.quota import InFlight, Staged
 from crnode.store.catalog import Catalog
 from crnode.store.packs import StoreFailed
@@ -63,6 +63,7 @@ T = TypeVar("T")
 SYNC_SECONDS = 1.0  # after a move the live tree is made durable within this time
 RECONCILE_SECONDS = 3600.0
 RETRY_SECONDS = 5.0
+UNSEEN = "unseen"  # key: what else lies in the destination was not looked at yet
 LOOK_SECONDS = 10.0  # the destination itself is looked at this often: is it still there, and ours?
 ENTRY_BYTES = 128  # what an entry takes in a catalog besides its path and extras, about
 
@@ -165,6 +166,7 @@ class TargetSet:
         )
         self.on_image: Callable[[], None] = lambda: None  # an image was committed
         self._accepted = False  # a person says that what is found at the destination may be set aside
+        self._unseen = False  # the destination may hold more than this catalog knows
 
     # -- sessions with the source
 
@@ -408,6 +410,8 @@ class TargetSet:
                     if self._loop.time() >= next_check:
                         next_check = self._loop.time() + RECONCILE_SECONDS
                         await self.check_live()
+                    if self._unseen and self._tree is not None:
+                        await self._see()
                 except (CrnodeError, OSError) as error:
                     await self._cannot(error)
         finally:
@@ -482,17 +486,21 @@ class TargetSet:
         held = reader.meta("place")
         before = Prepared(*json.loads(held)) if held is not None else None
         adopt = self._accepted or (self.target.adopt and before is None)
+        found = before is None and locate(self.destination, bytes.fromhex(self.spec.uuid)).mark() is not None
         place, as_left = self._prepare(before, adopt)
         self._accepted = False
         now = place.prepared()
 
         def note() -> None:
             self.catalog.set_meta("place", json.dumps(now).encode())
+            if found:  # a destination of this set from before this catalog was made
+                self.catalog.set_meta(UNSEEN, b"1")
             if not as_left:
                 self.catalog.forget_tree(boot_id())
 
         if not as_left or now != before:
             self._record(note)
+        self._unseen = found or reader.meta(UNSEEN) is not None
         if before is not None and not as_left:
             text = f"Set {self.spec.name}: the destination was gone or replaced; it is written anew."
             if self.target.mode is Mode.ARCHIVE:
@@ -729,6 +737,22 @@ class TargetSet:
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
         return await self._put_right(tree, paths)
+
+    async def _see(self) -> None:
+        """Once the tree shows an image: what else lies in a destination that was found is set aside."""
+        before = self.live
+        if before is None or before.at == 0 or before.state != "clean":
+            return
+        await self.check_live()
+        if self.live is None or self.live.at != before.at:
+            return  # it moved meanwhile, and is looked at again
+
+        def note() -> None:
+            with self.catalog.transaction():
+                self.catalog.set_meta(UNSEEN, None)
+
+        await self.writer.submit(note)
+        self._unseen = False
 
     async def mend(self, path: bytes, which: str) -> bool:
         """Write a file of the live tree anew of which some bytes are not what was written (`which`, for

@@ -309,3 +309,26 @@ def test_a_first_transfer_is_never_called_offline(cluster: Cluster, tmp_path: Pa
     connected = seen[next(n for n, state in enumerate(seen) if state != "offline") :]
     assert set(connected) <= {"waiting", "behind", "copying", "in sync"}
     assert len(set(connected)) > 1, "nothing of the transfer was seen"
+
+
+def test_what_lies_in_a_destination_that_the_catalog_forgot_is_set_aside(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The disk with the data directory was replaced; the live tree is on another one, and old."""
+    live = tmp_path / "live"
+    source = pair(cluster, tmp_path, live, brake_percent=0)
+    box2 = cluster.nodes["box2"]
+    box2.stop()
+    for part in ("sets", "store"):
+        shutil.rmtree(box2.data / part)
+    (source / "folder" / "f3").unlink()
+    (source / "folder" / "f4").write_bytes(b"newer")
+    (live / "folder" / "f5").write_bytes(b"of somebody at box2")
+    (live / "of somebody else").write_bytes(b"mine")
+    box2.start()
+    wait_for(lambda: target(cluster)["state"] == "in sync", 30)
+    wait_for(lambda: rsync_difference(source, live) == "", 30)  # by itself
+    found = (path for path in (tmp_path / ".crnode-live").glob("aside/**/*") if path.is_file())
+    aside = {path.name: path.read_bytes() for path in found}
+    assert {"f3", "f4", "f5", "of somebody else"} <= aside.keys()
+    assert aside["f5"] == b"of somebody at box2" and aside["of somebody else"] == b"mine"
