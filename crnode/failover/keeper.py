@@ -769,10 +769,11 @@ class Keeper:
 
     async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         successor = str(args["to"])
-        until = time.monotonic() + ABLE_SECONDS
-        while not self._is_able(successor) and time.monotonic() < until:
-            await asyncio.sleep(0.05)  # what it can is told now and then: it may be able, and have said no
-        if not self._is_able(successor):
+        for _ in range(int(ABLE_SECONDS / TICK_SECONDS)):
+            if self._is_able(successor):
+                break
+            await asyncio.sleep(TICK_SECONDS)  # what it can it tells now and then
+        else:
             raise CrnodeError(
                 f"{successor} cannot take over now.",
                 "Its keeper does not answer, or it is not able to serve.",
