@@ -16,8 +16,10 @@ import errno
 import itertools
 import os
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +28,7 @@ from crnode.agent.staging import Staging
 from crnode.agent.threads import in_thread
 from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
-from crnode.platform.files import free_bytes, open_beneath
+from crnode.platform.files import free_bytes, fsync_dir, open_beneath, syncfs
 from crnode.replicate.write import Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
@@ -60,6 +62,8 @@ UNFIT = (
     errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EFBIG,
 )  # fmt: skip
 """What a file system says of a name or a size that it cannot hold, or of two names that are one to it."""
+ALONE = 4 << 20  # bytes of a file that is read back by one thread
+PIECES = 16  # chunks that one of two threads takes at a time
 RECIPES = 16  # recipes that are read in one go; each has at most 4,096 items
 
 
@@ -165,13 +169,13 @@ class Restore:
                 keep = within is None  # cut off from here on, it is gone on with
                 put = partial(self._write, spec)
                 shared = await put(entries, path, staging, policy, progress, groups, share=share)
-                wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
+                wrong = await self._read_back(staging, entries, path)
                 # A power cut came between, and the disk had not all of it; or a live file had changed.
                 if wrong and (staging.resumed or shared):
                     staging.resumed, some = False, set(wrong)
                     again = [e for e in entries if e.path in some or e.kind == DIRECTORY]
                     await put(again, path, staging, policy, progress, groups)
-                    wrong = await in_thread(lambda: _verify(staging, entries, path, self.agent.store.get))
+                    wrong = await self._read_back(staging, entries, path)
             keep = False
             if wrong:
                 raise CrnodeError(
@@ -220,6 +224,15 @@ class Restore:
         if not path:
             out["digest_ok"] = True
         return out
+
+    async def _read_back(self, staging: Staging, entries: list[Entry], top: bytes) -> list[bytes]:
+        """Make what was written durable and read it back, both at once; paths that are not as they should."""
+        durable = asyncio.ensure_future(in_thread(partial(_make_durable, staging.path)))
+        try:
+            return await in_thread(partial(_verify, staging, entries, top, self.agent.store.get))
+        finally:
+            await asyncio.wait([durable])
+            durable.result()
 
     def _destination(self, args: Args, ordered_by: str | None, within: Path | None) -> Path:
         """Where to restore to, every link on the way resolved, so that what is checked is what is written."""
@@ -692,14 +705,52 @@ def _same(place: bytes, entry: Entry, load: Callable[[bytes], bytes]) -> bool:
         return entry.size == 0
     fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        for offset, length, name in content.walk(entry.content, entry.level, load, size=entry.size):
-            if name != HOLE and chunk_id(os.pread(fd, length, offset)) != name:
-                return False
+        return _has(fd, content.walk(entry.content, entry.level, load, size=entry.size), entry.size)
     finally:
         os.close(fd)
-    return True
+
+
+def _has(fd: int, pieces: Iterator[tuple[int, int, bytes]], size: int) -> bool:
+    """Whether a file has these (offset, length, id). A second thread helps with a large one: reading and
+    hashing happen without Python's lock."""
+    turn, wrong = threading.Lock(), threading.Event()
+
+    def look() -> None:
+        while not wrong.is_set():
+            with turn:
+                some = list(itertools.islice(pieces, PIECES))
+            if not some:
+                return
+            if any(name != HOLE and chunk_id(os.pread(fd, length, at)) != name for at, length, name in some):
+                wrong.set()
+
+    with contextlib.ExitStack() as stack:
+        helped: Future[None] | None = None
+        if size > ALONE:
+            with contextlib.suppress(RuntimeError):  # no further thread can be started
+                helped = stack.enter_context(ThreadPoolExecutor(1, "read back")).submit(look)
+        look()
+        if helped is not None:
+            helped.result()
+    return not wrong.is_set()
+
+
+def _make_durable(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def _into_place(staging: Path, to: Path) -> None:
-    os.sync()
     os.rename(staging / "tree", to)
+    try:
+        fsync_dir(to.parent)
+    except OSError as error:
+        raise CrnodeError(
+            f"The restore is at {to}, and may not outlast a power cut.",
+            f"The disk failed to confirm its name: {error.strerror}.",
+            "Look at that disk, and restore to another one.",
+            ExitCode.DAMAGE,
+        ) from error

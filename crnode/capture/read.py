@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from crnode.capture.attributes import group_name, read_extra, user_name
@@ -104,6 +105,7 @@ class Taken(NamedTuple):
 
 
 Load = Callable[[bytes], bytes]
+OldChunks = tuple[list[OldChunk], int | None]  # of the version before, and its cutter
 
 
 class PathReader:
@@ -146,7 +148,9 @@ class PathReader:
         self.limit = limit
         self.now_ns = now_ns
         self.budget = budget
-        self.spill: Spill | None = None
+        self.spill: Spill | None = None  # where new chunks go when there are `spill_bytes` of them
+        self.spill_bytes = budget
+        self._fetched: OldChunks | None = None  # of the file that is read now
         self.earlier = Fresh()
         self.mapped: set[bytes] = set()  # files whose bytes may change while their times do not: read twice
         self._devices: dict[int, int] = {}  # open root -> its file system
@@ -319,7 +323,7 @@ class PathReader:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=parent)
         try:
-            before = self._settled(fd, path)
+            before = self._settled(fd, path, partial(self._old_chunks, old, fresh))
             if not stat.S_ISREG(before.st_mode) or (before.st_dev, before.st_ino) != (
                 info.st_dev,
                 info.st_ino,
@@ -349,24 +353,34 @@ class PathReader:
         finally:
             os.close(fd)
         if data is not None and named[0] is not None:
-            fresh.hold(named[0], data, self.budget, self.spill)
+            fresh.hold(named[0], data, self._most, self.spill)
         elif trial is not None:
             _merge(fresh, trial)
         return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), _print(before))
 
+    @property
+    def _most(self) -> int:
+        """Bytes of new chunks that are kept in memory."""
+        return self.budget if self.spill is None else self.spill_bytes
+
     def _age_ns(self, info: os.stat_result) -> int:
         return self.now_ns() - info.st_ctime_ns
 
-    def _settled(self, fd: int, path: bytes) -> os.stat_result:
+    def _settled(self, fd: int, path: bytes, known: Callable[[], OldChunks]) -> os.stat_result:
         """What fstat(2) says of the file once it is old enough to be read once, if that is worth waiting
-        for. What is written meanwhile moves its times, and counts as written before it was read."""
+        for; what is `known` of it is fetched meanwhile. What is written meanwhile moves its times, and counts
+        as written before it was read."""
+        self._fetched = None
         info = os.fstat(fd)
         if info.st_size < WAIT_BYTES or path in self.mapped:
             return info
         age = self._age_ns(info)
         if not 0 <= age < YOUNG_NS:
             return info
-        self._sleep((YOUNG_NS - age) / 1e9)
+        self._fetched = known()
+        left = YOUNG_NS - self._age_ns(info)
+        if left > 0:
+            self._sleep(min(left, YOUNG_NS) / 1e9)
         return os.fstat(fd)
 
     def _fuzzy(self, path: bytes, fd: int, fresh: Fresh) -> Taken:
@@ -375,7 +389,7 @@ class PathReader:
         size = info.st_size  # append-only growth is cut at the size first seen
         trial = Fresh(held=fresh.held)
         builder = content.RecipeBuilder(chunking.CUTTER_64K)
-        sink = _Sink(trial, self.budget, self.spill, builder)
+        sink = _Sink(trial, self._most, self.spill, builder)
         total = 0
         for _, length, view in chunking.cut_stream(
             lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)),
@@ -394,10 +408,11 @@ class PathReader:
         self, path: bytes, fd: int, info: os.stat_result, old: Entry | None, fresh: Fresh, *, twice: bool
     ) -> tuple[bytes, int]:
         size = info.st_size
-        known, previous = self._old_chunks(old, fresh)
+        known, previous = self._fetched or self._old_chunks(old, fresh)
+        self._fetched = None
         number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
         builder = content.RecipeBuilder(number)
-        sink = _Sink(fresh, self.budget, self.spill, builder)
+        sink = _Sink(fresh, self._most, self.spill, builder)
         if known and previous == number and old is not None and old.content is not None:
             load = self._loader(fresh)
             sink.before = dict(_segments_at(old.content, old.level, load)), load
@@ -423,7 +438,7 @@ class PathReader:
 
         return load
 
-    def _old_chunks(self, old: Entry | None, fresh: Fresh) -> tuple[list[OldChunk], int | None]:
+    def _old_chunks(self, old: Entry | None, fresh: Fresh) -> OldChunks:
         """(chunks of the version before with their block hashes, its cutter); ([], None) when they are not
         known: the file is then cut as if it were new."""
         if old is None or old.level == 0 or old.content is None:

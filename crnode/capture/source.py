@@ -55,6 +55,7 @@ EMPTIED_SECONDS = 3.0  # an emptied set is scanned this often, to see whether it
 SCAN_ONLY_SECONDS = 10.0  # without watches a set is scanned this often
 COOKIE_SECONDS = 5.0
 HELD_BYTES = 64 << 20  # new bytes kept in memory for the targets of one set
+PART_BYTES = 4 << 20  # of a large image, that go ahead while the rest is still read
 
 
 class SourceSet:
@@ -587,7 +588,9 @@ class SourceSet:
         paths, reader = self._paths, self._reader
         assert paths is not None
         assert reader is not None
-        paths.spill = self._spill if self.spool else self._hand_over
+        paths.spill, paths.spill_bytes = (
+            (self._spill, paths.budget) if self.spool else (self._hand_over, PART_BYTES)
+        )
         job = Job(paths, reader, self._view, self._selection, self._watcher, self.guard)
         todo: list[tuple[bytes, bool]] = [*extra, *self._settle.take(self._now()).items()]
         flags, losses = CLEAN, self._losses
@@ -613,7 +616,10 @@ class SourceSet:
                 flags = ROLLING
         finally:
             paths.close()
-        await self._finish(job.flush(), flags)
+        batch = job.flush()
+        if batch.fresh.held >= PART_BYTES // 4:
+            self.on_staged(batch.fresh)  # it travels while the image is made
+        await self._finish(batch, flags)
         self._judged.set()
         for text in self.guard.tell():
             self.journal("damage", f"Set {self.spec.name}: {text}")
@@ -621,9 +627,10 @@ class SourceSet:
             self._no_watches(job.limit)
             self._want_scan("watches ran out")
 
-    def _spill(self, chunks: dict[bytes, bytes], _: dict[bytes, Patch]) -> None:
+    def _spill(self, chunks: dict[bytes, bytes], patches: dict[bytes, Patch]) -> None:
         """In the capture thread of a spooling set: waiting here is what slows the reader down to the disk."""
         self.writer.submit_from_thread(self.commit.spool, dict(chunks)).result()
+        self._hand_over(chunks, patches)
 
     def _hand_over(self, chunks: dict[bytes, bytes], patches: dict[bytes, Patch]) -> None:
         """In the capture thread, in the midst of a large file: what was read goes ahead while the rest is

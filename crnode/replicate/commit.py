@@ -124,27 +124,40 @@ class TargetCommit:
         for name, kind, codec, raw, stored, base_id in records:
             part = payload[at : at + stored]
             at += stored
-            base: bytes | None = None
-            if codec == delta.PATCH:
-                try:
-                    base = self.store.get(base_id)
-                except (Missing, Damaged):
+            try:
+                base = self.store.base(base_id) if codec == delta.PATCH else None
+                data = self._verified(name, kind, delta.decode_object(codec, part, raw, base))
+            except (Missing, Damaged):
+                continue
+            except RemoteProtocolError:
+                if codec == delta.PATCH and self._is_damaged(base_id):
                     continue
-            data = delta.decode_object(codec, part, raw, base)
-            if identify(kind, data) != name:
-                raise RemoteProtocolError(f"the bytes sent for {name.hex()[:16]} have another id")
+                raise
             if kind == RECIPE:
                 content.parse_recipe(data)
             if codec == delta.ZSTD:
                 out.append(Record(name, kind, delta.ZSTD, raw, part))
             else:
-                out.append(Record(name, kind, delta.RAW, len(data), memoryview(data)))
+                out.append(Record(name, kind, delta.RAW, len(data), data))
         if incoming is not None:
             incoming.bytes += at
             lane = incoming.lane
         else:
             lane = Lane.BULK
         return self.store.put(out, lane)
+
+    def _verified(self, name: bytes, kind: int, data: bytes | memoryview) -> bytes | memoryview:
+        if identify(kind, data) != name:
+            raise RemoteProtocolError(f"the bytes sent for {name.hex()[:16]} have another id")
+        return data
+
+    def _is_damaged(self, base: bytes) -> bool:
+        """Whether what a patch was applied to is not what it should be: then nothing is wrong with that."""
+        try:
+            self.store.get(base)
+        except (Missing, Damaged):
+            return True
+        return False
 
     def grant(self, staged: Staged, coming: int, incoming: Incoming | None) -> None:
         """Count what is about to be staged, before it is. Raises Refusal (full)."""

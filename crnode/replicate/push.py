@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -67,6 +68,7 @@ Dial = Callable[[str], Awaitable[Peer]]
 
 OFFER_BYTES = 256 << 10  # differences up to this go without asking
 OFFER_ENTRIES = 64
+AHEAD_BYTES = 32 << 20  # of chunks that wait to go ahead, to one target
 IDS_PER_OFFER = 4096
 RETRY_FIRST, RETRY_MOST = 0.25, 10.0  # seconds between attempts to reach the target
 REFUSED_WAIT = 5.0  # seconds before a refused image is tried again
@@ -118,7 +120,7 @@ class Push:
         self._thread = ThreadPoolExecutor(1, f"push-{set_name}-{target}")
         self._news = asyncio.Event()
         self._point: Point | None = None
-        self._ahead: Fresh | None = None  # to be sent ahead of its image
+        self._ahead: deque[Fresh] = deque()  # to be sent ahead of their image, in order
         self._changed = asyncio.Condition()
         self._abandoned = 0
         self._answers: dict[tuple[type[Message], int], asyncio.Future[tuple[Message, memoryview]]] = {}
@@ -128,7 +130,6 @@ class Push:
         self._number = 0
         self._unsaved: set[bytes] = set()  # acknowledged images whose cursor is not in the catalog yet
         self._save_timer: asyncio.TimerHandle | None = None
-        self._idle = False  # in sync, and waiting for something new
         self._opened = False  # whether the target took the present session
         self._peer: Peer | None = None
         self._reader: Reader | None = None
@@ -143,10 +144,12 @@ class Push:
 
     def send_ahead(self, fresh: Fresh) -> None:
         """A part of a large image was captured. What the link is too slow for is left to the image's own
-        push: at most two parts are kept in memory."""
-        if self._idle and self._ahead is None and self.state not in ("full", "refused"):
-            self._ahead = fresh
-            self._news.set()
+        push: no more than AHEAD_BYTES are kept in memory."""
+        waiting = sum(part.held for part in self._ahead)
+        if self._peer is None or self.state in ("full", "refused") or waiting + fresh.held > AHEAD_BYTES:
+            return
+        self._ahead.append(fresh)
+        self._news.set()
 
     def total_sent(self) -> int:
         """Bytes sent to the target since this agent started, before TLS."""
@@ -227,7 +230,8 @@ class Push:
             listener.cancel()
             await asyncio.wait([listener])
             self._fail_waiters(PeerClosed("lost", f"The connection to {self.target} ended."))
-            self._peer = self._ahead = None
+            self._peer = None
+            self._ahead.clear()
             self.sent_bytes += peer.bytes_out
             await peer.close()
         if not listener.cancelled():
@@ -324,6 +328,7 @@ class Push:
                 self._in_sync(newest)
                 await self._wait_news(peer)
                 continue
+            await self._send_ahead(peer)
             if await self._push(peer, newest, held, staged):
                 held = newest
             staged = None
@@ -335,23 +340,24 @@ class Push:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
         newest = self.source.newest
         if newest is None or newest.id == self.acked:
-            self._idle = True
-            try:
-                if self._ahead is None:
-                    await self._news.wait()
-                fresh, self._ahead = self._ahead, None
-                if fresh is not None:
-                    await self._send_ahead(peer, fresh)
-            finally:
-                self._idle = False
+            if not self._ahead:
+                await self._news.wait()
+            await self._send_ahead(peer)
         if peer.closed:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
 
-    async def _send_ahead(self, peer: Peer, fresh: Fresh) -> None:
+    async def _send_ahead(self, peer: Peer) -> None:
         """Stage at the target what it has not; nothing depends on it, and it may be dropped there."""
-        objects = ObjectReader(self.source.store, lambda: self.source.open_roots, fresh)
-        with contextlib.suppress(Abandoned):  # a recipe of ours is damaged: the image's push finds that, too
-            await self._sender(peer).send(from_fresh(fresh), objects, offer=True, patches=True)
+        while self._ahead:
+            fresh = self._ahead.popleft()
+            if self.state in ("full", "refused"):
+                continue
+            objects = ObjectReader(self.source.store, lambda: self.source.open_roots, fresh)
+            # Patches are small: that the target has one already is rare, and asking costs more.
+            whole = sum(len(data) for name, data in fresh.chunks.items() if name not in fresh.patches)
+            offer = whole > OFFER_BYTES
+            with contextlib.suppress(Abandoned):  # a recipe of ours is damaged: the image's push finds that
+                await self._sender(peer).send(from_fresh(fresh), objects, offer=offer, patches=True)
 
     async def _known(self, state: SetState) -> Image | None:
         """The image of ours that the target holds, as its cursor; None when it holds none, or one we do not

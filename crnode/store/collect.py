@@ -346,11 +346,11 @@ class PackSweep:
         self.seconds = time.monotonic() - begun
         return self._at >= len(self._items)
 
-    def _read(self, name: bytes, where: Location) -> bytes | None:
+    def _read(self, name: bytes, where: Location) -> memoryview | None:
         try:
             data = self.store.packs.read(where)
         except (ValueError, OSError):
-            data = b""
+            data = memoryview(b"")
         if sound(name, where.kind, where.codec, where.raw, data):
             return data
         self.store.damaged.add(name)

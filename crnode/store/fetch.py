@@ -42,12 +42,23 @@ def sound(content: bytes, kind: int, codec: int, raw: int, stored: bytes | memor
 def fetch(index: Index, packs: Packs, content: bytes) -> bytes:
     """The verified bytes of an object. Raises Missing or Damaged, OSError when reading fails for another
     reason than the disk (too many open files, for one), which says nothing about the object."""
+    data, kind = fetch_unverified(index, packs, content)
+    if identify(kind, data) != content:
+        raise Damaged(content)
+    return bytes(data)
+
+
+def fetch_unverified(
+    index: Index, packs: Packs, content: bytes, scratch: bytearray | None = None
+) -> tuple[bytes | memoryview, int]:
+    """What the store has under the id, and of which kind that is: for whoever proves by another id what is
+    made of it. With `scratch` it may be in that. Raises as :func:`fetch`."""
     for _ in range(3):  # a collection may move the record between the look-up and the read
         where = index.get(content)
         if where is None:
             raise Missing(content)
         try:
-            stored = packs.read(where)
+            stored = packs.read(where, scratch)
         except FileNotFoundError:
             continue
         except ValueError:
@@ -57,12 +68,9 @@ def fetch(index: Index, packs: Packs, content: bytes) -> bytes:
                 raise Damaged(content) from None
             raise
         try:
-            data = delta.decode_object(where.codec, stored, where.raw, None)
+            return delta.decode_object(where.codec, stored, where.raw, None), where.kind
         except ProtocolError:
             raise Damaged(content) from None
-        if identify(where.kind, data) != content:
-            raise Damaged(content)
-        return bytes(data)
     raise Missing(content)
 
 

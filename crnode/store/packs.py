@@ -381,12 +381,18 @@ class Packs:
                     self._readers.popitem(last=False)
             return reader
 
-    def read(self, where: Location) -> bytes:
-        """The stored bytes of a record. Raises FileNotFoundError when its pack is gone (look the id up
+    def read(self, where: Location, scratch: bytearray | None = None) -> memoryview:
+        """The stored bytes of a record; with `scratch` they are in that, where it is large enough (new memory
+        costs more than what is read into it). Raises FileNotFoundError when its pack is gone (look the id up
         again), ValueError when the record is damaged, OSError when the disk cannot read it."""
         reader = self._reader(where.pack)  # held until the read is over
-        data = os.pread(reader.fd, where.size, where.offset)
-        if len(data) != where.size or data[:4] != MAGIC:
+        if scratch is not None and where.size <= len(scratch):
+            data = memoryview(scratch)[: where.size]
+            count = os.preadv(reader.fd, [data], where.offset)
+        else:
+            data = memoryview(os.pread(reader.fd, where.size, where.offset))
+            count = len(data)
+        if count != where.size or data[:4] != MAGIC:
             raise ValueError(f"record at {where.offset} of pack {where.pack} is damaged")
         return data[HEADER_LENGTH:]
 

@@ -1,8 +1,8 @@
 """How much a node may write: the floor of free space, its own quota, and the reserve for a full disk.
 
 The floor protects whoever else uses the file system (rules 34 and 40); the quota bounds what crnode itself
-takes. Both are checked before each write, so what they cost is one statvfs(2): bytes of packs are a running
-total, and the few catalogs are looked at every other second."""
+takes. Both are checked before each write, so what they cost is at most one statvfs(2): bytes of packs are a
+running total, and the few catalogs are looked at every other second."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ FLOOR_CAP_SHARE = 0.10  # ... but never more than this share, or a small disk co
 BALLAST_BYTES = 256 << 20
 BALLAST_SHARE = 0.01  # of the file system, whichever is smaller
 CATALOGS_SECONDS = 2.0
+SPACE_SECONDS = 0.1  # so long is known what was free, as long as there is much more than the floor:
+SPACE_MARGIN = 1 << 30  # ... what others write in that time
 
 
 def floor_of(total: int) -> int:
@@ -55,6 +57,7 @@ class Room:
         self._ballast_bytes = ballast
         self._catalog_bytes = 0
         self._looked: float | None = None
+        self._space: tuple[float, int, int, int] | None = None  # when, bytes free, of all, and of packs then
         self._refused = 0  # bytes that there was no room for when they were asked for last
 
     def floor(self) -> int:
@@ -63,7 +66,7 @@ class Room:
 
     def free(self) -> int:
         """Bytes that may be written before the floor is reached, or the quota."""
-        free, total = free_bytes(self.directory)
+        free, total = self._look(0)
         free -= floor_of(total)
         return max(min(free, self.quota - self.used()) if self.quota else free, 0)
 
@@ -104,8 +107,21 @@ class Room:
         """Room was made, as much as there is: what was refused is not known to be wanted any more."""
         self._refused = 0
 
-    def _check(self, coming: int) -> None:
+    def _look(self, coming: int) -> tuple[int, int]:
+        """Bytes (free, of all) of the file system. statvfs(2) may count for 0.1 ms where much is being
+        written."""
+        now, packs = self._clock(), self._packs()
+        if self._space is not None:
+            at, free, total, before = self._space
+            free -= max(packs - before, 0)
+            if 0 <= now - at < SPACE_SECONDS and free - coming >= floor_of(total) + SPACE_MARGIN:
+                return free, total
         free, total = free_bytes(self.directory)
+        self._space = now, free, total, packs
+        return free, total
+
+    def _check(self, coming: int) -> None:
+        free, total = self._look(coming)
         floor = floor_of(total)
         if free - coming < floor:
             raise CrnodeError(

@@ -23,9 +23,20 @@ import lmdb
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, boot_id, free_bytes, fsync_dir
 from crnode.platform.python import python
-from crnode.store.fetch import CHUNK, RECIPE, Damaged, Missing, StoreReader, fetch, identify, sound
+from crnode.store.fetch import (
+    CHUNK,
+    RECIPE,
+    Damaged,
+    Missing,
+    StoreReader,
+    fetch,
+    fetch_unverified,
+    identify,
+    sound,
+)
 from crnode.store.index import UNHARMED, Index, IndexDamaged, seal, unpack
 from crnode.store.packs import (
+    HEADER_LENGTH,
     PACK_SIZE,
     Found,
     Gap,
@@ -52,6 +63,7 @@ READER_CHECK_SECONDS = 60.0
 REHASH_AFTER_POWER_LOSS = (
     1 << 30
 )  # bytes of the newest records that are read again after an unclean boot (rule 32)
+SCRATCH_BYTES = 512 << 10  # for what a patch is applied to: no chunk that we cut is larger
 CACHE_BYTES = 48 << 20  # objects just put: apply and a second target read them without touching a pack
 
 
@@ -124,6 +136,7 @@ class ObjectStore:
         )
         self.index = self._open_index()
         self.cache = RecentBytes(CACHE_BYTES)
+        self._scratch = bytearray(HEADER_LENGTH + SCRATCH_BYTES)
         self.collection = self._read_collection()
         self.live_extra: set[bytes] | None = (
             None  # ids that became live while a collection runs; None: none runs
@@ -600,8 +613,23 @@ class ObjectStore:
         data = self.cache.get(content)
         if data is not None:
             return data
-        try:
+        with self._remembered(content):
             return fetch(self.index, self.packs, content)
+
+    def base(self, content: bytes) -> bytes | memoryview:
+        """The object's bytes for a patch whose result is verified: that proves them, too. Where it does not,
+        :meth:`get` says whose fault it is. They are there until the next call. In the writer thread. Raises
+        Missing or Damaged."""
+        data = self.cache.get(content)
+        if data is not None:
+            return data
+        with self._remembered(content):
+            return fetch_unverified(self.index, self.packs, content, self._scratch)[0]
+
+    @contextlib.contextmanager
+    def _remembered(self, content: bytes) -> Iterator[None]:
+        try:
+            yield
         except Damaged:
             self.damaged.add(content)
             raise

@@ -73,7 +73,10 @@ class FakeAgent(SimpleNamespace):
 
     def __init__(self, **more: Any) -> None:
         self.events: list[tuple[str, str]] = []
+        in_force = asyncio.Event()
+        in_force.set()
         super().__init__(
+            in_force=in_force,
             node=SimpleNamespace(name="box1"),
             document=SimpleNamespace(master=SimpleNamespace(name="m"), set_by_uuid=lambda _: None),
             journal=SimpleNamespace(add=lambda kind, text, *_: self.events.append((kind, text))),

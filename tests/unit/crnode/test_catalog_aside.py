@@ -888,7 +888,7 @@ def agent_with(sets: Sets, followed: list[str]) -> Any:
     agent: Any = object.__new__(Agent)
     agent.sets, agent.said, agent._mending, agent._mended = sets, None, set(), {}
 
-    async def follow(_: object) -> None:
+    async def follow() -> None:
         followed.append("now")
 
     agent._follow = follow
@@ -975,7 +975,7 @@ def test_attempts_at_a_set_that_cannot_start_leave_nothing_behind(monkeypatch: p
         agent: Any = object.__new__(Agent)
         agent._later, agent._background, agent.said, times = None, set(), None, []
 
-        async def follow(_: object) -> None:
+        async def follow() -> None:
             times.append(1)
             if len(times) < 200:
                 agent._follow_later()
