@@ -21,8 +21,8 @@ CUTTER_64K = 2  # the same, average 64 KiB: 16 to 256
 CUTTER_PAGES = 3  # fixed 16 KiB: a changed page dirties one chunk
 
 SMALL = 32 * KIB  # bytes up to which a file is one chunk
-LARGE = 64 * MIB  # bytes from which the larger average is used
-LARGE_GROWN = 128 * MIB  # a file that was cut small is cut large only from here on ...
+LARGE = 512 * MIB  # bytes from which the larger average is used
+LARGE_GROWN = 1024 * MIB  # a file that was cut small is cut large only from here on ...
 LARGE_SHRUNK = 32 * MIB  # ... and one that was cut large stays so down to here: no flapping around one size
 PAGE = 16 * KIB
 READ = 8 * MIB  # bytes of a window of cut_stream
