@@ -78,6 +78,7 @@ class Calls:
         self.groups = Groups(agent, self._forward, self._sync, self._peer_settle, self._master_only)
         self.takeovers = Takeovers(agent, self._master_only)
         self.moving = Moving(agent, self.restore, self._forward)
+        self._asked: set[asyncio.Future[Args]] = set()  # what a takeover would be
         self.forced = Forced(agent, self.moving, self._forward)
         self.in_place = InPlace(agent, self.restore, self._captured, self._forward)
         self._accepted: dict[str, float] = {}  # set uuid -> when a person accepted its source (monotonic s)
@@ -173,7 +174,17 @@ class Calls:
     # -- cluster
 
     async def _status(self, args: Args, progress: Progress) -> Args:
-        return await status.cluster(self.agent)
+        if self.agent.document.takeover is None:
+            return await status.cluster(self.agent)
+        asked = asyncio.ensure_future(self.moving.would({"at_once": True}, progress))
+        self._asked.add(asked)  # a keeper that hangs is not waited for, and its thread goes on
+        asked.add_done_callback(self._asked.discard)
+        seen = await status.cluster(self.agent)
+        done, _ = await asyncio.wait([asked], timeout=status.ANSWER_SECONDS)
+        found: Args = {"active": None, "ok": False, "says": ["Not all keepers answer: crnode doctor"]}
+        if done:
+            found = asked.result()
+        return {**seen, "takeover": {key: found[key] for key in ("active", "ok", "says")}}
 
     async def _peer_status(self, sender: str, args: Args) -> Args:
         return await status.local(self.agent)

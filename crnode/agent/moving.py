@@ -49,6 +49,8 @@ READY_SECONDS = 120.0  # for the live tree to be whole
 LAST_SCAN_SECONDS = 60.0  # for what was written last to be captured
 HAND_OVER_SECONDS = 60.0
 SWITCH_SECONDS = 240.0
+UP_SECONDS = 1.0  # a node that is not connected may be about to be
+STATE_SECONDS = 5.0
 KEEPER_SECONDS = 30.0  # for its answer: before a switch it asks this agent
 TELL_SECONDS = 2.0  # who has not heard who is active is told again
 NAMED = 20  # paths that a report names
@@ -165,7 +167,8 @@ class Moving:
         return {**await self.state({}, lambda _: None), "keeper": await ask_keeper(self.agent, "status", {})}
 
     async def would(self, args: Args, progress: Progress) -> Args:
-        """Control call: what a takeover now would be, see :func:`forecast`."""
+        """Control call: what a takeover now would be, see :func:`forecast`. `at_once`: who is not connected
+        now is not waited for."""
         takeover = self.agent.document.takeover
         if takeover is None:
             hint = "Say it at the master: crnode takeover set"
@@ -175,7 +178,10 @@ class Moving:
             try:
                 if name == self.agent.node.name:
                     return {"node": name, **await self.state_peer(name, {})}
-                return {"node": name, **await self._forward(name, "takeover.state", {}, 5.0)}
+                link = self.agent.links.get(name)
+                if link is not None and not await link.wait_up(0.0 if args.get("at_once") else UP_SECONDS):
+                    return {"node": name, "error": link.reason}
+                return {"node": name, **await self._forward(name, "takeover.state", {}, STATE_SECONDS)}
             except (CrnodeError, TimeoutError) as error:
                 return {"node": name, "error": str(error) or "it did not answer in time"}
 

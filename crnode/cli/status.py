@@ -181,6 +181,8 @@ def _parts(answer: dict[str, Any]) -> list[Any]:
         *("target", "state", "lag", "worst", "behind", "reason"),
     )
     parts.append(table("Sets", columns, rows, "There are no sets yet: crnode set add …"))
+    if (takeover := answer.get("takeover")) is not None:
+        parts.append(" ".join(takeover["says"]))
     for item in answer.get("sets", []):
         parts.extend(
             f"problem: {item['name']}: {problem.get('path')}: {problem.get('reason')}"

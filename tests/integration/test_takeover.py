@@ -51,6 +51,7 @@ def test_the_server_dies_and_the_other_one_serves_what_was_there_and_hands_back(
     wait_for(lambda: foretold(b)[0] == ExitCode.OK)  # a has to hear of the lease first
     said = b.run("failover", "--dry-run")
     assert "b is active in epoch" in said and "a could take over with version" in said
+    assert "b is active in epoch" in b.run("status")
     assert "If b fails, a serves after about" in said
     assert "a is active already" not in a.run("failback")  # asked there, done by b
     assert shop.settled(40) is a

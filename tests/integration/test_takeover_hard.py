@@ -186,5 +186,6 @@ def test_what_the_active_node_forgot_of_being_it_its_keeper_knows(shop: Shop) ->
     (shop.site("b") / "written at b").write_text("on with the work")
     shop.boot(a)
     wait_for(lambda: shop.in_sync("b", "a"), 60)
-    assert (shop.site("a") / "written at b").exists() and shop.settled() is b
+    wait_for((shop.site("a") / "written at b").exists, 30)
+    assert shop.settled() is b
     shop.check_answers()
