@@ -23,7 +23,7 @@ CUTTER_PAGES = 3  # fixed 16 KiB: a changed page dirties one chunk
 SMALL = 32 * KIB  # bytes up to which a file is one chunk
 LARGE = 512 * MIB  # bytes from which the larger average is used
 LARGE_GROWN = 1024 * MIB  # a file that was cut small is cut large only from here on ...
-LARGE_SHRUNK = 32 * MIB  # ... and one that was cut large stays so down to here: no flapping around one size
+LARGE_SHRUNK = 256 * MIB  # ... and one that was cut large stays so down to here: no flapping around one size
 PAGE = 16 * KIB
 READ = 8 * MIB  # bytes of a window of cut_stream
 

@@ -52,7 +52,7 @@ class Forced:
     async def force(self, args: Args, progress: Progress) -> Args:
         """Control call: go on alone. `off`: the nodes that are switched off, as a person says;
         `accept_loss`: even with data that is older than what was served last. Raises CrnodeError, and nothing
-        has changed."""
+        has changed; or where the document was changed meanwhile: asked again, it goes on from there."""
         off = sorted({str(name) for name in args["off"]})
         me = self.agent.node.name
         document = self.agent.said

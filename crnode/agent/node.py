@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 import uvloop
@@ -78,6 +78,7 @@ FIRST_GENERATION = 1  # of a cluster document; in a later one another node may h
 MOVES_FILE = "moves.json"
 DOUBT_SECONDS = 600.0  # between two looks at a catalog of a set whose images do not fit it
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Agent:
@@ -104,6 +105,7 @@ class Agent:
         self._later: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._doubted: dict[str, float] = {}  # set -> monotonic seconds when its catalog was looked at for it
+        self._owned: set[asyncio.Task[Any]] = set()  # changes of the document on their way
         self._peers: set[Peer] = set()  # connections that other nodes opened
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -178,6 +180,7 @@ class Agent:
             self.calls.moving.close()
             self.calls.forced.close()
             ending: list[asyncio.Task[Any]] = [*self._background, *self._relief, *self.sets.returning]
+            ending += self._owned
             ending += self._link_tasks.values()
             for task in ending:
                 task.cancel()
@@ -278,8 +281,11 @@ class Agent:
 
     async def change(self, make: Change) -> ClusterDocument:
         """As the master: `make` a new document of the one that is said; durable first, then in force here,
-        then told to all. Returns it; nothing happens when `make` returns the one it got. Raises what `make`
-        raises."""
+        then told to all, also when whoever asks goes away. Returns it; nothing happens when `make` returns
+        what it got. Raises what `make` raises."""
+        return await self._own(self._change(make))
+
+    async def _change(self, make: Change) -> ClusterDocument:
         async with self._saying:
             document = make(self.said)
             if document is self.said:
@@ -289,6 +295,13 @@ class Agent:
         await asyncio.gather(*(link.send_document(self.said) for link in list(self.links.values())))
         return document
 
+    async def _own(self, work: Coroutine[Any, Any, T]) -> T:
+        """Work of this agent: it goes on when whoever waits for it is cancelled, and ends with the agent."""
+        task = asyncio.create_task(work)
+        self._owned.add(task)
+        task.add_done_callback(self._owned.discard)
+        return await asyncio.shield(task)
+
     async def _say(self, document: ClusterDocument) -> None:
         """Make it durable, and the one that holds. Under :attr:`_saying`: two changes of one document would
         have one number, and of two that came on two connections the older could come to hold."""
@@ -297,7 +310,11 @@ class Agent:
 
     async def offered(self, sender: str, body: bytes) -> None:
         """Another node sent a document: take it if it is news from the master (rules 85, 88)."""
+        await self._own(self._offered(sender, body))
+
+    async def _offered(self, sender: str, body: bytes) -> None:
         if await self._take(sender, body):
+            await self.in_force.wait()  # before, what moved has not been read
             await self._follow()
 
     async def _take(self, sender: str, body: bytes) -> bool:
@@ -367,8 +384,9 @@ class Agent:
     async def move(self, moves: Mapping[str, Move]) -> None:
         """Sets have another source from now on: durable first, then in force here."""
         async with self._saying:
-            self.moves = {**self.moves, **moves}
-            await in_thread(partial(atomic_write, self.data / MOVES_FILE, to_json(self.moves)))
+            now = {**self.moves, **moves}
+            await in_thread(partial(atomic_write, self.data / MOVES_FILE, to_json(now)))
+            self.moves = now
         await self._follow()
 
     async def rebuild_catalog(self, uuid: str, why: str, found: Catalog | None = None) -> None:

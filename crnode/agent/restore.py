@@ -229,10 +229,13 @@ class Restore:
         """Make what was written durable and read it back, both at once; paths that are not as they should."""
         durable = asyncio.ensure_future(in_thread(partial(_make_durable, staging.path)))
         try:
-            return await in_thread(partial(_verify, staging, entries, top, self.agent.store.get))
-        finally:
+            wrong = await in_thread(partial(_verify, staging, entries, top, self.agent.store.get))
+        except BaseException:
             await asyncio.wait([durable])
-            durable.result()
+            durable.exception()  # looked at: why nothing was verified counts
+            raise
+        await durable
+        return wrong
 
     def _destination(self, args: Args, ordered_by: str | None, within: Path | None) -> Path:
         """Where to restore to, every link on the way resolved, so that what is checked is what is written."""
@@ -721,8 +724,12 @@ def _has(fd: int, pieces: Iterator[tuple[int, int, bytes]], size: int) -> bool:
                 some = list(itertools.islice(pieces, PIECES))
             if not some:
                 return
-            if any(name != HOLE and chunk_id(os.pread(fd, length, at)) != name for at, length, name in some):
-                wrong.set()
+            try:
+                if any(name != HOLE and chunk_id(os.pread(fd, size, at)) != name for at, size, name in some):
+                    wrong.set()
+            except BaseException:
+                wrong.set()  # the other one need not go on
+                raise
 
     with contextlib.ExitStack() as stack:
         helped: Future[None] | None = None

@@ -83,6 +83,7 @@ class Server:
                 self.agent.heard(name)
                 message = received.message
                 if isinstance(message, SetOpen):
+                    await self.agent.in_force.wait()
                     await self._learn_of(message)
                     session = self._session(name, message)
                     await session.open(peer, message)

@@ -70,12 +70,16 @@ class Fresh:
         if name in self.chunks:
             return
         if self.held + size > budget and spill is not None and self.chunks:
-            spill(self.chunks, self.patches)
-            self.held -= sum(map(len, self.chunks.values()))
-            self.chunks = {}
+            self.hand_over(spill)
         if self.held + size <= budget or spill is not None:
             self.chunks[name] = bytes(data)
             self.held += size
+
+    def hand_over(self, spill: Spill) -> None:
+        """What is held goes to `spill`."""
+        spill(self.chunks, self.patches)
+        self.held -= sum(map(len, self.chunks.values()))
+        self.chunks = {}
 
 
 class Own(Enum):
@@ -339,6 +343,8 @@ class PathReader:
                 data = _small(fd, before.st_size, twice=young)
                 named = chunk_id(data), 0
             elif before.st_size:
+                if self.spill is not None and fresh.chunks and fresh.held > self._most // 2:
+                    fresh.hand_over(self.spill)  # else what is left for this one makes small parts of it
                 trial = Fresh(held=fresh.held)
                 named = self._large(path, fd, before, old, trial, twice=young)
             if not _same(os.fstat(fd), before):
@@ -349,8 +355,9 @@ class PathReader:
             if not last:
                 raise
             # It never settles: what was read is sent and marked, never called clean (rule 52).
-            return self._fuzzy(path, fd, fresh)
+            return self._fuzzy(path, fd, old, fresh)
         finally:
+            self._fetched = None
             os.close(fd)
         if data is not None and named[0] is not None:
             fresh.hold(named[0], data, self._most, self.spill)
@@ -370,7 +377,6 @@ class PathReader:
         """What fstat(2) says of the file once it is old enough to be read once, if that is worth waiting
         for; what is `known` of it is fetched meanwhile. What is written meanwhile moves its times, and counts
         as written before it was read."""
-        self._fetched = None
         info = os.fstat(fd)
         if info.st_size < WAIT_BYTES or path in self.mapped:
             return info
@@ -383,18 +389,20 @@ class PathReader:
             self._sleep(min(left, YOUNG_NS) / 1e9)
         return os.fstat(fd)
 
-    def _fuzzy(self, path: bytes, fd: int, fresh: Fresh) -> Taken:
+    def _fuzzy(self, path: bytes, fd: int, old: Entry | None, fresh: Fresh) -> Taken:
         info = os.fstat(fd)
         link = self._link(path, info)
         size = info.st_size  # append-only growth is cut at the size first seen
         trial = Fresh(held=fresh.held)
-        builder = content.RecipeBuilder(chunking.CUTTER_64K)
+        previous = self._old_chunks(old, fresh)[1]
+        number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
+        builder = content.RecipeBuilder(number)
         sink = _Sink(trial, self._most, self.spill, builder)
         total = 0
         for _, length, view in chunking.cut_stream(
             lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)),
             size,
-            chunking.make_cutter(chunking.CUTTER_64K),
+            chunking.make_cutter(number),
         ):
             sink.add(length, chunk_id(view), block_hashes(view, self.seed), view)
             total += length
@@ -409,7 +417,6 @@ class PathReader:
     ) -> tuple[bytes, int]:
         size = info.st_size
         known, previous = self._fetched or self._old_chunks(old, fresh)
-        self._fetched = None
         number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
         builder = content.RecipeBuilder(number)
         sink = _Sink(fresh, self._most, self.spill, builder)

@@ -769,7 +769,7 @@ class Keeper:
 
     async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         successor = str(args["to"])
-        for _ in range(int(ABLE_SECONDS / TICK_SECONDS)):
+        for _ in range(int(ABLE_SECONDS / TICK_SECONDS) if successor in self.links else 0):
             if self._is_able(successor):
                 break
             await asyncio.sleep(TICK_SECONDS)  # what it can it tells now and then

@@ -222,12 +222,17 @@ class ObjectReader:
             parts.append(stored)
         return records, parts
 
+    def held(self, name: bytes) -> bytes | None:
+        """What capture holds in memory."""
+        if self.fresh is None:
+            return None
+        return self.fresh.chunks.get(name) or self.fresh.recipes.get(name)
+
     def bytes_of(self, item: Wanted) -> bytes:
         """The object's verified bytes."""
-        if self.fresh is not None:
-            data = self.fresh.chunks.get(item.id)
-            if data is not None:
-                return data
+        data = self.held(item.id)
+        if data is not None:
+            return data
         if item.kind == RECIPE or self.store.has(item.id):
             try:
                 return self.store.get(item.id)

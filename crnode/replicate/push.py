@@ -120,7 +120,8 @@ class Push:
         self._thread = ThreadPoolExecutor(1, f"push-{set_name}-{target}")
         self._news = asyncio.Event()
         self._point: Point | None = None
-        self._ahead: deque[Fresh] = deque()  # to be sent ahead of their image, in order
+        self._ahead: deque[Fresh] = deque()  # to be sent ahead of their image, in order;
+        self._queued = self._due = 0  # ... how many ever were, and of these before the newest point
         self._changed = asyncio.Condition()
         self._abandoned = 0
         self._answers: dict[tuple[type[Message], int], asyncio.Future[tuple[Message, memoryview]]] = {}
@@ -139,7 +140,7 @@ class Push:
     def announce(self, point: Point) -> None:
         """A point was committed."""
         self.lag.made(point.image.sequence, self._loop.time())
-        self._point = point
+        self._point, self._due = point, self._queued
         self._news.set()
 
     def send_ahead(self, fresh: Fresh) -> None:
@@ -149,6 +150,7 @@ class Push:
         if self._peer is None or self.state in ("full", "refused") or waiting + fresh.held > AHEAD_BYTES:
             return
         self._ahead.append(fresh)
+        self._queued += 1
         self._news.set()
 
     def total_sent(self) -> int:
@@ -328,7 +330,7 @@ class Push:
                 self._in_sync(newest)
                 await self._wait_news(peer)
                 continue
-            await self._send_ahead(peer)
+            await self._send_ahead(peer, self._due)
             if await self._push(peer, newest, held, staged):
                 held = newest
             staged = None
@@ -342,13 +344,14 @@ class Push:
         if newest is None or newest.id == self.acked:
             if not self._ahead:
                 await self._news.wait()
-            await self._send_ahead(peer)
+            await self._send_ahead(peer, self._queued)
         if peer.closed:
             raise (peer.close_reason or PeerClosed("lost", "The connection ended.")).again()
 
-    async def _send_ahead(self, peer: Peer) -> None:
-        """Stage at the target what it has not; nothing depends on it, and it may be dropped there."""
-        while self._ahead:
+    async def _send_ahead(self, peer: Peer, until: int) -> None:
+        """Stage at the target what it has not, of the first `until` parts that were queued: an image waits
+        for no part of a later one. Nothing depends on it, and it may be dropped there."""
+        while self._ahead and self._queued - len(self._ahead) < until:
             fresh = self._ahead.popleft()
             if self.state in ("full", "refused"):
                 continue

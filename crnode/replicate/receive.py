@@ -409,7 +409,7 @@ class TargetSet:
                         await self._sync()
                     if self._loop.time() >= next_check:
                         next_check = self._loop.time() + RECONCILE_SECONDS
-                        await self.check_live()
+                        await self.check_live(wait=False)
                     if self._unseen and self._tree is not None:
                         await self._see()
                 except (CrnodeError, OSError) as error:
@@ -710,14 +710,16 @@ class TargetSet:
         if not shown():
             raise CrnodeError("The image is received and kept, but the live tree waits.", self.status.live)
 
-    async def check_live(self) -> Report:
-        """Scan the live tree for local changes and put them right; what was changed is kept aside."""
+    async def check_live(self, *, wait: bool = True) -> Report:
+        """Scan the live tree for local changes and put them right; what was changed is kept aside. `wait`:
+        until it shows the newest image, which the task that moves it must not."""
         try:
             await self._look_at_place()
             await self._announce()
         except (CrnodeError, OSError) as error:
             self.status.live = _sentence(error)
-        await self.settled()
+        if wait:
+            await self.settled()
         tree = await self._live_tree()
         live = self.live
         if live is None or live.at == 0:
@@ -743,9 +745,9 @@ class TargetSet:
         before = self.live
         if before is None or before.at == 0 or before.state != "clean":
             return
-        await self.check_live()
-        if self.live is None or self.live.at != before.at:
-            return  # it moved meanwhile, and is looked at again
+        await self.check_live(wait=False)
+        if self.live is None or self.live.at != before.at or self.live.state != "clean":
+            return  # it moves meanwhile, and is looked at again
 
         def note() -> None:
             with self.catalog.transaction():

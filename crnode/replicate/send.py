@@ -129,7 +129,7 @@ class Sender:
             group = wanted[at:end]
             # Compressing costs more than all the rest together: only when the link is the bottleneck.
             read = partial(objects.read, group, compress=self.peer.congested, patches=patches)
-            if objects.fresh is not None and all(w.id in objects.fresh.chunks for w in group):
+            if all(objects.held(wanted.id) is not None for wanted in group):
                 records, stored = read()  # all in memory: a hop to a thread would cost more than it saves
             else:
                 records, stored = await self._loop.run_in_executor(self._thread, read)

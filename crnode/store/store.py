@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import lmdb
 
@@ -63,6 +64,7 @@ READER_CHECK_SECONDS = 60.0
 REHASH_AFTER_POWER_LOSS = (
     1 << 30
 )  # bytes of the newest records that are read again after an unclean boot (rule 32)
+T = TypeVar("T")
 SCRATCH_BYTES = 512 << 10  # for what a patch is applied to: no chunk that we cut is larger
 CACHE_BYTES = 48 << 20  # objects just put: apply and a second target read them without touching a pack
 
@@ -613,8 +615,7 @@ class ObjectStore:
         data = self.cache.get(content)
         if data is not None:
             return data
-        with self._remembered(content):
-            return fetch(self.index, self.packs, content)
+        return self._fetched(content, lambda: fetch(self.index, self.packs, content))
 
     def base(self, content: bytes) -> bytes | memoryview:
         """The object's bytes for a patch whose result is verified: that proves them, too. Where it does not,
@@ -623,20 +624,24 @@ class ObjectStore:
         data = self.cache.get(content)
         if data is not None:
             return data
-        with self._remembered(content):
-            return fetch_unverified(self.index, self.packs, content, self._scratch)[0]
+        return self._fetched(
+            content, lambda: fetch_unverified(self.index, self.packs, content, self._scratch)[0]
+        )
 
-    @contextlib.contextmanager
-    def _remembered(self, content: bytes) -> Iterator[None]:
-        try:
-            yield
-        except Damaged:
-            self.damaged.add(content)
-            raise
-        except Missing:
-            if self.index.get(content) is not None:  # its pack vanished under us: it counts as missing
+    def _fetched(self, content: bytes, read: Callable[[], T]) -> T:
+        for last in (False, True):
+            try:
+                return read()
+            except Damaged:
                 self.damaged.add(content)
-            raise
+                raise
+            except Missing:
+                if self.index.get(content) is None:
+                    raise
+                if last:  # its pack vanished under us: it counts as missing
+                    self.damaged.add(content)
+                    raise
+        raise AssertionError("unreachable")
 
     def load(self, content: bytes) -> bytes:
         """:meth:`get` under the name that crproto's recipe walks expect."""

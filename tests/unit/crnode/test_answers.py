@@ -302,3 +302,33 @@ def test_questions_beside_a_listing_are_answered() -> None:
         task.cancel()
 
     asyncio.run(main())
+
+
+def test_who_starts_is_not_without_data() -> None:
+    """What is asked about sets that do not run yet is answered once they do; other questions at once."""
+
+    async def moved(_name: str, _body: dict[str, Any]) -> dict[str, Any]:
+        return {"heard": True}
+
+    async def main() -> None:
+        agent = FakeAgent(sets=SimpleNamespace(catalogs={}))
+        agent.in_force.clear()
+        server = Server(agent)
+        server.methods = {"takeover.moved": moved, "status": moved}
+        server.may_read = lambda *_: True  # type: ignore[method-assign]
+        waiting: dict[str, FakePeer] = {}
+        tasks = []
+        for message in (Call(1, "takeover.moved", b"{}"), ImagesRequest(3, SET), Call(2, "status", b"{}")):
+            peer = FakePeer()
+            waiting[getattr(message, "method", "images")] = peer
+            received = Received(message, memoryview(b""), 7)
+            tasks.append(asyncio.create_task(server._other(peer, "m", received)))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        assert {name: len(peer.sent) for name, peer in waiting.items()} == {
+            "takeover.moved": 0, "images": 0, "status": 1,
+        }  # fmt: skip
+        agent.in_force.set()
+        await asyncio.gather(*tasks)
+        assert all(len(peer.sent) == 1 for peer in waiting.values())
+
+    asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ def run(tmp_path: Path, document: ClusterDocument, work: Callable[[Agent], Await
             followed.append(len(agent.said.sets))
 
         agent._follow = follow  # type: ignore[method-assign]
+        agent.in_force.set()
         await work(agent)
         kept = parse_document((tmp_path / "data" / "cluster.json").read_bytes())
         assert kept == agent.said
@@ -105,3 +107,29 @@ def test_two_changes_at_once_are_both_made(
         assert await agent.change(lambda said: said) is agent.said
 
     assert run(tmp_path, document, work) == [1, 2, 3]
+
+
+def test_what_came_is_put_into_force_though_its_connection_ends(
+    tmp_path: Path, document: ClusterDocument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent again, it is no news: nothing else would put it into force."""
+    Slow(monkeypatch)
+    offered = with_set(document, "first").to_bytes()
+
+    async def work(agent: Agent) -> None:
+        agent.in_force.clear()
+        task = asyncio.create_task(agent.offered("one", offered))
+        await asyncio.sleep(0.05)
+        task.cancel()  # while it is written
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        asked = asyncio.create_task(agent.change(lambda said: with_set(said, "second")))
+        await asyncio.sleep(0.01)
+        asked.cancel()  # before it is
+        await asyncio.sleep(0.6)
+        assert [spec.name for spec in agent.said.sets] == ["first", "second"]
+        agent.in_force.set()
+        await asyncio.sleep(0.05)
+
+    # The one that came waits until the agent has begun; what its owner changes is put into force at once.
+    assert run(tmp_path, document, work) == [2, 2]
