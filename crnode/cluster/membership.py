@@ -7,6 +7,8 @@ of the master (rules 85 and 88). `now` is wall clock time in nanoseconds since 1
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
@@ -32,6 +34,7 @@ from crnode.cluster.document import (
     Tombstone,
     refusal,
     sentence,
+    split_address,
 )
 from crnode.cluster.keep import MAX_RUNGS, Rung, check_rungs, parse_rung
 from crnode.cluster.moves import why_it_cannot_move
@@ -475,11 +478,30 @@ def set_takeover(document: ClusterDocument, spec: TakeoverSpec, incarnation: str
         raise refusal(what, error) from error
     if takeover.founder not in takeover.voters:
         raise _refuse(what, f"'{takeover.founder}' is the first to vote; it has to stay one of the voters.")
+    if why := _taken_already(document, takeover):
+        raise _refuse(what, why)
     for name in takeover.sets:
         why = why_it_cannot_move(document, document.need_set(name), takeover.candidates)
         if why:
             raise _refuse(what, why)
     return _edited(document, what, takeover=takeover)
+
+
+def _taken_already(document: ClusterDocument, takeover: Takeover) -> str:
+    """What of the cluster stands against it: an address or a port that is in use by it. '' for nothing."""
+    floating = ipaddress.ip_interface(takeover.address).ip if takeover.address is not None else None
+    for node in document.nodes:
+        host, port = split_address(node.address)
+        with contextlib.suppress(ValueError):  # a name
+            if floating is not None and ipaddress.ip_address(host) == floating:
+                return f"{floating} is the address of {node.name} itself; the floating one has to be free."
+        if takeover.active_port in (port, port + 1) and node.name in takeover.candidates:
+            whose = "agent" if takeover.active_port == port else "keeper"
+            return f"On port {takeover.active_port} listens the {whose} of {node.name}; choose another one."
+    for service in takeover.services:
+        if service.probe is not None and service.probe.expect and service.probe.kind != "http":
+            return f"Only a page is looked through for words, and the probe of {service.name} asks for none."
+    return ""
 
 
 def _candidates(document: ClusterDocument, voters: Sequence[str]) -> list[str]:

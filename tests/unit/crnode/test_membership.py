@@ -328,3 +328,32 @@ def test_without_more_words_master_and_secondary_may_be_active(document: Cluster
     )
     taken = set_takeover(document.model_copy(update={"nodes": nodes}), spec, "ee" * 16).takeover
     assert taken is not None and taken.candidates == ("shop1", "box3")
+
+
+@pytest.mark.parametrize(
+    ("wish", "why"),
+    [
+        ({"address": "192.0.2.7/24", "interface": "eth0"}, "the address of box2 itself"),
+        ({"active_port": 7400}, "the agent of shop1"),
+        ({"active_port": 7401}, "the keeper of shop1"),
+        ({"services": [("tcp", "127.0.0.1:80")]}, "the probe of web asks for none"),
+        ({"services": [("http", "http://127.0.0.1/")]}, ""),
+        ({"address": "192.0.2.8/24", "interface": "eth0", "active_port": 7402}, ""),
+    ],
+)
+def test_what_the_cluster_has_itself_does_not_move(
+    document: ClusterDocument, wish: dict[str, Any], why: str
+) -> None:
+    at = {"box2": "192.0.2.7:7400"}
+    moved = tuple(n.model_copy(update={"address": at.get(n.name, n.address)}) for n in document.nodes)
+    if "services" in wish:
+        (kind, where), = wish["services"]
+        probe = {"kind": kind, "target": where, "expect": "welcome"}
+        wish = {"services": [{"name": "web", "command": ["/usr/sbin/web"], "probe": probe}]}
+    spec = TakeoverSpec(voters=["shop1", "box2", "box3"], candidates=["shop1", "box2"], **wish)
+    cluster = document.model_copy(update={"nodes": moved})
+    if not why:
+        assert set_takeover(cluster, spec, "ee" * 16).takeover is not None
+        return
+    with pytest.raises(CrnodeError, match=why):
+        set_takeover(cluster, spec, "ee" * 16)
