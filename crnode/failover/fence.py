@@ -38,6 +38,7 @@ ANNOUNCE_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 ANNOUNCE_AGAIN = 10.0
 PROBE_SECONDS = 0.3  # who has the address answers within that
 HOOK_SECONDS = 30.0
+DROP_LOOK_SECONDS = 0.05
 SAID_BYTES = 500  # of what a hook prints that are told
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -180,17 +181,25 @@ async def run_hook(
 
 
 class Clients:
-    """The owner's command that brings the clients here and takes them away; what was said last counts."""
+    """The owner's command that brings the clients here and takes them away; what was said last counts, also
+    by the one `before`."""
 
-    def __init__(self, command: str, address: str, node: str) -> None:
-        self.command = command
+    def __init__(self, command: str, address: str, node: str, before: Clients | None = None) -> None:
+        self.command, self.address = command, address
         self.taken = False  # or it may be
         self._said = {"CRNODE_ADDRESS": address, "CRNODE_NODE": node}
         self._taking: asyncio.subprocess.Process | None = None
+        self._dropping: subprocess.Popen[bytes] | None = before._dropping if before is not None else None
 
     async def take(self) -> str:
-        """Bring them here; '' or why not."""
+        """Bring them here, once what takes them away has ended; '' or why not."""
         self.taken = True
+        for _ in range(int(HOOK_SECONDS / DROP_LOOK_SECONDS)):
+            if self._dropping is None or self._dropping.poll() is not None:
+                break
+            await asyncio.sleep(DROP_LOOK_SECONDS)
+        if not self.taken:
+            return "they were taken away meanwhile"
         return await run_hook(self.command, self._begun, **self._said, CRNODE_ACTION="take")
 
     def _begun(self, process: asyncio.subprocess.Process) -> None:
@@ -204,7 +213,7 @@ class Clients:
         if self._taking is not None and self._taking.returncode is None:
             signal_group(self._taking, signal.SIGKILL)
         with contextlib.suppress(OSError):
-            subprocess.Popen(
+            self._dropping = subprocess.Popen(
                 ["sh", "-c", self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

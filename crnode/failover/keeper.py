@@ -278,11 +278,14 @@ class Keeper:
             self._units = units
             self.later(self._write_drop_ins(units))
         hook, there = takeover.address_hook, takeover.address or ""
-        if self._clients is not None and (not is_candidate or self._clients.command != hook):
-            self._clients.drop()
-            self._clients = None
+        clients = self._clients
+        if clients is not None and (
+            not is_candidate or (clients.command, clients.address) != (hook, there)
+        ):
+            clients.drop()
+            self._clients = None  # what is said of them next waits for that
         if self._clients is None and is_candidate and hook:
-            self._clients = Clients(hook, there, self.node.name)
+            self._clients = Clients(hook, there, self.node.name, clients)
             self._bring_clients()
         self.lease.removed = frozenset(name for name, _ in self.lease.hard.config.slots) - (
             others | {self.node.name}

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from harness import wait_for
+from house import FLOATING, ip
 from shop import Shop
 
 from crnode.errors import CrnodeError
@@ -66,6 +67,17 @@ def test_nobody_serves_before_the_other_machine_was_switched_off(shop: Shop) -> 
     wait_for(lambda: clients.read_text().endswith("take a\n"))
     assert "drop b\n" in clients.read_text() and fenced.read_text() == times
     shop.check_answers()
+
+    # What was said before takes them away, then what is said now brings them.
+    before = clients.read_text()
+    shop.quiet()
+    words = [f"{word} anew" if word.endswith("clients.sh") else word for word in shop.said]
+    a.run("takeover", "set", *words)
+    wait_for(lambda: clients.read_text() == f"{before}drop a\ntake a\n", 10)
+    other = FLOATING.rpartition(".")[0] + ".222"
+    a.run("takeover", "set", *[word.replace(FLOATING, other) for word in words])
+    wait_for(lambda: clients.read_text() == before + 2 * "drop a\ntake a\n", 10)
+    wait_for(lambda: other in ip("-n", a.space, "-4", "-o", "address", "show", "dev", "eth0"), 10)
 
 
 @pytest.mark.timeout(300)
