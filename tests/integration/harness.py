@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,33 @@ from crnode.net.control import call
 START_SECONDS = 20.0
 
 
+PORTS = 1000
+"""of each process of the tests, at most 20 of them; from 10,000 on"""
+
+
+def _ports() -> Iterator[int]:
+    """Below those that the system gives to connections (ip_local_port_range, ip(7)): of these a node that is
+    started again would find its own taken now and then. Each with the one above it, for the keeper."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20
+    start = random.randrange(0, PORTS, 2)
+    for step in itertools.count(start, 2):
+        yield 10_000 + worker * PORTS + step % PORTS
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A loopback port that nobody uses right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody uses right now, nor the one above it."""
+    for port in itertools.islice(_PORTS, PORTS):
+        with socket.socket() as probe, socket.socket() as above:
+            try:
+                probe.bind(("127.0.0.1", port))
+                above.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 def crnode(*args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:

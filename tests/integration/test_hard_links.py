@@ -92,7 +92,7 @@ def test_a_third_name_moves_the_time_of_no_other_folder(cluster: Cluster, tmp_pa
     source, live = _linked(cluster, tmp_path)
     os.link(source / "a" / "one", source / "c" / "three")
     wait_for(lambda: (live / "c" / "three").exists())
-    wait_for(lambda: rsync_difference(source, live) == "", 5)
+    wait_for(lambda: rsync_difference(source, live) == "")
     assert rsync_difference(source, live) == ""
 
 
@@ -106,5 +106,5 @@ def test_a_group_with_a_name_in_what_was_a_file(cluster: Cluster, tmp_path: Path
     time.sleep(1)
     cluster.nodes["box2"].start()
     wait_for(lambda: (live / "e").exists())
-    wait_for(lambda: rsync_difference(source, live) == "", 5)
+    wait_for(lambda: rsync_difference(source, live) == "")
     assert rsync_difference(source, live) == ""

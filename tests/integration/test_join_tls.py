@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
 import struct
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from harness import free_port
 
 from crnode.cluster.create import choose_places, create_cluster
 from crnode.cluster.document import ClusterDocument, Node, fingerprint, parse_document
@@ -70,9 +70,7 @@ class Master:
 
     def __init__(self, data: Path, name: str = "shop1") -> None:
         self.data = data
-        with socket.socket() as probe:  # the document wants a real port before the listener has one
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()  # the document wants a real one before the listener has it
         places = choose_places(f"127.0.0.1:{self.port}", None)
         self.document = create_cluster(data, name, "shop", places, time.time_ns())
         self.node = read_node_file(data)

@@ -234,7 +234,7 @@ def test_a_node_that_falls_silent_is_given_up_and_the_turn_is_free(monkeypatch: 
         again = asyncio.create_task(link.fetch(UUID, [bytes(32)], take))
         number = await until_asked(peer, 2)
         peer.bring(FetchDone(number), bytes(32))
-        assert await asyncio.wait_for(again, 2) == [bytes(32)]
+        assert await asyncio.wait_for(again, 10) == [bytes(32)]
         assert peer.given_back == [5, 0] or peer.given_back == [5]
 
         async def take_entries(_message: Any) -> None: ...
@@ -272,7 +272,7 @@ def test_credit_is_given_back_only_when_a_part_was_taken() -> None:
         go.release()
         go.release()
         peer.bring(FetchDone(number))
-        assert await asyncio.wait_for(asking, 2) == []
+        assert await asyncio.wait_for(asking, 10) == []
         assert sum(peer.given_back) == 300
         # what nobody waits for any more is given back at once, also when its reader gives up half way
         lost = asyncio.create_task(link.fetch(UUID, [bytes(32)], take))
@@ -298,7 +298,7 @@ def test_questions_beside_a_listing_are_answered() -> None:
         asking = asyncio.create_task(link.images(UUID))
         number = await until_asked(peer, 1)
         peer.bring(Images(number, ()))
-        assert await asyncio.wait_for(asking, 2) == ()
+        assert await asyncio.wait_for(asking, 10) == ()
         task.cancel()
 
     asyncio.run(main())

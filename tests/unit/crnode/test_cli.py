@@ -269,12 +269,10 @@ def test_help_starts_without_the_heavy_modules() -> None:
         "set(sys.modules);"
         "print(heavy or 'none', file=sys.stderr); sys.exit(code)"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert done.stderr.strip() == "none"
-    assert time.monotonic() - began < 5
 
 
 def test_small_words() -> None:

@@ -94,7 +94,7 @@ def test_folders_that_come_back_to_an_emptied_set_are_watched(
         assert await until(lambda: here.content(b"d/e/x") is not None)
         await asyncio.sleep(0.5)
         (root / "d" / "e" / "new").write_bytes(b"new")
-        assert await until(lambda: here.content(b"d/e/new") is not None, 5)
+        assert await until(lambda: here.content(b"d/e/new") is not None, 20)
 
     capturing(tmp_path / "place", root, 0.1, work)
 
@@ -121,7 +121,7 @@ def test_folders_made_while_events_were_lost_are_watched(tmp_path: Path, noticed
         assert await until(lambda: here.content(b"d/e/x") is not None)
         await asyncio.sleep(0.5)
         (root / "d" / "e" / "new").write_bytes(b"new")
-        assert await until(lambda: here.content(b"d/e/new") is not None, 5)
+        assert await until(lambda: here.content(b"d/e/new") is not None, 20)
 
     capturing(tmp_path / "place", root, 0.1, work)
 
@@ -154,7 +154,7 @@ def test_a_folder_made_while_events_were_lost_at_the_start_is_watched(
         assert here.content(b"d/x") is not None and made
         await asyncio.sleep(1)
         (root / "d" / "new").write_bytes(b"new")
-        assert await until(lambda: here.content(b"d/new") is not None, 5)
+        assert await until(lambda: here.content(b"d/new") is not None, 20)
 
     capturing(tmp_path / "place", root, 0.1, work)
 

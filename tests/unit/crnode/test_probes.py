@@ -62,7 +62,7 @@ class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status = int(self.path.rpartition("/")[2] or 200)
         if status == 999:
-            time.sleep(1.5)
+            time.sleep(8)
         self.send_response(min(status, 599))
         self.end_headers()
         self.wfile.write(b"the shop is open")
@@ -86,7 +86,7 @@ def served(context: ssl.SSLContext | None = None) -> Iterator[int]:
 
 
 def ask(kind: str, target: str, **more: Any) -> tuple[str, str]:
-    probe = Probe(ProbeSpec.model_validate({"kind": kind, "target": target, "timeout_s": 0.5, **more}))
+    probe = Probe(ProbeSpec.model_validate({"kind": kind, "target": target, "timeout_s": 5, **more}))
     try:
         return asyncio.run(probe.ask()), probe.warning
     finally:
@@ -101,9 +101,9 @@ def test_pages_and_ports() -> None:
         assert "without 'closed'" in ask("http", f"{url}/", expect="closed")[0]
         assert "answers 503" in ask("http", f"{url}/503")[0]
         begun = time.monotonic()
-        why = ask("http", f"{url}/999")[0]  # whichever of the two clocks is first
+        why = ask("http", f"{url}/999", timeout_s=0.5)[0]  # whichever of the two clocks is first
         assert "did not answer within 0.5 s" in why or "timed out" in why
-        assert time.monotonic() - begun < 1.4
+        assert time.monotonic() - begun < 7
         assert ask("tcp", f"127.0.0.1:{port}")[0] == ""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -132,7 +132,7 @@ def _certificate(place: Path, days: int) -> ssl.SSLContext:
 @pytest.mark.parametrize(("days", "warned"), [(5, True), (300, False)])
 def test_a_certificate_that_ends_soon_is_warned_of(tmp_path: Path, days: int, warned: bool) -> None:
     with served(_certificate(tmp_path, days)) as port:
-        why, warning = ask("http", f"https://127.0.0.1:{port}/", timeout_s=3)
+        why, warning = ask("http", f"https://127.0.0.1:{port}/", timeout_s=5)
     assert why == "" and ("its certificate ends" in warning) == warned
 
 
@@ -140,8 +140,8 @@ def test_commands() -> None:
     assert ask("command", "true")[0] == ""
     assert ask("command", "echo no room >&2; exit 3")[0] == "'sh' ended with 3. no room"
     begun = time.monotonic()
-    assert "did not end within" in ask("command", "sleep 30")[0]
-    assert time.monotonic() - begun < 3
+    assert "did not end within" in ask("command", "sleep 30", timeout_s=0.5)[0]
+    assert time.monotonic() - begun < 20
 
 
 def test_databases_are_asked_by_their_own_clients() -> None:

@@ -41,7 +41,7 @@ def is_there(pid: int) -> bool:
         return False
 
 
-async def until(what: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(what: Callable[[], object], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
@@ -162,8 +162,8 @@ def test_who_needs_another_one_is_not_blamed_and_starts_anew_with_it(place: Plac
         await services.start(lambda: True)
         assert order.read_text().split() == ["db", "web", "mail"]
         (tmp_path / "down").touch()
-        await until(lambda: len(services.failed()) == 2)
-        assert [one.name for one, _ in services.failed()] == ["db", "mail"]
+        # As long as only web's own probe has failed, it is to blame; each asks when it likes.
+        await until(lambda: [one.name for one, _ in services.failed()] == ["db", "mail"])
         (tmp_path / "down").unlink()
         assert await services.end("db")
         assert set(services.running) == {"mail"}

@@ -138,7 +138,7 @@ def test_names_of_a_file_that_is_written_while_they_are_taken(
         monkeypatch.setattr(Job, "_take", take)
         here.source._recent.clear()
         more()
-        await until(lambda: left <= 0, 2.0)
+        await until(lambda: left <= 0, 10.0)
         monkeypatch.setattr(Job, "_take", real)
         await quiet(here)
         want = chunk_id((root / "a").read_bytes())
