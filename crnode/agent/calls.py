@@ -190,7 +190,8 @@ class Calls:
         return await status.local(self.agent)
 
     async def _node_list(self, args: Args, progress: Progress) -> Args:
-        return {"nodes": status.nodes(self.agent)}
+        desk = self.agent.desk  # of the master
+        return {"nodes": status.nodes(self.agent), "invited": desk.invited() if desk is not None else []}
 
     async def _node_remove(self, args: Args, progress: Progress) -> Args:
         self._master_only("Removing a node")
@@ -204,6 +205,10 @@ class Calls:
         self._master_only("Inviting")
         if self.agent.desk is None:
             raise CrnodeError("The cluster's CA key is not here.", "", "Invite where the cluster was made.")
+        if args.get("withdraw"):
+            gone = self.agent.desk.withdraw(str(args["name"]))
+            self.agent.journal.add("cluster", f"The invitation of {gone['name']} was withdrawn.")
+            return gone
         out = self.agent.desk.invite(str(args["name"]), str(args["role"]), int(args.get("ttl_s") or 86400))
         self.agent.journal.add("cluster", f"{args['name']} was invited as {args['role']}.")
         return out

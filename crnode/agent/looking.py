@@ -288,8 +288,9 @@ class Looking:
     # -- pin
 
     async def _pin(self, args: Args, progress: Progress) -> Args:
-        """Keep a version whatever retention says, at every node that has it, under a name; or, with "remove",
-        let retention decide again: {"version", "id", "name", "nodes", "without", "silent"}."""
+        """Keep a version whatever retention says, at every node that has it, under a name (it has one at a
+        time); or, with "remove", let retention decide again: {"version", "id", "name", "was", "nodes",
+        "without", "silent"}."""
         spec = self.agent.document.need_set(str(args["set"]))
         master = self.agent.document.master.name
         if self.agent.node.name != master:
@@ -307,6 +308,7 @@ class Looking:
         held: list[str] = []
         without: list[str] = []
         silent: dict[str, str] = {}
+        before = ""
         for node in spec.targets:
             try:
                 answer = await self._ask(node, "pin", question)
@@ -314,6 +316,7 @@ class Looking:
                 silent[node] = str(error)
                 continue
             (held if answer["held"] else without).append(node)
+            before = before or str(answer.get("was") or "")
         if not held:
             raise CrnodeError(
                 f"Version {chosen.sequence} of {spec.name} was not {'' if name else 'un'}pinned.",
@@ -327,6 +330,7 @@ class Looking:
             "version": chosen.sequence,
             "id": chosen.image.hex(),
             "name": name or None,
+            "was": before or None,
             "nodes": held,
             "without": without,
             "silent": silent,
@@ -354,7 +358,7 @@ class Looking:
             return {"held": False}
         store = self.agent.store
 
-        def pin() -> int | None:
+        def pin() -> tuple[int, str | None] | None:
             image = catalog.image(bytes.fromhex(str(args["image"])))
             if image is None and before_restore and "or_after" in args:
                 newest = catalog.newest()
@@ -368,10 +372,13 @@ class Looking:
                 else:
                     catalog.unpin(image.ordinal)
             log_again(store, catalog, image.ordinal)
-            return image.sequence
+            return image.sequence, image.name
 
-        version = await self.agent.writer.submit(pin)
-        return {"held": version is not None, "version": version}
+        pinned = await self.agent.writer.submit(pin)
+        if pinned is None:
+            return {"held": False}
+        version, was = pinned
+        return {"held": True, "version": version, "was": was}
 
 
 def _path(text: object) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import print_json, progress, show, table
+from crnode.cli.output import moment, print_json, progress, show, table
 
 app = typer.Typer(
     help="The nodes of the cluster.",
@@ -26,6 +26,9 @@ def list_(data: Data = None, as_json: Json = False) -> None:
         return
     rows = [(node["name"], node["role"], node["address"], node.get("state")) for node in answer["nodes"]]
     show(table("Nodes", ("node", "role", "address", "state"), rows, "There are no nodes."))
+    for one in answer.get("invited", ()):
+        until = moment(one["expires_at"] * 1_000_000_000)
+        show(f"{one['name']} is invited as {one['role']} until {until}, and has not joined yet.")
 
 
 @app.command("remove", epilog="Example: crnode node remove box2")

@@ -268,6 +268,8 @@ def pin(
         print_json(answer)
         return
     did = "is no longer pinned" if remove else f"is kept as '{answer['name']}'"
+    if not remove and answer.get("was") not in (None, answer["name"]):
+        did += f", no more as '{answer['was']}',"
     show(f"Version {answer['version']} of {name} {did} at {', '.join(answer['nodes'])}.")
     for node in answer["without"]:
         print_warning(f"{node} does not keep that version.")

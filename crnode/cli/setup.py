@@ -106,10 +106,23 @@ def invite(
     ttl: Annotated[
         str, typer.Option(metavar="SPAN", help="How long the token is good, like 90m, 24h, 7d.")
     ] = "24h",
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Let nobody join with the token that was printed for NAME.")
+    ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Print a token with which one new machine may join. Run it on the master, while its agent runs."""
+    """Print a token with which one new machine may join. Run it on the master, while its agent runs.
+
+    Who is invited and has not joined yet is shown by 'crnode node list'.
+    """
+    if withdraw:
+        answer = ask(data, "invite", {"name": name, "withdraw": True})
+        if as_json:
+            print_json(answer)
+        else:
+            show(f"The invitation of {answer['name']} was withdrawn: nobody joins with it.")
+        return
     answer = ask(data, "invite", {"name": name, "role": role, "ttl_s": parse_span(ttl)})
     if as_json:
         print_json(answer)

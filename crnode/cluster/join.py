@@ -45,7 +45,15 @@ from crnode.cluster.node_file import (
     read_document,
     read_node_file,
 )
-from crnode.cluster.tokens import DEFAULT_TTL_S, Token, TokenBook, TokenError, format_token, parse_token
+from crnode.cluster.tokens import (
+    DEFAULT_TTL_S,
+    Invitation,
+    Token,
+    TokenBook,
+    TokenError,
+    format_token,
+    parse_token,
+)
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import atomic_write, machine_id, make_private_dir
 from crproto.messages import CaReply, CaRequest, JoinReply, JoinRequest
@@ -53,6 +61,10 @@ from crproto.messages import CaReply, CaRequest, JoinReply, JoinRequest
 CLOCK_TOLERANCE_NS = 2_000_000_000
 """Clocks that differ more than this make versions appear at odd times: the joiner is warned."""
 _NS = 1_000_000_000
+
+
+def _told(invitation: Invitation) -> dict[str, Any]:
+    return {"name": invitation.name, "role": invitation.role.value, "expires_at": invitation.expires_s}
 
 
 class JoinDesk:
@@ -110,6 +122,15 @@ class JoinDesk:
             )
         )
         return {"token": token, "expires_at": expires_s, "command": f"crnode join {token}"}
+
+    def withdraw(self, name: str) -> dict[str, Any]:
+        """The same with `withdraw`: nobody joins as `name` with what was printed. CrnodeError when nobody
+        could."""
+        return _told(self._book.withdraw(name, self._now_ns() // _NS))
+
+    def invited(self) -> list[dict[str, Any]]:
+        """Who may join still: "name", "role", "expires_at" (s since 1970)."""
+        return [_told(item) for item in self._book.open(self._now_ns() // _NS)]
 
     async def answer(self, message: CaRequest | JoinRequest) -> CaReply | JoinReply:
         """The reply to a joiner. CrnodeError (a TokenError has a `code`) when it is turned away."""

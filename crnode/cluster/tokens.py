@@ -101,6 +101,8 @@ def parse_token(text: str) -> Token:
         raise _malformed(
             f"It is not whole: {wanted - len(letters)} of its {wanted} characters are missing at the end."
         )
+    if len(letters) > wanted and raw[expected - _CHECK : expected] == _check(raw[: expected - _CHECK]):
+        raise _malformed(f"{len(letters) - wanted} characters follow its end; it has {wanted}.")
     if len(raw) != expected or raw[-_CHECK:] != _check(raw[:-_CHECK]):
         raise _malformed("One or more of its characters were changed in copying (its checksum does not fit).")
     try:
@@ -167,7 +169,7 @@ class Invitation(BaseModel):
     role: Role
     created_s: int
     expires_s: int
-    withdrawn: bool = False  # a later invitation of the same name replaced it
+    withdrawn: bool = False  # by a person, or by a later invitation of the same name
     used_by: Hex32 | Literal[""] = ""  # hash of the public key that redeemed it
     used_s: int = 0
     incarnation: Hex16 | Literal[""] = ""
@@ -207,6 +209,24 @@ class TokenBook:
         """All that are remembered, oldest first."""
         return tuple(self._pages.invitations)
 
+    def open(self, now_s: int) -> tuple[Invitation, ...]:
+        """Those that a machine may still join with, oldest first."""
+        return tuple(item for item in self._pages.invitations if _is_open(item, now_s))
+
+    def withdraw(self, name: str, now_s: int) -> Invitation:
+        """Let nobody join with the open invitation of `name`. CrnodeError when there is none."""
+        found = next((item for item in self.open(now_s) if item.name == name), None)
+        if found is None:
+            raise CrnodeError(
+                f"There is no open invitation of '{name}'.",
+                "It was used, has expired, or was never made.",
+                "See: crnode node list. A node that has joined is put out with: crnode node remove NAME",
+                ExitCode.USAGE,
+            )
+        gone = found.model_copy(update={"withdrawn": True})
+        self._replace(gone)
+        return gone
+
     def create(self, name: str, role: Role, now_s: int, ttl_s: int = DEFAULT_TTL_S) -> tuple[bytes, int]:
         """A new invitation: (secret, expiry in seconds since 1970). An unused older one of that name is
         withdrawn.
@@ -224,10 +244,12 @@ class TokenBook:
             for item in self._pages.invitations
             if item.expires_s + REMEMBER_S > now_s
         ]
-        alive = [item for item in kept if not item.withdrawn and not item.used_by and item.expires_s > now_s]
-        if len(alive) >= MAX_OPEN:
+        if sum(_is_open(item, now_s) for item in kept) >= MAX_OPEN:
             raise CrnodeError(
-                what, f"{MAX_OPEN} invitations are open already.", "Wait until some expire.", ExitCode.REFUSED
+                what,
+                f"{MAX_OPEN} invitations are open already.",
+                "Withdraw some: crnode invite NAME --withdraw",
+                ExitCode.REFUSED,
             )
         secret = secrets.token_bytes(_SECRET)
         try:
@@ -251,7 +273,8 @@ class TokenBook:
         if found is None:
             raise TokenError("token-unknown", what, "This master never made it, or made it very long ago.")
         if found.withdrawn:
-            raise TokenError("token-withdrawn", what, f"A newer token for '{found.name}' replaced it.")
+            why = f"It was withdrawn, or a newer one of '{found.name}' replaced it."
+            raise TokenError("token-withdrawn", what, why)
         key = _hash(public_key)
         if found.used_by and found.used_by != key:
             raise TokenError(
@@ -285,6 +308,10 @@ class TokenBook:
         pages = _Pages(invitations=invitations)
         atomic_write(self._path, pages.model_dump_json(indent=1).encode())
         self._pages = pages
+
+
+def _is_open(item: Invitation, now_s: int) -> bool:
+    return not item.withdrawn and not item.used_by and item.expires_s > now_s
 
 
 def _hash(data: bytes) -> str:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Cluster, crnode, json, rsync_difference, wait_for
+from harness import Cluster, crnode, free_port, json, rsync_difference, wait_for
 
 from crnode.cluster.identity import create_key
 from crnode.errors import CrnodeError, ExitCode
@@ -485,3 +485,16 @@ def test_broken_files_of_a_node_are_named_with_what_to_do(cluster: Cluster) -> N
         if path.with_name("away").exists():
             path.with_name("away").rename(path)
     node.start()
+
+
+def test_an_invitation_is_shown_and_withdrawn(cluster: Cluster, tmp_path: Path) -> None:
+    place = ("--data", str(cluster.init().data))
+    token = json.loads(crnode("invite", "box9", "--json", *place).stdout)["token"]
+    assert "box9 is invited as replica until" in crnode("node", "list", *place).stdout
+    assert "withdrawn" in crnode("invite", "box9", "--withdraw", *place).stdout
+    assert "box9" not in crnode("node", "list", *place).stdout
+    there = ("--listen", f"127.0.0.1:{free_port()}", "--data", str(tmp_path / "box9"))
+    done = crnode("join", token, *there, check=False)
+    assert done.returncode == ExitCode.REFUSED and "It was withdrawn" in done.stderr
+    done = crnode("invite", "box9", "--withdraw", *place, check=False)
+    assert done.returncode == ExitCode.USAGE and "no open invitation of 'box9'" in done.stderr

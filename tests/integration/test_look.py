@@ -150,5 +150,9 @@ def test_versions_are_pinned_under_a_name(history: tuple[Cluster, list[int]], tm
     assert refused(shop1, "pin", "docs", "999", "--name", "x")[0] == ExitCode.USAGE
     code, said = refused(box2, "pin", "docs", str(two), "--name", "mine")
     assert code == ExitCode.REFUSED and "shop1" in said
-    ask(shop1, "pin", "docs", "release 1.4", "--remove")
+    answer = ask(shop1, "pin", "docs", "release 1.4", "--name", "spring")
+    assert answer["was"] == "release 1.4" and named() == {("box2", one): "spring", ("box3", one): "spring"}
+    shown = crnode("pin", "docs", "spring", "--name", "easter", "--data", str(shop1.data)).stdout
+    assert f"Version {one} of docs is kept as 'easter', no more as 'spring', at box2, box3." in shown
+    ask(shop1, "pin", "docs", "easter", "--remove")
     assert named() == {}

@@ -60,6 +60,14 @@ def test_a_copy_that_was_cut_says_how_much_is_missing() -> None:
         assert f"{cut} of its {len(text) - len(PREFIX)} characters are missing" in caught.value.why
 
 
+def test_a_copy_with_more_than_the_token_says_so() -> None:
+    text = format_token(TOKEN)
+    for more in ("A", "AA", "QWERTYUI", "A" * 100):
+        with pytest.raises(TokenError) as caught:
+            parse_token(text + more)
+        assert f"{len(more)} characters follow its end" in caught.value.why
+
+
 @pytest.mark.parametrize(
     "text", ["", "   ", "hello", PREFIX, PREFIX + "A", PREFIX + "AA!A", PREFIX + "A" * 5000]
 )
@@ -114,6 +122,21 @@ def test_expired_unknown_and_withdrawn_are_told_apart(book: TokenBook) -> None:
     newer, _ = book.create("box2", Role.REPLICA, NOW, 3600)
     assert code_of(book, secret, b"key") == "token-withdrawn"
     assert book.redeem(newer, b"key", NOW + 1).name == "box2"
+
+
+def test_an_invitation_is_withdrawn_by_hand(book: TokenBook, tmp_path: Path) -> None:
+    secret, _ = book.create("box2", Role.REPLICA, NOW)
+    other, _ = book.create("box3", Role.REPLICA, NOW)
+    assert [item.name for item in book.open(NOW)] == ["box2", "box3"]
+    assert book.withdraw("box2", NOW).name == "box2"
+    assert [item.name for item in book.open(NOW)] == ["box3"]
+    assert code_of(TokenBook(tmp_path / "tokens.json"), secret, b"key") == "token-withdrawn"
+    book.redeem(other, b"key", NOW)
+    for name in ("box2", "box3", "nobody"):
+        with pytest.raises(CrnodeError, match="no open invitation"):
+            book.withdraw(name, NOW)
+    book.create("box4", Role.REPLICA, NOW)
+    assert book.open(NOW + 25 * 3600) == ()
 
 
 def test_the_same_key_may_not_come_back_after_the_end(book: TokenBook) -> None:
