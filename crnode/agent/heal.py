@@ -3,7 +3,9 @@ so."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import time
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from crnode.agent.search import ContentSearch
@@ -18,9 +20,12 @@ from crproto.errors import RemoteProtocolError
 from crproto.messages import Objects
 
 if TYPE_CHECKING:
+    from crnode.agent.links import Link
     from crnode.agent.node import Agent
 
 IDS_A_QUESTION = 2000
+UP_SECONDS = 2.0  # a holder that is not connected is waited for so long
+AWAY_SECONDS = 30.0  # and not again within that
 
 
 class Healer:
@@ -29,6 +34,23 @@ class Healer:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.first: dict[str, str] = {}  # set -> the holder that is asked before the others
+        self._away: dict[str, float] = {}  # holder -> when it was waited for in vain, in monotonic seconds
+        self._spared: dict[object, int] = {}  # who needs something -> the collection in which that began
+
+    @contextlib.contextmanager
+    def spared(self) -> Iterator[None]:
+        """What comes into the store in here stays until the end of it, though no image names it. What was
+        there before may go in a collection all the same: whoever meets Missing fetches it."""
+        who = object()
+        self._spared[who] = self.agent.store.collection
+        try:
+            yield
+        finally:
+            del self._spared[who]
+
+    def born(self) -> int | None:
+        """The collection in which the oldest of what is spared was born; None when there is none."""
+        return min(self._spared.values(), default=None)
 
     def holders(self, uuid: str) -> list[str]:
         """Nodes that may hold the set's objects, the source first."""
@@ -84,7 +106,7 @@ class Healer:
             if not wanted:
                 break
             link = self.agent.links.get(name)
-            if link is None or not await link.wait_up(2.0):
+            if link is None or not await self._is_up(name, link):
                 continue
 
             async def take(message: Objects, payload: memoryview, name: str = name) -> None:
@@ -99,6 +121,18 @@ class Healer:
                     break
                 continue  # the next holder is asked
         return found
+
+    async def _is_up(self, name: str, link: Link) -> bool:
+        """Whether a holder can be asked. One that was waited for a moment ago is not waited for again: of a
+        restore each batch asks."""
+        since = self._away.get(name)
+        is_away = since is not None and time.monotonic() - since < AWAY_SECONDS
+        if await link.wait_up(0.0 if is_away else UP_SECONDS):
+            self._away.pop(name, None)
+            return True
+        if not is_away:
+            self._away[name] = time.monotonic()
+        return False
 
     async def _own_tree(
         self, target: TargetSet, ids: set[bytes], paths: Collection[bytes], found: dict[bytes, str]

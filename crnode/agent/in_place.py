@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned
-from crnode.agent.restore import Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
+from crnode.agent.restore import AGAIN, Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
 from crnode.agent.sets import RunningSource
 from crnode.agent.status import advice
 from crnode.agent.threads import in_thread
@@ -364,13 +364,18 @@ class InPlace:
                     stop += 1
                 batch = files[at:stop]
                 await in_thread(partial(work.look, batch))
-                work.fetched += await self.restore.have(running.spec, [w.entry for w in batch], work.here)
-                try:
-                    await in_thread(partial(work.write, batch))
-                except Missing:  # a file that had its bytes is another one by now
-                    work.here.clear()
-                    work.fetched += await self.restore.have(running.spec, [w.entry for w in batch])
-                    await in_thread(partial(work.write, batch))
+                entries = [w.entry for w in batch]
+                with self.agent.healer.spared():
+                    work.fetched += await self.restore.have(running.spec, entries, work.here)
+                    for left in reversed(range(AGAIN)):
+                        try:
+                            await in_thread(partial(work.write, batch))
+                            break
+                        except Missing:  # a file that had its bytes is another one; or a collection took it
+                            if not left:
+                                raise
+                            work.here.clear()
+                            work.fetched += await self.restore.have(running.spec, entries)
                 at = stop
                 progress({"text": f"{at} of {len(files)} files", "done": at, "total": len(files)})
             await in_thread(work.end)

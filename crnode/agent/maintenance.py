@@ -187,6 +187,7 @@ class Maintenance:
 
     def _in_flight(self) -> int | None:
         born = [running.target.in_flight() for running in self.agent.sets.targets.values()]
+        born.append(self.agent.healer.born())
         return min((number for number in born if number is not None), default=None)
 
     async def _heal_holes(self, out: Outcome, progress: Progress) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crnode.agent.restore import Chosen, Restore
+from crnode.agent.restore import AGAIN, Chosen, Restore
 from crnode.agent.sets import RunningSource, RunningTarget
 from crnode.agent.threads import in_thread
 from crnode.capture.commit import Point
@@ -345,17 +345,21 @@ class Moving:
             newest, changed, removed = await in_thread(partial(_differences, reader, found))
         healer = self.agent.healer
         healer.first[spec.uuid] = holder  # who has died may be asked for long
-        try:
-            await self._restore.have(spec, changed)
-        finally:
-            healer.first.pop(spec.uuid, None)
         base = newest.id if newest is not None and newest.id is not None else b""
         begin = ImageBegin(
             name, parent, base, incarnation, int(header["epoch"]), int(header["sequence"]),
             int(header["at_ns"]), digest, int(header["flags"]), entries, size, DIGEST_SCHEME, False,
             bool(base) and parent != base,
         )  # fmt: skip
-        missing = await self.agent.writer.submit(_commit, running, begin, changed, removed)
+        try:
+            with healer.spared():
+                for _ in range(AGAIN):  # a collection may have taken what was here and named by nothing
+                    await self._restore.have(spec, changed)
+                    missing = await self.agent.writer.submit(_commit, running, begin, changed, removed)
+                    if not missing:
+                        break
+        finally:
+            healer.first.pop(spec.uuid, None)
         if missing:
             raise CrnodeError(f"{len(missing)} objects of it are nowhere.", "")
         running.target.look_again()

@@ -64,6 +64,7 @@ UNFIT = (
 """What a file system says of a name or a size that it cannot hold, or of two names that are one to it."""
 ALONE = 4 << 20  # bytes of a file that is read back by one thread
 PIECES = 16  # chunks that one of two threads takes at a time
+AGAIN = 3  # times that something is fetched which a collection took before it was used
 RECIPES = 16  # recipes that are read in one go; each has at most 4,096 items
 
 
@@ -142,7 +143,7 @@ class Restore:
         staging = Staging(to, b"\0".join(what))
         keep = False
         try:
-            async with self.held(spec, chosen):
+            async with self.held(spec, chosen), self._asked_first(spec, chosen):
                 entries: list[Entry] = []
                 await self.pages(spec, chosen, path, entries.extend)
                 if path and not entries:
@@ -169,13 +170,13 @@ class Restore:
                 keep = within is None  # cut off from here on, it is gone on with
                 put = partial(self._write, spec)
                 shared = await put(entries, path, staging, policy, progress, groups, share=share)
-                wrong = await self._read_back(staging, entries, path)
+                wrong = await self._read_back(spec, staging, entries, path)
                 # A power cut came between, and the disk had not all of it; or a live file had changed.
                 if wrong and (staging.resumed or shared):
                     staging.resumed, some = False, set(wrong)
                     again = [e for e in entries if e.path in some or e.kind == DIRECTORY]
                     await put(again, path, staging, policy, progress, groups)
-                    wrong = await self._read_back(staging, entries, path)
+                    wrong = await self._read_back(spec, staging, entries, path)
             keep = False
             if wrong:
                 raise CrnodeError(
@@ -225,11 +226,23 @@ class Restore:
             out["digest_ok"] = True
         return out
 
-    async def _read_back(self, staging: Staging, entries: list[Entry], top: bytes) -> list[bytes]:
+    async def _read_back(
+        self, spec: ReplicationSet, staging: Staging, entries: list[Entry], top: bytes
+    ) -> list[bytes]:
         """Make what was written durable and read it back, both at once; paths that are not as they should."""
         durable = asyncio.ensure_future(in_thread(partial(_make_durable, staging.path)))
+        load = self.agent.store.get
         try:
-            wrong = await in_thread(partial(_verify, staging, entries, top, self.agent.store.get))
+            wrong, lacking = await in_thread(partial(_verify, staging, entries, top, load))
+            for _ in range(AGAIN):
+                if not lacking:
+                    break
+                with self.agent.healer.spared():  # a collection took recipes: nothing names them here
+                    for at in range(0, len(lacking), BATCH):
+                        await self.have(spec, lacking[at : at + BATCH], least=1)
+                    more, lacking = await in_thread(partial(_verify, staging, lacking, top, load))
+                wrong += more
+            wrong += [entry.path for entry in lacking]
         except BaseException:
             await asyncio.wait([durable])
             durable.exception()  # looked at: why nothing was verified counts
@@ -352,6 +365,19 @@ class Restore:
                 raise _gone(spec, chosen)
             yield
 
+    @contextlib.asynccontextmanager
+    async def _asked_first(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:
+        """Whoever has the version is asked for its content before others: it answers, and has all of it."""
+        first = self.agent.healer.first
+        if chosen.holder == self.agent.node.name or spec.uuid in first:
+            yield
+            return
+        first[spec.uuid] = chosen.holder
+        try:
+            yield
+        finally:
+            first.pop(spec.uuid, None)
+
     async def pages(
         self, spec: ReplicationSet, chosen: Chosen, path: bytes, take: Callable[[Sequence[Entry]], None]
     ) -> int:
@@ -422,8 +448,13 @@ class Restore:
             for at in range(0, len(entries), BATCH):
                 batch = entries[at : at + BATCH]
                 left = await in_thread(partial(_left, staging, batch, top, groups))
-                await self.have(spec, left)
-                await in_thread(partial(_write_batch, writer, left, top, groups))
+                with self.agent.healer.spared():
+                    for again in reversed(range(AGAIN)):
+                        await self.have(spec, left)
+                        written = await in_thread(partial(_write_batch, writer, left, top, groups, again > 0))
+                        if written == len(left):
+                            break
+                        left = left[written:]
                 done += len(batch)
                 progress({"text": f"{done} of {len(entries)} paths", "done": done, "total": len(entries)})
             await in_thread(lambda: _finish(writer, [e for e in entries if e.kind == DIRECTORY], top))
@@ -444,17 +475,23 @@ class Restore:
         except OSError:
             return None
 
-    async def have(self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = ()) -> int:
+    async def have(
+        self, spec: ReplicationSet, batch: Sequence[Entry], but: Container[bytes] = (), least: int = 0
+    ) -> int:
         """Fetch every object that the batch needs and that is not whole in our store, except those that are
-        `but`, from our own live tree or another node; returns how many bytes came. CrnodeError (DAMAGE) when
-        one cannot be had."""
+        `but`, from our own live tree or another node; returns how many bytes came. `least`: the lowest level
+        that is needed, 1 for recipes alone. CrnodeError when one cannot be had: FULL without room for it,
+        else DAMAGE."""
         paths = [entry.path for entry in batch]
         tops: dict[int, dict[bytes, None]] = {}
         for entry in batch:
             if entry.content is not None:
                 tops.setdefault(entry.level, {})[entry.content] = None
         return sum(
-            [await self._have_below(spec, list(names), level, but, paths) for level, names in tops.items()]
+            [
+                await self._have_below(spec, list(names), level, but, paths, least)
+                for level, names in tops.items()
+            ]
         )
 
     async def _have_below(
@@ -464,10 +501,13 @@ class Restore:
         level: int,
         but: Container[bytes],
         paths: Collection[bytes],
+        least: int,
     ) -> int:
         """The same for objects of one level and all below them: depth first, so that what is in memory is a
         page of names for each level, however large the files."""
         came = 0
+        if level < least:
+            return came
         for at in range(0, len(names), PAGE):
             page = [name for name in names[at : at + PAGE] if name not in but]
             came += await self._get(spec, await in_thread(partial(_lacking, self.agent.store, page)), paths)
@@ -481,7 +521,7 @@ class Restore:
                 below, damaged = await in_thread(partial(_children, self.agent.store, some, level))
             if damaged:
                 raise _lost(len(damaged))
-            came += await self._have_below(spec, below, level - 1, but, paths)
+            came += await self._have_below(spec, below, level - 1, but, paths, least)
         return came
 
     async def _get(self, spec: ReplicationSet, lacking: set[bytes], paths: Collection[bytes]) -> int:
@@ -489,6 +529,7 @@ class Restore:
             return 0
         fetched = await self.agent.healer.fetch(spec.uuid, lacking, paths)
         if lost := lacking - fetched.keys():
+            await self.agent.writer.submit(self.agent.store.check_room, 1)
             raise _lost(len(lost))
         locate = self.agent.store.locate
         return await in_thread(lambda: sum(where.raw for name in lacking if (where := locate(name))))
@@ -649,12 +690,18 @@ def _left(staging: Staging, batch: list[Entry], top: bytes, groups: Groups) -> l
     return out
 
 
-def _write_batch(writer: TreeWriter, batch: list[Entry], top: bytes, groups: Groups) -> None:
-    for entry in batch:
+def _write_batch(writer: TreeWriter, batch: list[Entry], top: bytes, groups: Groups, again: bool) -> int:
+    """How many were written: not all of them where something is missing, if it may be had `again`."""
+    for written, entry in enumerate(batch):
         try:
             _write_one(writer, entry, top, groups)
+        except Missing:
+            if not again:
+                raise
+            return written
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fsdecode(entry.path)) from error
+    return len(batch)
 
 
 def _write_one(writer: TreeWriter, entry: Entry, top: bytes, groups: Groups) -> None:
@@ -681,9 +728,10 @@ def _finish(writer: TreeWriter, directories: list[Entry], top: bytes) -> None:
 
 def _verify(
     staging: Staging, entries: list[Entry], top: bytes, load: Callable[[bytes], bytes]
-) -> list[bytes]:
-    """Paths that do not read back as their entries say."""
+) -> tuple[list[bytes], list[Entry]]:
+    """Paths that do not read back as their entries say, and entries whose recipes are missing."""
     wrong: list[bytes] = []
+    lacking: list[Entry] = []
     tree = os.fsencode(staging.tree)
     for entry in entries:
         where = _below(entry.path, top) or (b"" if entry.kind == DIRECTORY else top.rpartition(b"/")[2])
@@ -691,9 +739,11 @@ def _verify(
         try:
             if not _same(place, entry, load):
                 wrong.append(entry.path)
-        except (OSError, Missing, Damaged):
+        except Missing:
+            lacking.append(entry)
+        except (OSError, Damaged):
             wrong.append(entry.path)
-    return wrong
+    return wrong, lacking
 
 
 def _same(place: bytes, entry: Entry, load: Callable[[bytes], bytes]) -> bool:

@@ -144,14 +144,14 @@ async def collect(
     if (born := in_flight()) is not None:
         number = min(number, born - 1)
     try:
-        await writer.submit(store.flush_index)
+        known = await writer.submit(lambda: _known(store))
         request = {
             "store": str(store.directory), "number": number, "plan": plan,
             "catalogs": [[ref.uuid, str(ref.path), ref.source, list(ref.targets)] for ref in catalogs],
             "manifests": [[content.hex(), level] for content, level in manifests],
         }  # fmt: skip
         async with child.Child("crnode.store.collect", request) as process:
-            await _Run(store, writer, catalogs, process, progress, out, plan, begun).run()
+            await _Run(store, writer, catalogs, process, progress, out, plan, begun, known).run()
     finally:
         if not plan:
             with contextlib.suppress(StoreFailed):
@@ -171,7 +171,7 @@ class _Run:
 
     def __init__(
         self, store: ObjectStore, writer: Writer, catalogs: Sequence[CatalogRef], process: child.Child,
-        progress: Progress, out: Outcome, plan: bool, begun: float,
+        progress: Progress, out: Outcome, plan: bool, begun: float, known: dict[int, int],
     ) -> None:  # fmt: skip
         self.store = store
         self.writer = writer
@@ -182,6 +182,7 @@ class _Run:
         self.out = out
         self.plan = plan
         self.begun = begun
+        self.known = known
         self._waiting: list[tuple[float, int]] = []  # (when, pack) to unlink
 
     async def run(self) -> None:
@@ -230,16 +231,18 @@ class _Run:
         await self._unlink(wait=True)
 
     def _sealed(self, live: dict[int, int]) -> dict[int, int]:
-        """Seal open packs that are largely garbage; returns pack -> size of those that do not grow any more,
-        all of whose records are in the committed index."""
-        packs = self.store.packs
+        """Seal open packs that were largely garbage; returns pack -> size of those that do not grow any more,
+        all of whose records are in the committed index. The size is that of when the mark began: what came
+        since was not counted. Of a pack that was begun since nothing is known, least of all that it is
+        garbage."""
+        packs, known = self.store.packs, self.known
         if not self.plan:
-            for lane, pack, end in packs.open_lanes():
-                if end and live.get(pack, 0) < SPARSE * end:
+            for lane, pack, _ in packs.open_lanes():
+                if live.get(pack, 0) < SPARSE * known.get(pack, 0):
                     packs.seal(lane)
         self.store.flush_index()
         open_now = packs.open_packs() if not self.plan else set()
-        return {pack: packs.size(pack) for pack in packs.numbers() if pack not in open_now}
+        return {pack: known[pack] for pack in packs.numbers() if pack in known and pack not in open_now}
 
     async def _drop_blocks(self, uuid: str, blob: bytes) -> None:
         catalog = self.catalogs.get(uuid)
@@ -288,6 +291,13 @@ class _Run:
             await self.writer.submit(self.store.packs.remove, pack)
         if wait:
             await asyncio.to_thread(fsync_dir, self.store.packs.directory)
+
+
+def _known(store: ObjectStore) -> dict[int, int]:
+    """Pack -> its size, when all that is in them is in the committed index."""
+    store.flush_index()
+    growing = {pack: end for _, pack, end in store.packs.open_lanes()}
+    return {pack: growing.get(pack) or store.packs.size(pack) for pack in store.packs.numbers()}
 
 
 def _inode(path: Path) -> int | None:
@@ -488,14 +498,12 @@ def main() -> None:
             pack = dead_first.pop(0)
             group[pack] = bytearray()
             count += records.get(pack, 0)
-        if count:
-            for name, value in _entries(reader):
-                pack, offset, stored, raw, kind, codec, born = unpack(value)
-                items = group.get(pack)
-                if items is not None:
-                    items += _ITEM.pack(
-                        name, offset, stored, raw, kind, codec, born > number or name in marked
-                    )
+        # Also where the first walk met no record of these packs: until they were sealed they may have grown.
+        for name, value in _entries(reader):
+            pack, offset, stored, raw, kind, codec, born = unpack(value)
+            items = group.get(pack)
+            if items is not None:
+                items += _ITEM.pack(name, offset, stored, raw, kind, codec, born > number or name in marked)
         left = len(group) + len(dead_first)
         for pack, items in group.items():
             left -= 1

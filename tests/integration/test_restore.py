@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cluster, Node, json
+from harness import Cluster, Node, json, rsync_difference
 
 from crnode.errors import CrnodeError
 
@@ -73,3 +73,47 @@ def test_the_master_restores_only_where_the_other_node_allows(cluster: Cluster, 
     to = tmp_path / "allowed" / "here"
     cluster.master.call("restore", {"set": "docs", "node": "box2", "to": str(to)})
     assert (to / "tool").stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_collection_leaves_what_a_restore_fetches(cluster: Cluster, tmp_path: Path) -> None:
+    """No image of the source's store names what it fetches for a restore."""
+    source = tmp_path / "source"
+    source.mkdir()
+    cluster.init()
+    cluster.join("box2")
+    for number in range(1500):
+        (source / f"f{number}").write_bytes(os.urandom(20_000))
+    (source / "big").write_bytes(os.urandom(30 << 20))
+    cluster.add_set("docs", "shop1", source, ["box2"])
+    cluster.sync("docs")
+    over, given = threading.Event(), []
+
+    def collect() -> None:
+        while not over.is_set():
+            given.append(cluster.master.call("gc")["removed_bytes"])
+
+    collecting = threading.Thread(target=collect, daemon=True)
+    collecting.start()
+    try:
+        out = cluster.master.call("restore", {"set": "docs", "to": str(tmp_path / "to")}, timeout=120)
+    finally:
+        over.set()
+        collecting.join(30)
+    assert out["digest_ok"] and rsync_difference(source, tmp_path / "to") == ""
+    assert sum(given) + cluster.master.call("gc")["removed_bytes"] > 30 << 20  # and it does not stay
+
+
+def test_a_holder_that_is_away_is_waited_for_once(cluster: Cluster, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    cluster.init()
+    cluster.join("box2")
+    cluster.join("box3")
+    for number in range(4000):  # ten batches
+        (source / f"f{number}").write_bytes(b"%d" % number * 300)
+    cluster.add_set("docs", "shop1", source, ["box2", "box3"])
+    cluster.sync("docs")
+    cluster.nodes["box2"].stop()
+    out = cluster.master.call("restore", {"set": "docs", "to": str(tmp_path / "to")}, timeout=120)
+    assert out["digest_ok"] and out["seconds"] < 15  # 2 s for each of the batches it was
+    assert rsync_difference(source, tmp_path / "to") == ""

@@ -251,6 +251,38 @@ def test_what_becomes_live_after_the_mark_stays(tmp_path: Path, monkeypatch: pyt
     assert store.live_extra is None
 
 
+@pytest.mark.parametrize("pack", ["new", "emptied"])
+def test_a_pack_of_which_the_mark_saw_nothing_is_not_taken_for_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str
+) -> None:
+    """An image comes between mark and sweep, and all that is new of it lies in a pack that had no record in
+    the index when the mark began: it was not begun yet, or what was in it had been dropped."""
+    store, catalog = _fill(tmp_path)
+    store.flush_index()
+    store.packs.seal_all()
+    if pack == "emptied":
+        gone = put_file(store, random.Random(8).randbytes(20_000))
+        names = {gone[0], *_chunks(store, *gone)}
+        store.flush_index()
+        store.index.remove(list(names))
+        assert store.packs.open_packs()
+    data = random.Random(9).randbytes(30_000)
+    real = collect_module._Run._sealed
+
+    def sealed(self: collect_module._Run, shares: dict[int, int]) -> dict[int, int]:
+        new = file(b"new", put_file(store, data), len(data))
+        store.sync()
+        commit(catalog, [new])
+        return real(self, shares)
+
+    monkeypatch.setattr(collect_module._Run, "_sealed", sealed)
+    _collect(store, catalog)
+    (new,) = [entry for entry in catalog.walk(4) if entry.path == b"new"]
+    assert new.content is not None
+    assert b"".join(store.get(name) for name in _chunks(store, new.content, new.level)) == data
+    assert reachable([catalog], store)
+
+
 def test_what_was_put_again_after_damage_is_not_taken_for_its_old_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
