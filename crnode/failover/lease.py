@@ -203,6 +203,10 @@ class Lease:
     def is_voter(self) -> bool:
         return self.hard.config.incarnation(self.me) == self.hard.incarnation
 
+    def relies_on(self, voter: str) -> bool:
+        """Whether that voter promised this epoch to this node: only who did hears of a release (V4)."""
+        return voter in self._held
+
     def promised(self, now: Moment) -> bool:
         """Whether this voter's promise still runs."""
         if self._promise is None:
@@ -749,6 +753,8 @@ class Lease:
             return "This node is not active."
         if successor == self.me or self.hard.config.slot(successor) is None:
             return f"{successor} is no other candidate."
+        if self.hard.config.incarnation(successor) is not None and not self.relies_on(successor):
+            return f"{successor} has promised nothing in this epoch yet, so its release would not be heard."
         self.phase, self._successor = Phase.HANDING, successor
         return [AddressOff(f"{successor} takes over as asked"), Stop(successor)]
 

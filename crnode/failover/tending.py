@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FORGIVEN_SECONDS = 600.0  # after which a failure of a service counts no more
 HAND_OVERS, HAND_OVER_SECONDS = 2, 3600.0  # that a service may cause, within so long (rule 24)
 VOTE_SECONDS = 5.0  # for a node that is to vote to be one of the voters
+PROMISE_SECONDS = 0.05  # between two looks whether the successor has promised the epoch
 READY_SECONDS = 2.0  # for the agent to say whether another node has all
 
 
@@ -171,7 +172,7 @@ class Tending:
         """Begin to hand over to a node; where the active one votes alone, that one gets a vote before."""
         lease, link = self.keeper.lease, self.keeper.links[successor]
         if lease.phase is not Phase.ACTIVE or lease.hard.config.incarnation(successor) is not None:
-            return lease.hand_over(successor)
+            return await self._when_promised(successor)
         self.voting = successor
         try:
             config = lease.hard.config
@@ -183,11 +184,20 @@ class Tending:
             async with asyncio.timeout(VOTE_SECONDS):
                 self.settled.clear()
                 await self.settled.wait()
-            return lease.hand_over(successor)
+            return await self._when_promised(successor)
         except TimeoutError:
             return f"{successor} was to vote, and did not answer in time."
         finally:
             self.voting = ""
+
+    async def _when_promised(self, successor: str) -> list[Effect] | str:
+        """A keeper that has just started promises nothing until what it may have promised before is over."""
+        lease = self.keeper.lease
+        for _ in range(int(VOTE_SECONDS / PROMISE_SECONDS)):
+            if lease.phase is not Phase.ACTIVE or lease.relies_on(successor):
+                break
+            await asyncio.sleep(PROMISE_SECONDS)
+        return lease.hand_over(successor)
 
 
 __all__ = ["Tending"]

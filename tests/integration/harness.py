@@ -83,6 +83,15 @@ def wait_for(what: Callable[[], Any], seconds: float = 20.0, step: float = 0.02)
         time.sleep(step)
 
 
+def answers(data: Path) -> bool:
+    """Whether the agent of a data directory can be called: its socket is there a moment before that."""
+    try:
+        call(data / "control.sock", "node.list", {}, None, 10)
+    except CrnodeError:
+        return False
+    return True
+
+
 class Node:
     """One node: its data directory and, while it runs, its agent."""
 
@@ -242,4 +251,4 @@ def rsync_difference(source: Path, target: Path) -> str:
     return done.stdout
 
 
-__all__ = ["Cluster", "Node", "crnode", "free_port", "json", "rsync_difference", "wait_for"]
+__all__ = ["Cluster", "Node", "answers", "crnode", "free_port", "json", "rsync_difference", "wait_for"]

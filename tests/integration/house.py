@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from harness import wait_for
+from harness import answers, wait_for
 
 from crnode.errors import CrnodeError
 from crnode.net.control import call
@@ -160,7 +160,7 @@ class House:
         at = f"{a.address}:7400"
         a.run("init", "--name", "a", "--cluster", "house", "--listen", at, "--advertise", at)
         a.agent = a.start("--role", "master")
-        wait_for(lambda: (a.data / "control.sock").exists())
+        wait_for(lambda: answers(a.data))
         for host in others:
             self.join(a, host)
         prepare()

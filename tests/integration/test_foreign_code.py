@@ -25,7 +25,6 @@ def test_a_folder_called_crnode_is_not_imported(cluster: Cluster, tmp_path: Path
         node.process = subprocess.Popen(
             [command, "--role", "master", "--data", str(node.data)], cwd=trap, stdout=log, stderr=log
         )
-    wait_for((node.data / "control.sock").exists)
     wait_for(lambda: node._answers())
     cluster.join("box2")
     cluster.add_set("docs", "shop1", source, [f"box2:{tmp_path}/live"])

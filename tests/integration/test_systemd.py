@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import free_port, wait_for
+from harness import answers, free_port, wait_for
 
 from crnode.net.control import call
 from crnode.platform.cgroups import mount_point
@@ -81,7 +81,7 @@ class Machine:
             [sys.executable, "-m", "crnode", "--role", "master", "--data", str(self.data)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_for(lambda: (self.data / "control.sock").exists())
+        wait_for(lambda: answers(self.data))
         address = ["--address", f"{ADDRESS}/24", "--interface", "eth0"]
         self.crnode("takeover", "set", "--voter", "a", *address, "--service", "web=unit:shop-web.service")
         agent.terminate()

@@ -403,6 +403,15 @@ def test_a_switch_holds_the_lease_while_services_stop_and_ends_the_epoch_for_goo
     assert isinstance(one.campaign(Epoch(1, 1), at(6.7)), list)  # nobody took it
 
 
+def test_nobody_hands_over_to_a_voter_that_would_not_hear_of_it() -> None:
+    """One that has just started holds to what it promised before: a release of an epoch that it never
+    promised says nothing to it, and nobody would be active until the next campaign."""
+    one = active()  # c has not answered
+    assert "promised nothing in this epoch" in str(one.hand_over("c")) and one.phase is Phase.ACTIVE
+    ok(one, "c", renewals(one.tick(at(0.25)) + one.tick(at(0.5)))["c"], 0.5)
+    assert isinstance(one.hand_over("c"), list)
+
+
 def test_a_switch_is_taken_back_before_the_release() -> None:
     one = active()
     one.hand_over("b")
