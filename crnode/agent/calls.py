@@ -95,6 +95,7 @@ class Calls:
             "takeover.set": self.takeovers.set,
             "takeover.force": self.forced.force,
             "takeover.alone": self.moving.alone,
+            "takeover.campaign": self.moving.campaign,
             "takeover.note": self.moving.note,
             "takeover.show": self.takeovers.show,
             "takeover.state": self.moving.state,
@@ -163,6 +164,7 @@ class Calls:
                 f"Run the same command on {master}.",
                 ExitCode.REFUSED,
             )
+        self.moving.check_not_put_out(f"{what} is not done here: {master} is the master no more.")
 
     async def _forward(self, node: str, method: str, args: Args, seconds: float | None = None) -> Args:
         link = self.agent.links.get(node)

@@ -118,16 +118,21 @@ class Moving:
             return ""
         return f"{denying[0]} has turned this node away: it was put out of the cluster, and has to join anew."
 
+    def check_not_put_out(self, what: str) -> None:
+        """Raises CrnodeError, about `what` was not done, where the cluster goes on without this node."""
+        if why := self._put_out():
+            hint = "Join with an empty data directory: crnode invite there, crnode join here."
+            raise CrnodeError(what, why, hint, ExitCode.REFUSED)
+
     async def alone(self, args: Args, progress: Progress) -> Args:
         """Control call: a person says that no other node was made active by force."""
-        if why := self._put_out():
-            raise CrnodeError(
-                f"{self.agent.node.name} does not serve.",
-                why,
-                "Join with an empty data directory: crnode invite there, crnode join here.",
-                ExitCode.REFUSED,
-            )
+        self.check_not_put_out(f"{self.agent.node.name} does not serve.")
         return await ask_keeper(self.agent, "alone", {})
+
+    async def campaign(self, args: Args, progress: Progress) -> Args:
+        """Control call: a person wants this node to be active as soon as nobody holds the lease."""
+        self.check_not_put_out(f"{self.agent.node.name} does not serve.")
+        return await ask_keeper(self.agent, "campaign", {})
 
     async def note(self, args: Args, progress: Progress) -> Args:
         """Control call of the keeper: what people should find in the journal."""
@@ -171,8 +176,7 @@ class Moving:
         now is not waited for."""
         takeover = self.agent.document.takeover
         if takeover is None:
-            hint = "Say it at the master: crnode takeover set"
-            raise CrnodeError("Nobody has said yet who votes.", "", hint, ExitCode.REFUSED)
+            raise _nobody_said()
 
         async def ask(name: str) -> Args:
             try:
@@ -192,6 +196,8 @@ class Moving:
         """Control call: let node `to` be active ('home': where the sets that move are at home), wherever this
         is asked."""
         to = str(args["to"])
+        if self.agent.document.takeover is None:
+            raise _nobody_said()
         if to == "home":
             homes = {spec.source for spec in self.agent.said.sets if spec.name in self._names()}
             to = homes.pop() if len(homes) == 1 else self.agent.document.master.name
@@ -699,6 +705,11 @@ async def _ticking(progress: Progress, work: Coroutine[Any, Any, Args]) -> Args:
         return task.result()
     finally:
         task.cancel()
+
+
+def _nobody_said() -> CrnodeError:
+    hint = "Say it at the master: crnode takeover set"
+    return CrnodeError("Nobody has said yet who votes.", "", hint, ExitCode.REFUSED)
 
 
 async def ask_keeper(agent: Agent, what: str, args: Args) -> Args:

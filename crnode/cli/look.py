@@ -267,7 +267,8 @@ def pin(
     if as_json:
         print_json(answer)
         return
-    did = "is no longer pinned" if remove else f"is kept as '{answer['name']}'"
+    unpinned = "is no longer pinned" if answer.get("was") else "has no name"
+    did = unpinned if remove else f"is kept as '{answer['name']}'"
     if not remove and answer.get("was") not in (None, answer["name"]):
         did += f", no more as '{answer['was']}',"
     show(f"Version {answer['version']} of {name} {did} at {', '.join(answer['nodes'])}.")

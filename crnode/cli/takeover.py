@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crnode.cli.common import Data, Json, ask, data_dir
-from crnode.cli.output import duration, print_json, progress, show, table
+from crnode.cli.output import duration, print_json, print_warning, progress, show, table
 from crnode.cli.setup import parse_span
 from crnode.errors import CrnodeError, ExitCode
 
@@ -41,7 +41,8 @@ def register(top: typer.Typer) -> None:
 def set_(
     voter: Annotated[
         list[str],
-        typer.Option(metavar="NODE", help="A node that votes; three or five, the master among them."),
+        typer.Option(metavar="NODE", help="A node that votes; three or five, the master among them. With less"
+            " nothing takes over by itself."),
     ],
     candidate: Annotated[
         list[str] | None,
@@ -232,9 +233,9 @@ def set_(
         _show_all(answer["takeover"])
         if len(voter) < MAJORITY_FROM:
             show(
-                "Nothing takes over by itself: of two, one that hears nothing cannot know who is dead. Name a"
-                " third, which may hold no data (crnode invite NAME --role replica), or go on by hand when it"
-                " matters: crnode failover --force."
+                "Nothing takes over by itself: less than three vote, and of two, one that hears nothing cannot"
+                " know who is dead. Name a third, which may hold no data (crnode invite NAME --role replica), or"
+                " go on by hand when it matters: crnode failover --force."
             )
 
 
@@ -410,7 +411,7 @@ def failover(
                 "To let another node be active in good order: crnode switch-to NODE",
                 ExitCode.REFUSED,
             )
-        answer = _ask_keeper(data, "campaign", {})
+        answer = ask(data, "takeover.campaign")
         if as_json:
             print_json(answer)
         else:
@@ -451,22 +452,26 @@ def activate(
 
 
 def fence(data: Data = None, as_json: Json = False) -> None:
-    """End at once what this node serves by the cluster's word: the address, and the units of systemd.
+    """End at once what this node serves by the cluster's word: the address, the units of systemd, and, where
+    it has control groups, programs.
 
-    systemd runs it when the keeper has ended (ExecStopPost); it needs neither agent nor keeper.
+    systemd runs it when the keeper has ended (ExecStopPost); it needs neither agent nor keeper. A keeper that
+    runs starts them again.
     """
     from crnode.failover.fence_now import fence as end
 
     place = data_dir(data)
     try:
-        said = end(place)
+        done, left = end(place)
     except (OSError, ValueError) as error:
         hint = "Name the data directory of this node: --data"
         raise CrnodeError(f"'{place}' does not say what is to be ended.", f"{error}.", hint) from error
     if as_json:
-        print_json({"done": said})
-    else:
-        show(*(said or ["Nothing was served here."]))
+        print_json({"done": done, "left": left})
+        return
+    show(*(done or ([] if left else ["Nothing was served here."])))
+    for text in left:
+        print_warning(text)
 
 
 def _how(text: str, what: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from crnode.platform.cgroups import Group
 
@@ -16,13 +17,22 @@ GATES = Path("/run/crnode/active")
 DOCUMENT, NODE = "cluster.json", "node.json"
 
 
-def fence(data: Path, gates: Path = GATES) -> list[str]:
-    """Take the address off, close the gates of the units, and end what is in their control groups; returns
-    what was done, as sentences. OSError or ValueError when the document cannot be read."""
-    takeover = json.loads((data / DOCUMENT).read_bytes()).get("takeover") or {}
+class Fenced(NamedTuple):
+    """What was done, and what could not be, as sentences."""
+
+    done: list[str]
+    left: list[str]
+
+
+def fence(data: Path, gates: Path = GATES) -> Fenced:
+    """Take the address off, close the gates of the units, and end what is in their control groups and in
+    those of programs that a keeper runs. OSError or ValueError when the document cannot be read."""
+    document, node = json.loads((data / DOCUMENT).read_bytes()), json.loads((data / NODE).read_bytes())
+    takeover = document.get("takeover") or {}
     said: list[str] = []
-    if json.loads((data / NODE).read_bytes()).get("name") not in takeover.get("candidates", ()):
-        return said  # a witness has units of its own, maybe
+    left: list[str] = []
+    if node.get("name") not in takeover.get("candidates", ()):
+        return Fenced(said, left)  # a witness has units of its own, maybe
     if (address := takeover.get("address")) and (interface := takeover.get("interface")):
         words = ["ip", "address", "del", address, "dev", interface]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -30,8 +40,16 @@ def fence(data: Path, gates: Path = GATES) -> list[str]:
             if done.returncode == 0:
                 said.append(f"The address {address} was taken off.")
     for service in takeover.get("services") or ():
-        unit = str(service.get("unit") or "")
-        if not unit or "/" in unit:
+        name, unit = str(service.get("name")), str(service.get("unit") or "")
+        if not unit:
+            group = Group.named(f"crnode.{str(document.get('id'))[:8]}-{node['name']}.{name}")
+            if group is not None and not group.is_empty:
+                group.kill()
+                said.append(f"{name} was ended.")
+            elif group is None:
+                left.append(f"{name} is run by the keeper: it ends when the keeper does.")
+            continue
+        if "/" in unit:
             continue
         with contextlib.suppress(OSError):
             (gates / unit).unlink(missing_ok=True)
@@ -39,7 +57,7 @@ def fence(data: Path, gates: Path = GATES) -> list[str]:
         if group is not None and not group.is_empty:
             group.kill()
             said.append(f"{unit} was ended.")
-    return said
+    return Fenced(said, left)
 
 
-__all__ = ["fence"]
+__all__ = ["Fenced", "fence"]

@@ -822,6 +822,14 @@ class Keeper:
 
     async def _alone(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person says that no other node was made active by force (rule 12)."""
+        voters = [voter.name for voter in self.lease.hard.config.voters]
+        if len(voters) > 1:
+            raise CrnodeError(
+                f"{self.node.name} is not made active by your word alone.",
+                f"{', '.join(voters)} vote, and a majority of them says who is active.",
+                "To let this node take over when nobody is active: crnode failover",
+                ExitCode.REFUSED,
+            )
         self.lease.activate_alone()
         return await self._campaign_call(args, report)
 

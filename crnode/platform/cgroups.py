@@ -80,6 +80,13 @@ class Group:
                 return cls(place)
         return next((cls(found) for found in mount.glob(f"*.slice/**/{glob.escape(unit)}")), None)
 
+    @classmethod
+    def named(cls, name: str) -> Group | None:
+        """The group of that name, wherever it is; None where there is none now."""
+        mount = mount_point()
+        found = mount.glob(f"**/{glob.escape(name)}") if mount is not None else iter(())
+        return next((cls(folder) for folder in found), None)
+
     def enter(self) -> None:
         """In a child, before it becomes the service: from now on it is in here, with all it starts."""
         with open(self.folder / "cgroup.procs", "wb", buffering=0) as file:

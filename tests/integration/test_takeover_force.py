@@ -70,6 +70,10 @@ def test_of_two_nodes_the_other_goes_on_when_a_person_says_that_one_is_off(shop:
     wait_for(lambda: "b has turned this node away" in why_not(a), 30)
     code, said = answer(a, "activate", "--alone")
     assert code == ExitCode.REFUSED and "has to join anew" in said
+    code, said = answer(a, "failover")
+    assert code == ExitCode.REFUSED and "has to join anew" in said
+    code, said = answer(a, "set", "add", "more", "--source", "a", "--path", str(shop.place), "--to", "b")
+    assert code == ExitCode.REFUSED and "a is the master no more" in said and "has to join anew" in said
     time.sleep(3)
     assert not a.has_address() and not a.serves() and shop.settled() is b
     code, said = answer(a, "activate")
