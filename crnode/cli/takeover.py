@@ -233,9 +233,9 @@ def set_(
         _show_all(answer["takeover"])
         if len(voter) < MAJORITY_FROM:
             show(
-                "Nothing takes over by itself: less than three vote, and of two, one that hears nothing cannot"
-                " know who is dead. Name a third, which may hold no data (crnode invite NAME --role replica), or"
-                " go on by hand when it matters: crnode failover --force."
+                "Nothing takes over by itself: less than three vote, and of two, one that hears nothing"
+                " cannot know who is dead. Name a third, which may hold no data (crnode invite NAME --role"
+                " replica), or go on by hand when it matters: crnode failover --force."
             )
 
 
