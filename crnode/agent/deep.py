@@ -20,6 +20,8 @@ from crnode.store.child import Child
 
 PERIOD_NS = 7 * 86_400 * 10**9  # between the beginnings of two passes over a set
 SAVE_SECONDS = 10.0
+CHANGED = 1000  # paths of a live tree that are put right in one go
+NAMED = 20  # of them that an answer names
 UNREAD_MOST = 1000  # a pass that could not compare more than this proves nothing
 META, META_LIVE = "deep", "deep_live"
 
@@ -140,6 +142,16 @@ class Mended:
     files: int = 0
     size: int = 0
     mended: list[dict[str, Any]] = field(default_factory=list)  # set, path, bytes, and whether it is whole
+    changed: int = 0  # files that somebody changed or removed
+    put_right: int = 0  # of them
+    named: list[dict[str, Any]] = field(default_factory=list)  # some: set, path, and whether it is whole
+
+    def note_changed(self, name: str, found: dict[bytes, bool]) -> None:
+        """Files of a set that somebody changed, each with whether it was put right."""
+        self.changed += len(found)
+        self.put_right += sum(found.values())
+        for path, whole in sorted(found.items(), key=lambda one: (one[1], one[0]))[: NAMED - len(self.named)]:
+            self.named.append({"set": name, "path": _spoken(path), "whole": whole})
 
 
 async def compare_live(
@@ -150,8 +162,9 @@ async def compare_live(
     anew: bool = False,
     progress: Progress = lambda _: None,
 ) -> Mended:
-    """The same for a live tree: compare its files with what was written there, and write anew what differs. A
-    file that somebody changed is no business of this pass. Raises child.ChildFailed, CrnodeError."""
+    """The same for a live tree: compare its files with what was written there, and write anew what differs.
+    Those that somebody changed are put right at once, not with the next look at the whole tree. Raises
+    child.ChildFailed, CrnodeError."""
     state = await live_state_of(target)
     if anew or not state.running:
         state = State(target.commit.now_ns(), None, True)
@@ -162,6 +175,7 @@ async def compare_live(
         live=True,
     )  # fmt: skip
     ended = False
+    changed: list[bytes] = []
     async with Child("crnode.capture.deep", request) as process:
         while (line := await process.line()) is not None:
             match line["event"]:
@@ -170,11 +184,18 @@ async def compare_live(
                     text = ranges(Stretch(start, end, b"") for start, end in line["stretches"])
                     row = {"set": target.spec.name, "path": _spoken(path), "bytes": text}
                     out.mended.append({**row, "whole": await target.mend(path, text)})
+                case "changed":
+                    changed.append(bytes.fromhex(line["path"]))
+                    if len(changed) >= CHANGED:
+                        out.note_changed(target.spec.name, await target.put_right(changed))
+                        changed = []
                 case "at" | "end":
                     out.files, out.size, state.place = line["files"], line["bytes"], line["place"]
                     ended = line["event"] == "end" and state.place is None
                     text = f"{out.files} files compared, {out.size >> 20} MiB"
                     progress({"text": f"live tree of {target.spec.name}: {text}"})
+    if changed:
+        out.note_changed(target.spec.name, await target.put_right(changed))
     state.running = not ended
     await target.writer.submit(_keep_state, target.catalog, state)
     return out

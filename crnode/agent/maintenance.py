@@ -293,8 +293,10 @@ class Maintenance:
         return out
 
     async def _live(self, only: str | None, pace: int, progress: Progress) -> Args:
-        """The same over the live trees here; what differs is written anew."""
-        out: Args = {"checked": 0, "bytes": 0, "mended": []}
+        """The same over the live trees here; what differs is written anew, also where somebody changed it."""
+        out: Args = {
+            "checked": 0, "bytes": 0, "mended": [], "changed": 0, "put_right": 0, "changed_files": []
+        }  # fmt: skip
         for uuid, running in list(self.agent.sets.targets.items()):
             if only is not None and uuid != only:
                 continue
@@ -302,6 +304,9 @@ class Maintenance:
             out["checked"] += found.files
             out["bytes"] += found.size
             out["mended"] += found.mended
+            out["changed"] += found.changed
+            out["put_right"] += found.put_right
+            out["changed_files"] += found.named
         return out
 
     async def forget_garbage(self, report: Report) -> list[bytes]:

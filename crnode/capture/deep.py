@@ -23,7 +23,7 @@ from crnode.store import child
 from crnode.store.reader import Fingerprint, open_reader
 from crnode.store.scrub import Pace
 from crnode.store.store import Damaged, Missing, StoreReader
-from crproto.entries import FILE, Entry
+from crproto.entries import FILE, Entry, link_of
 from crproto.errors import RemoteProtocolError
 from crproto.paths import split
 
@@ -79,7 +79,7 @@ class _Pass:
 
     def _run(self) -> bool:
         for entry in self._entries():
-            if entry.kind != FILE or entry.content is None:
+            if entry.kind != FILE or (entry.content is None and not self.live):
                 self._at(entry)
                 continue
             start = self._start(entry)
@@ -129,8 +129,7 @@ class _Pass:
 
     def _start(self, entry: Entry) -> int:
         place = self.place
-        assert entry.content is not None
-        if place is None or place.get("content") != entry.content.hex():
+        if place is None or entry.content is None or place.get("content") != entry.content.hex():
             return 0
         head, name = split(entry.path)
         return int(place["offset"]) if (place["dir"], place["name"]) == (head.hex(), name.hex()) else 0
@@ -164,7 +163,8 @@ class _Pass:
             os.close(fd)
 
     def _compare(self, fd: int, entry: Entry, recorded: Fingerprint | None, start: int) -> bool:
-        if fingerprint_of(os.fstat(fd)) != recorded:
+        here = fingerprint_of(os.fstat(fd))
+        if here != recorded and not self._may_be_ours(entry, here, recorded):
             self._changed(entry, recorded)
             return True
         bad: list[Stretch] = []
@@ -188,12 +188,19 @@ class _Pass:
             child.say(event="changed", path=entry.path.hex())
             return True
         self.files += whole
-        if bad and fingerprint_of(os.fstat(fd)) == recorded == self.catalog.fingerprint(entry.path):
+        known = self.catalog.fingerprint(entry.path)
+        if bad and (fingerprint_of(os.fstat(fd)), known) == (here, recorded):
             pairs = [(one.start, one.end) for one in bad]
             child.say(event="differs", path=entry.path.hex(), stretches=pairs)
         elif bad:
             self._changed(entry, recorded)
         return whole
+
+    def _may_be_ours(self, entry: Entry, here: Fingerprint, recorded: Fingerprint | None) -> bool:
+        """Whether writing another name of the file may have moved its ctime: then its bytes say it."""
+        if not self.live or recorded is None or link_of(entry) is None:
+            return False
+        return here._replace(ctime_ns=0) == recorded._replace(ctime_ns=0)
 
     def _unread(self, entry: Entry) -> None:
         self.unread += 1

@@ -51,6 +51,7 @@ def scrub(
         answer = ask(data, "scrub", {"set": name} if name else {}, report, timeout_s=None)
     damaged: list[dict[str, Any]] = answer["damaged"]
     files: dict[str, Any] = answer["files"]
+    live: dict[str, Any] = answer["live"]
     if as_json:
         print_json(answer)
     else:
@@ -63,19 +64,31 @@ def scrub(
             show(f"{number(files['checked'])} files of sources, {size(files['bytes'])}, were compared.")
             rows = [(item["set"], item["path"], item["bytes"]) for item in files["differing"]]
             show(table("Files that differ", ("set", "path", "bytes"), rows, "All are what was captured."))
-        live: dict[str, Any] = answer["live"]
-        if live["checked"] or live["mended"]:
-            show(f"{number(live['checked'])} files of live trees, {size(live['bytes'])}, were compared.")
-            mended = [(i["set"], i["path"], i["bytes"], _written(i)) for i in live["mended"]]
-            columns = ("set", "path", "bytes", "what was done")
-            show(table("Files of live trees that differ", columns, mended, "All are what was written."))
+        _show_live(live)
         if answer["catalogs"]:
             texts = [(text,) for text in answer["catalogs"]]
             show(table("Versions that are not whole", ("what is wrong",), texts, ""))
     lost = answer["lacking"] or any(not item["healed_from"] for item in damaged)
-    torn = any(not item["whole"] for item in answer["live"]["mended"])
+    torn = live["put_right"] < live["changed"] or any(not item["whole"] for item in live["mended"])
     found = lost or torn or files["differing"] or answer["catalogs"]
     return int(ExitCode.DAMAGE if found else ExitCode.OK)
+
+
+def _show_live(live: dict[str, Any]) -> None:
+    changed = live["changed"]
+    if live["checked"] or live["mended"] or changed:
+        show(f"{number(live['checked'])} files of live trees, {size(live['bytes'])}, were compared.")
+    if live["mended"] or (live["checked"] and not changed):
+        mended = [(i["set"], i["path"], i["bytes"], _written(i)) for i in live["mended"]]
+        columns = ("set", "path", "bytes", "what was done")
+        show(table("Files of live trees that differ", columns, mended, "All are what was written."))
+    if changed:
+        verb = "files of live trees were" if changed != 1 else "file of live trees was"
+        show(f"{number(changed)} {verb} changed by somebody here, not by crnode.")
+        rows = [(i["set"], i["path"], _written(i)) for i in live["changed_files"]]
+        show(table("Files that somebody changed", ("set", "path", "what was done"), rows))
+        if changed > len(rows):
+            show(f"... and {number(changed - len(rows))} more.")
 
 
 def _written(item: dict[str, Any]) -> str:

@@ -259,27 +259,28 @@ class LiveTree:
         self._to, self._groups, self._folders, self._again = live.at, {}, set(), False
         with self._writer() as writer:
             waiting = set(self.reader.deferred())
-            wrong: list[tuple[bytes, Entry | None]] = []
-            for path in paths:
+            found: dict[bytes, Entry | None] = {}
+            for path in self._with_folders(writer, paths, live.at):
                 entry = self.reader.entry(path, live.at)
                 if entry is None and self.archive:
                     continue  # an archive shows what the source deleted, and keeps what anybody puts there
                 if entry is None and (not path or path in waiting):
                     continue  # a deletion that no later image has confirmed yet is no local change
-                wrong.append((path, entry))
+                found[path] = entry
                 if entry is not None and entry.kind == DIRECTORY and not _is_directory(writer.lstat(path)):
                     # A scan names what is missing, not what would be below it.
                     below = self.reader.subtree(path, live.at)
-                    wrong += [(other.path, other) for other in below if other.path != path]
+                    found.update((other.path, other) for other in below if other.path != path)
+            wrong = sorted(found.items(), key=lambda w: w[0])
             self._report.put_right = {p for p, e in wrong if e is None or e.kind != DIRECTORY}
-            for path, entry in sorted(wrong, key=lambda w: w[0], reverse=True):
+            for path, entry in reversed(wrong):
                 if entry is None:
                     self._guarded(path, partial(self._remove, writer, path))
                 elif entry.kind != DIRECTORY:
                     clear = self._clear_damage if aside else self._clear_drift
                     self._guarded(path, partial(clear, writer, path, entry))
                 touched.add(split(path)[0])
-            for path, entry in sorted(wrong, key=lambda w: w[0]):
+            for path, entry in wrong:
                 if entry is None:
                     continue
                 if entry.kind == DIRECTORY:
@@ -291,6 +292,36 @@ class LiveTree:
         self._report.put_right -= self._report.unapplied.keys()
         self._flush(None, put_right=True)
         return self._report
+
+    def _with_folders(self, writer: TreeWriter, paths: Iterable[bytes], at: int) -> Iterator[bytes]:
+        """`paths`, and before each the folder on the way to it that is gone and has to be there."""
+        there: set[bytes] = set()
+        gone: set[bytes] = set()
+        for path in paths:
+            parts = path.split(b"/")[:-1]
+            for above in (b"/".join(parts[:count]) for count in range(1, len(parts) + 1)):
+                if above in there:
+                    continue
+                if above in gone:
+                    break
+                if not _is_directory(writer.lstat(above)):
+                    gone.add(above)
+                    entry = self.reader.entry(above, at)
+                    if entry is not None and entry.kind == DIRECTORY:
+                        yield above
+                    break
+                there.add(above)
+            yield path
+
+    def changed(self, paths: Iterable[bytes]) -> list[bytes]:
+        """Those of `paths` at which something was left that is not there any more as it was: somebody changed
+        or removed it. Raises CrnodeError when the destination is not ours, OSError."""
+        self.place.check()
+        with self._writer() as writer:
+            return [path for path in paths if self._is_changed(path, writer.lstat(path))]
+
+    def _is_changed(self, path: bytes, info: os.stat_result | None) -> bool:
+        return self._known(path) is not None and (info is None or not self._ours(path, info))
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[TreeWriter]:

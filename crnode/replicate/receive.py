@@ -770,6 +770,21 @@ class TargetSet:
         )
         return whole
 
+    async def put_right(self, paths: list[bytes]) -> dict[bytes, bool]:
+        """Of `paths`, which differed from what was applied a moment ago, those that somebody changed, each
+        with whether it is now what it has to be. What was there is kept aside. Raises CrnodeError."""
+        try:
+            await self._look_at_place()
+            tree = await self._live_tree()
+            changed = await self._in_live(lambda: tree.changed(paths))
+            if not changed:
+                return {}
+            await self._put_right(tree, changed)
+            left = set(await self._in_live(lambda: tree.changed(changed)))
+        except OSError as error:
+            raise CrnodeError(_sentence(error)) from error
+        return {path: path not in left for path in changed}
+
     async def _put_right(self, tree: LiveTree, paths: list[bytes], *, aside: bool = False) -> Report:
         report = await self._in_live(lambda: tree.repair(paths, aside=aside))
         if report.damaged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -95,9 +96,61 @@ def test_a_flipped_byte_in_a_live_tree_is_found_named_and_mended(
     assert (live / "again").samefile(live / "small")
     assert any("big in the live tree is not what was written" in text for text in box2.events())
     report = box2.call("scrub")
-    assert report["live"] == {"checked": 3, "bytes": 3 * (1 << 20) + 2 * 9000, "mended": []}
+    nothing = {"mended": [], "changed": 0, "put_right": 0, "changed_files": []}
+    assert report["live"] == {"checked": 3, "bytes": 3 * (1 << 20) + 2 * 9000, **nothing}
     aside = [path for path in small_disk.rglob("*") if path.is_file() and live not in path.parents]
     assert any(path.stat().st_size == 3 << 20 and path.read_bytes() != good["big"] for path in aside)
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    """As somebody who puts the time of the last change back."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_what_somebody_changed_in_a_live_tree_is_said_and_put_right_by_a_scrub(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    source, live = tmp_path / "source", tmp_path / "live"
+    (source / "folder" / "below").mkdir(parents=True)
+    for number in range(30):
+        (source / "folder" / "below" / f"f{number}").write_bytes(os.urandom(3000))
+    (source / "bill").write_bytes(os.urandom(9000))
+    (source / "empty").touch()
+    (source / "linked").write_bytes(os.urandom(9000))
+    os.link(source / "linked", source / "again")
+    cluster.init()
+    box2 = cluster.join("box2")
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"], privileged=False)
+    cluster.sync("docs")
+    assert "All are what was written." in crnode("scrub", "--data", str(box2.data)).stdout
+
+    overwrite(live / "bill", 4096, b"forged")
+    done = crnode("scrub", "--data", str(box2.data))
+    assert "All are what was written." not in done.stdout
+    assert "1 file of live trees was changed by somebody" in done.stdout, done.stdout
+    assert "bill" in done.stdout and "written anew, the other set aside" in done.stdout
+    assert (live / "bill").read_bytes() == (source / "bill").read_bytes()
+    aside = [p for p in tmp_path.rglob("bill") if p not in (source / "bill", live / "bill")]
+    assert [path.read_bytes()[4096:4102] for path in aside] == [b"forged"]
+    assert any("changed locally and put right: bill" in text for text in box2.events())
+
+    overwrite(live / "empty", 0, b"not any more")
+    overwrite(live / "linked", 100, b"forged, too")  # of several names: only its bytes tell
+    shutil.rmtree(live / "folder")
+    done = crnode("scrub", "--json", "--data", str(box2.data))
+    found = json.loads(done.stdout)["live"]
+    assert (found["changed"], found["put_right"], len(found["changed_files"])) == (31, 31, 20)
+    assert found["changed_files"][0] == {"set": "docs", "path": "empty", "whole": True}
+    assert {row["path"] for row in found["mended"]} <= {"linked", "again"} and found["mended"]
+    assert (live / "linked").read_bytes() == (source / "linked").read_bytes()
+    assert (live / "linked").samefile(live / "again")
+    assert (live / "empty").read_bytes() == b""
+    assert files(live / "folder" / "below") == files(source / "folder" / "below")
+    assert "All are what was written." in crnode("scrub", "--data", str(box2.data)).stdout
 
 
 def test_a_lost_index_and_a_lost_catalog_come_back(cluster: Cluster, tmp_path: Path) -> None:
