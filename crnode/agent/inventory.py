@@ -24,7 +24,7 @@ from crnode.store.inventory import (
     take_inventory,
     whole_below,
 )
-from crnode.store.reader import BAD, OPEN, UNTESTED
+from crnode.store.reader import BAD, OPEN, UNTESTED, Image
 from crnode.store.store import RECIPE
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ NAMED = 10_000  # lacking objects of a set that are kept by name; more are only 
 RETRY_FIRST, RETRY_MOST = 30.0, 3600.0  # seconds between attempts; the first follows after a minute
 ROUNDS = 8  # recipes nest: what lies below one is known when it is here
 EVIDENCE = "content is lacking: "  # how a verdict begins that is taken back when the content is here again
+PROVED = "proved_ns"  # meta key: when the newest version of a set was proved last
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Stocktaker:
         self._asked: set[str] = set()  # nodes that could be reached when it was tried last
         self._wait = RETRY_FIRST
         self._due = 0.0
+        self._left: list[bytes] = []  # what nobody could give, of the last inventory
+        self._bad: set[tuple[str, int]] = set()  # set and ordinal of versions that were judged for that
 
     async def at_start(self) -> None:
         """Take it if the store is not (surely) the one that the catalogs were written with."""
@@ -126,7 +129,8 @@ class Stocktaker:
     async def again(self) -> None:
         """Try once more to get what was lacking, if it is time: at once when another node can be reached,
         else less and less often."""
-        if self._met():
+        came = await self.agent.writer.submit(self._came)
+        if came or self._met():
             self.look_again()
         up = {name for name, link in self.agent.links.items() if link.peer is not None}
         news = up - self._asked
@@ -142,6 +146,16 @@ class Stocktaker:
         """Objects that whoever wanted to read them found damaged, and that the index still names."""
         store = self.agent.store
         return [name for name in list(store.damaged) if store.locate(name) is not None]
+
+    def _came(self) -> bool:
+        """Whether a version may be called bad for content that is here again, because a repair or a restore
+        has fetched it (in the writer thread)."""
+        if self.lacking:
+            return any(self.agent.store.has(name) for name in self._left)
+        catalogs = list(self.agent.sets.catalogs.items())
+        before = self._bad
+        self._bad = {(uuid, i.ordinal) for uuid, c in catalogs for i in c.images() if _for_lack(i)}
+        return not self._bad <= before  # those of a catalog that cannot be walked are asked about once
 
     def look_again(self) -> None:
         """Something is lacking that the last inventory did not know of, or what it wanted may be had now."""
@@ -235,6 +249,7 @@ class Stocktaker:
         agent = self.agent
         changed = report.doubts != agent.store.doubts or not report.settled
         self.lacking = report.left_count > 0 or changed
+        self._left = [one.id for left in report.left.values() for one in left if one.kind != MANIFEST]
         if not self.lacking:
             self._wait, self._due = RETRY_FIRST, 0.0
         if report.healed_count:
@@ -274,22 +289,24 @@ class Stocktaker:
             with catalog.transaction():
                 catalog.suspect = False
                 catalog.note_store(self.agent.store.mark())
-                for image in catalog.images():
-                    if (image.evidence or "").startswith(EVIDENCE):
-                        catalog.set_verdict(image.ordinal, UNTESTED, None)
+                _take_back(catalog, catalog.images())
             return ""
         catalog.suspect = True  # a restart has to look again
         if uuid in self.agent.sets.sources:  # what is lacking here is made again from the files themselves
             with catalog.transaction():
                 catalog.set_meta("store", None)
             return ""
-        broken = [i for i in catalog.images() if found.touches(i.ordinal)]
+        images = catalog.images()
+        broken = [i for i in images if found.touches(i.ordinal)]
         path = next((one.path for one in left if one.path is not None), None)
         example = os.fsdecode(path) if path is not None else ""
         with catalog.transaction():
             catalog.set_meta("store", None)
             for image in broken:
-                catalog.set_verdict(image.ordinal, BAD, f"{EVIDENCE}{found.rows} files, one is {example}")
+                if image.verdict != BAD or _for_lack(image):  # what else made it bad is not gone with this
+                    catalog.set_verdict(image.ordinal, BAD, f"{EVIDENCE}{found.rows} files, one is {example}")
+            if report.settled:
+                _take_back(catalog, [image for image in images if not found.touches(image.ordinal)])
         numbers = _ranges([image.sequence for image in broken])
         count = f"{len(left)} or more" if len(left) == NAMED else str(len(left))
         what = "it needs" if any(one.died == OPEN for one in left) else "earlier versions need"
@@ -297,6 +314,19 @@ class Stocktaker:
             f"{count} objects that {what} are missing or damaged here, and no node that can be reached has"
             f" them. Not whole: version {numbers}; one of {found.rows} files is {example}."
         )
+
+
+def _for_lack(image: Image) -> bool:
+    """Whether it was judged for content that is lacking, and for nothing else."""
+    return (image.evidence or "").startswith(EVIDENCE)
+
+
+def _take_back(catalog: Catalog, whole: Sequence[Image]) -> None:
+    """These lack nothing, whatever was said of them: the idle node soon proves the newest one again."""
+    for image in whole:
+        if _for_lack(image):
+            catalog.set_verdict(image.ordinal, UNTESTED, None)
+            catalog.set_meta(PROVED, None)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

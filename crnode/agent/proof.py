@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crnode.agent.inventory import EVIDENCE
-from crnode.agent.restore import Args, Chosen, Progress, Restore
+from crnode.agent.inventory import EVIDENCE, ROUNDS
+from crnode.agent.restore import Args, Chosen, Progress, Restore, path_of
 from crnode.agent.threads import in_thread
 from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
@@ -71,17 +71,7 @@ class Proof:
         chosen = await self._held_here(spec, chosen)
         begun = time.monotonic()
         async with self.restore.held(spec, chosen):
-            reading = _Reading(self.agent.store)
-            await self.restore.pages(spec, chosen, b"", reading.note)
-            await self._read(reading, progress, int(args.get("pace") or 0))
-            healed: dict[bytes, str] = {}
-            if reading.lacking:
-                ids = set(list(reading.lacking)[:HEALED_MOST])
-                healed = await self.agent.healer.fetch(spec.uuid, ids)
-                again = _Reading(self.agent.store)
-                again.entries = [e for e in reading.entries if e.path in reading.damaged]
-                await self._read(again, progress)
-                reading.damaged, reading.lacking = again.damaged, again.lacking
+            reading, healed = await self._heal(spec, chosen, b"", progress, int(args.get("pace") or 0))
         verdict, evidence = self._judged(reading, len(healed))
         verdict, evidence = await self._note(spec, chosen, verdict, evidence)
         return {
@@ -107,26 +97,64 @@ class Proof:
             to = self._drills() / f"{spec.name}-{secrets.token_hex(4)}"
             await in_thread(lambda: to.parent.mkdir(mode=0o700, exist_ok=True))
         wanted = {"path": args.get("path"), "version": chosen.image.hex(), "to": str(to)}
+        # Who rehearses a restore wants it from the store; a command that judges takes it from anywhere.
+        run = partial(
+            self.restore.run, spec, wanted, progress, within=self._drills(), share=bool(args.get("judged"))
+        )
+        healed = 0
         try:
-            # Who rehearses a restore wants it from the store; a command that judges takes it from anywhere.
-            share = bool(args.get("judged"))
-            out = await self.restore.run(spec, wanted, progress, within=self._drills(), share=share)
+            out = await run()
         except CrnodeError as error:
-            if error.exit_code == ExitCode.DAMAGE and chosen.holder == self.agent.node.name:
-                # What a node has that does not answer now is not lost: nothing is known of the version then.
-                for name in self.agent.healer.holders(spec.uuid):
-                    if not await self.agent.answers(name):
-                        hint = f"Start the agent of {name}, and repeat it."
-                        raise CrnodeError(error.what, error.why, hint, ExitCode.UNREACHABLE) from error
-                await self._note(spec, chosen, BAD, f"a drill failed at {stamp(time.time_ns())}: {error}")
-            raise
+            if error.exit_code != ExitCode.DAMAGE:
+                raise
+            healed = await self._heal_for_drill(spec, chosen, path_of(args), progress, error)
+            try:
+                out = await run()
+            except CrnodeError as again:
+                if again.exit_code == ExitCode.DAMAGE:
+                    await self._no_good(spec, chosen, again)
+                raise
         # Whoever judges it by a command says what it is afterwards: while that runs it must not count as the
         # newest good one, for which the real one would be thinned (rule 81).
         if chosen.holder == self.agent.node.name and not args.get("path") and not args.get("judged"):
             did = f"all {out['files']} files were restored in {out['seconds']:.1f} s and read back"
-            evidence = f"{did}, {stamp(time.time_ns())}"
+            evidence = f"{did}{_also_healed(healed)}, {stamp(time.time_ns())}"
             await self._note(spec, chosen, GOOD, evidence)
-        return {**out, "time_ns": chosen.at_ns, "age_s": (time.time_ns() - chosen.at_ns) / 1e9}
+        age_s = (time.time_ns() - chosen.at_ns) / 1e9
+        return {**out, "healed": healed, "time_ns": chosen.at_ns, "age_s": age_s}
+
+    async def _heal_for_drill(
+        self, spec: ReplicationSet, chosen: Chosen, path: bytes, progress: Progress, error: CrnodeError
+    ) -> int:
+        """A drill met damage, and said `error`: how many objects others had of what is damaged here. Where
+        something stays lacking the version is bad, and `error` is raised."""
+        try:
+            async with self.restore.held(spec, chosen):
+                reading, healed = await self._heal(spec, chosen, path, progress)
+        except CrnodeError as why:
+            if why.exit_code == ExitCode.DAMAGE:  # its entries contradict themselves
+                await self._no_good(spec, chosen, why)
+            raise
+        if reading.damaged:
+            await self._no_good(spec, chosen, error, self._judged(reading, len(healed))[1])
+            raise error
+        return len(healed)
+
+    async def _no_good(
+        self, spec: ReplicationSet, chosen: Chosen, error: CrnodeError, evidence: str = ""
+    ) -> None:
+        """A drill ended with `error`: keep it with the version, if it is this node that has it. Raises
+        CrnodeError (UNREACHABLE) while somebody who may have what is lacking does not answer."""
+        if chosen.holder != self.agent.node.name:
+            return
+        # What a node has that does not answer now is not lost: nothing is known of the version then.
+        for name in self.agent.healer.holders(spec.uuid):
+            if not await self.agent.answers(name):
+                hint = f"Start the agent of {name}, and repeat it."
+                raise CrnodeError(error.what, error.why, hint, ExitCode.UNREACHABLE) from error
+        said = f"{error.what} {error.why}".rstrip(" .")
+        evidence = evidence or f"a drill failed at {stamp(time.time_ns())}: {said}"
+        await self._note(spec, chosen, BAD, evidence)
 
     async def end(self, spec: ReplicationSet, args: Args) -> Args:
         """Remove what a drill restored into a place of its own."""
@@ -146,6 +174,40 @@ class Proof:
             ExitCode.REFUSED,
         )
 
+    async def _heal(
+        self, spec: ReplicationSet, chosen: Chosen, path: bytes, progress: Progress, pace: int = 0
+    ) -> tuple[_Reading, dict[bytes, str]]:
+        """Read what is at and below `path` from the store and fetch what is damaged from our own live tree
+        and from other nodes; returns what stays damaged, and where the rest came from. Raises
+        CrnodeError."""
+        reading = _Reading(self.agent.store)
+        await self.restore.pages(spec, chosen, path, reading.note)
+        await self._read(reading, progress, pace)
+        healed: dict[bytes, str] = {}
+        for _ in range(ROUNDS):
+            if not reading.lacking:
+                break
+            ids = set(list(reading.lacking)[:HEALED_MOST])
+            came = await self.agent.healer.fetch(spec.uuid, ids, reading.damaged)
+            healed |= came
+            if not came:
+                break
+            again = _Reading(self.agent.store)
+            again.entries = [e for e in reading.entries if e.path in reading.damaged]
+            await self._read(again, progress)
+            reading.damaged, reading.lacking = again.damaged, again.lacking
+        if healed:
+            names = ", ".join(sorted(set(healed.values())))
+            self.agent.journal.add(
+                "healed",
+                f"{len(healed)} damaged or missing objects of version {chosen.sequence} were fetched again"
+                f" from {names}.",
+                spec.name,
+            )
+        if reading.lacking:
+            self.agent.calls.maintenance.inventory.look_again()  # what it is called for it is taken back
+        return reading, healed
+
     async def _read(self, reading: _Reading, progress: Progress, pace: int = 0) -> None:
         total = len(reading.entries)
         while (at := reading.at) < total:
@@ -161,13 +223,13 @@ class Proof:
         if reading.damaged:
             example = min(reading.damaged).decode("utf-8", "replace")
             return BAD, f"{EVIDENCE}{len(reading.damaged)} files, one is {example}, {when}"
-        more = f", {healed} objects were healed" if healed else ""
-        return GOOD, f"all {reading.files} files were read back from the store{more}, {when}"
+        did = f"all {reading.files} files were read back from the store{_also_healed(healed)}"
+        return GOOD, f"{did}, {when}"
 
     async def _note(
         self, spec: ReplicationSet, chosen: Chosen, verdict: int, evidence: str
     ) -> tuple[int, str]:
-        """Keep what reading found. A version that a command found bad stays bad, however well it reads:
+        """Keep what reading found. A version that a command found bad stays bad for that, however it reads:
         returns what stands."""
         return await self._keep(spec, chosen.image, verdict, evidence, reading=True)
 
@@ -187,7 +249,7 @@ class Proof:
             if image is None:
                 return verdict, evidence
             said = image.evidence or ""
-            if reading and verdict == GOOD and image.verdict == BAD and said.startswith(BY_COMMAND):
+            if reading and image.verdict == BAD and said.startswith(BY_COMMAND):
                 return BAD, said
             with catalog.transaction():
                 catalog.set_verdict(image.ordinal, verdict, evidence)
@@ -195,6 +257,10 @@ class Proof:
             return verdict, evidence
 
         return await self.agent.writer.submit(note)
+
+
+def _also_healed(count: int) -> str:
+    return f", {count} objects were healed" if count else ""
 
 
 class _Reading:

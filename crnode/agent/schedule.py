@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crnode.agent.inventory import PROVED
 from crnode.agent.proof import BY_COMMAND, Proof
 from crnode.agent.restore import Args
 from crnode.agent.sets import RunningTarget
@@ -27,7 +28,6 @@ from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
 
-META = "proved_ns"
 NOT_FOUND = 127  # a shell's exit code
 LOG_BYTES = 2000  # of what a command printed that a report repeats
 
@@ -93,14 +93,14 @@ class Schedule:
         wait_ns = plan.every_s * 10**9 * (1 if idle else 2)
 
         def look() -> Image | None:
-            last = int.from_bytes(catalog.meta(META) or b"", "big")
+            last = int.from_bytes(catalog.meta(PROVED) or b"", "big")
             if not plan.every_s or now_ns - last < wait_ns:
                 return None
             whole = [image for image in catalog.images() if not image.flags & (ROLLING | FUZZY)]
             if not whole or (whole[-1].verdict != UNTESTED and not plan.command):
                 return None
             with catalog.transaction():
-                catalog.set_meta(META, now_ns.to_bytes(8, "big"))
+                catalog.set_meta(PROVED, now_ns.to_bytes(8, "big"))
             return whole[-1]
 
         return await self.agent.writer.submit(look)
@@ -212,4 +212,4 @@ async def _command(plan: ProofPlan, folder: Path) -> tuple[int, str]:
     return process.returncode if process.returncode is not None else -1, said
 
 
-__all__ = ["META", "Schedule"]
+__all__ = ["Schedule"]

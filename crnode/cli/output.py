@@ -105,6 +105,11 @@ def print_error(error: CrnodeError, as_json: bool) -> None:
         print(f"crnode: {text}", file=sys.stderr)
 
 
+def ended(text: str) -> str:
+    """`text` as a sentence: what was said by others may have its full stop already."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
 def print_warning(text: str) -> None:
     """A sentence that does not stop anything, on standard error."""
     print(f"warning: {printable(text)}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import duration, moment, number, print_json, progress, show, size
+from crnode.cli.output import duration, ended, moment, number, print_json, progress, show, size
 from crnode.cli.setup import parse_span
 from crnode.cli.versions import chosen_version, split_place
 from crnode.errors import CrnodeError, ExitCode
@@ -54,7 +54,7 @@ def verify(
     else:
         show(
             f"Version {answer['version']} of {name} at {answer['node']} is {answer['verdict']}:"
-            f" {answer['evidence']}. {size(answer['bytes'])} in {duration(answer['seconds'])}."
+            f" {ended(answer['evidence'])} {size(answer['bytes'])} in {duration(answer['seconds'])}."
         )
         for path in answer["damaged"]:
             show(f"damaged: {path}")
@@ -147,7 +147,7 @@ def _now(data: Path | None, name: str, as_json: bool) -> int:
         print_json(answer)
     else:
         evidence = f": {answer['evidence']}" if answer["evidence"] else ""
-        show(f"Version {answer['version']} of {name} is {answer['verdict']}{evidence}.")
+        show(ended(f"Version {answer['version']} of {name} is {answer['verdict']}{evidence}"))
     return int(ExitCode.OK if answer["verdict"] == "good" else ExitCode.DAMAGE)
 
 
@@ -178,6 +178,8 @@ def _show(place: str, answer: dict[str, Any]) -> None:
         f" {answer['from']} in {duration(answer['seconds'])}: {number(answer['files'])} files,"
         f" {size(answer['bytes'])} ({size(int(answer['bytes'] / seconds))} a second)."
     )
+    if answer.get("healed"):
+        show(f"{number(answer['healed'])} objects that were damaged here were fetched again first.")
     proven = "; their digest is that of the version" if answer.get("digest_ok") else ""
     show(f"All of them were read back and are as they were captured{proven}.")
     if "command" in answer:

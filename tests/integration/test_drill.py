@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def row(cluster: Cluster, node: str) -> dict[str, Any]:
     return next(version for version in versions if version["node"] == node)
 
 
-def spoiled(cluster: Cluster, node: str, source: Path) -> None:
-    """Break what a node's store holds of the large file, every good copy of it, with its agent stopped.
+def spoiled(cluster: Cluster, node: str, source: Path, live: Path | None = None) -> None:
+    """Break what a node's store holds of the large file, every good copy of it, with its agent stopped; in
+    its `live` tree it is gone then, too.
 
     Found by its bytes: by places, whether the copies that a heal has written are hit is a matter of luck.
     """
@@ -53,6 +55,8 @@ def spoiled(cluster: Cluster, node: str, source: Path) -> None:
                     hit += 1
                     place = data.find(content[start : start + 64], place + 1)
     assert hit >= 8, hit  # of 12; one that lies across the end of a chunk is not found
+    for name in ("large", "other name") if live is not None else ():
+        (live / name).unlink()
     at.start()
 
 
@@ -76,15 +80,102 @@ def test_damage_is_healed_or_the_version_is_bad(shop: Cluster, tmp_path: Path) -
     assert out["verdict"] == "good" and out["healed"] >= 1, out
     for name in ("shop1", "box3"):
         shop.nodes[name].stop()
-    spoiled(shop, "box2", tmp_path / "source")
+    spoiled(shop, "box2", tmp_path / "source", tmp_path / "two")
     done = crnode("verify", "docs", "--data", str(shop.nodes["box2"].data), check=False)
     assert done.returncode == ExitCode.DAMAGE, done.stdout + done.stderr
     assert "is bad" in done.stdout and "damaged: large" in done.stdout
     assert row(shop, "box2")["verdict"] == "bad"
+    done = crnode("drill", "docs", "--data", str(shop.nodes["box2"].data), check=False)
+    assert done.returncode == ExitCode.UNREACHABLE, done.stdout + done.stderr
     shop.nodes["box3"].start()
     shop.master.start()
     wait_for(lambda: shop.nodes["box2"].call("verify", {"set": "docs"})["verdict"] == "good", 30)
     assert row(shop, "box2")["verdict"] == "good"
+
+
+def test_a_drill_heals_first_from_wherever_the_content_is(shop: Cluster, tmp_path: Path) -> None:
+    box3 = shop.nodes["box3"]
+    data = str(box3.data)
+    crnode("drill", "docs", "--run", "test -f large", "--every", "1d", "--data", data)
+    spoiled(shop, "box3", tmp_path / "source")
+    done = crnode("drill", "docs", "--planned", "--data", data)
+    assert "is good" in done.stdout and ".." not in done.stdout, done.stdout
+    assert any("were fetched again from its own live tree" in text for text in box3.events())
+    assert box3.call("scrub")["damaged"] == []
+
+    spoiled(shop, "box3", tmp_path / "source", tmp_path / "three")
+    done = crnode("drill", "docs", "--data", data)
+    assert "damaged here were fetched again first" in done.stdout
+    assert not row(shop, "box3")["evidence"].startswith("content is lacking")
+    assert row(shop, "box3")["verdict"] == "good"
+    healed = [text for text in box3.events() if "of version" in text and "were fetched again from" in text]
+    assert "shop1" in healed[-1] or "box2" in healed[-1]
+
+
+def test_a_version_whose_content_was_healed_is_not_called_bad_any_more(shop: Cluster, tmp_path: Path) -> None:
+    box3 = shop.nodes["box3"]
+    others = [shop.nodes[name] for name in ("shop1", "box2")]
+    for node in others:
+        node.stop()
+    spoiled(shop, "box3", tmp_path / "source", tmp_path / "three")
+    assert box3.call("verify", {"set": "docs"})["verdict"] == "bad"
+    done = crnode("drill", "docs", "--planned", "--data", str(box3.data), check=False)
+    assert done.returncode == ExitCode.DAMAGE and ".." not in done.stdout, done.stdout
+    for node in others:
+        node.start()
+    wait_for(lambda: all(d["healed_from"] for d in box3.call("scrub")["damaged"]))
+    assert row(shop, "box3")["verdict"] == "untested"
+    assert box3.call("verify", {"set": "docs"})["verdict"] == "good"
+
+
+def test_what_a_drill_found_lacking_everywhere_is_judged_anew_when_it_is_here_again(
+    shop: Cluster, tmp_path: Path
+) -> None:
+    source, old, box3 = tmp_path / "source", tmp_path / "old", shop.nodes["box3"]
+    old.mkdir()
+    (old / "large").write_bytes((source / "large").read_bytes())
+    first = row(shop, "box3")["number"]
+    time.sleep(1.1)  # the first version is followed by quiet, and stays
+    (source / "large").write_bytes(b"small now")
+    shop.sync("docs")
+    for node in ("box2", "box3"):
+        spoiled(shop, node, old)
+    shop.sync("docs")  # all are up
+
+    def verdict() -> tuple[str, str]:
+        versions = box3.call("versions", {"set": "docs"})["versions"]
+        one = next(v for v in versions if (v["node"], v["number"]) == ("box3", first))
+        return one["verdict"], one["evidence"]
+
+    done = crnode("drill", "docs", "--version", str(first), "--data", str(box3.data), check=False)
+    assert done.returncode == ExitCode.DAMAGE, done.stdout + done.stderr
+    assert verdict()[0] == "bad" and verdict()[1].startswith("content is lacking"), verdict()
+    time.sleep(1.1)
+    (source / "large").write_bytes((old / "large").read_bytes())
+    shop.sync("docs")
+    box3.call("scrub")
+    assert verdict() == ("untested", None)
+    done = crnode("drill", "docs", "--version", str(first), "--data", str(box3.data))
+    assert "22 files" in done.stdout and verdict()[0] == "good"
+
+
+def test_what_a_command_found_bad_stays_bad_when_its_content_is_healed(shop: Cluster, tmp_path: Path) -> None:
+    box3 = shop.nodes["box3"]
+    data = str(box3.data)
+    crnode("drill", "docs", "--run", "echo 'It is wrong.'; exit 3", "--every", "1d", "--data", data)
+    done = crnode("drill", "docs", "--planned", "--data", data, check=False)
+    assert done.returncode == ExitCode.DAMAGE and done.stdout.endswith("It is wrong.\n"), done.stdout
+    others = [shop.nodes[name] for name in ("shop1", "box2")]
+    for node in others:
+        node.stop()
+    spoiled(shop, "box3", tmp_path / "source", tmp_path / "three")
+    assert box3.call("verify", {"set": "docs"})["damaged"]
+    assert box3.call("scrub")["lacking"]
+    for node in others:
+        node.start()
+    wait_for(lambda: not box3.call("scrub")["lacking"])
+    found = row(shop, "box3")
+    assert found["verdict"] == "bad" and "ended with 3" in found["evidence"]
 
 
 def test_a_drill_restores_checks_measures_and_leaves_nothing(shop: Cluster, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from crnode.errors import CrnodeError, ExitCode
 from crnode.store.catalog import Catalog
 from crnode.store.collect import CatalogRef
 from crnode.store.packs import Lane
+from crnode.store.reader import BAD, UNTESTED
 from crnode.store.store import Damaged
 from crnode.store.writer import Writer
 from crproto.ids import image_id
@@ -60,7 +61,7 @@ def taking(target: Target, work: Work | None = None, *, runs: bool = True, remov
             journal=SimpleNamespace(add=lambda *_: None),
             document=SimpleNamespace(set_by_uuid=lambda _: None),
         )
-        maintenance = SimpleNamespace(catalogs=lambda: [ref])
+        maintenance = SimpleNamespace(catalogs=lambda: [ref], forget_garbage=nothing)
         taker = Stocktaker(agent, maintenance)  # type: ignore[arg-type]
         if work is not None:
             return await work(taker)
@@ -135,6 +136,44 @@ def test_a_recipe_that_comes_while_it_is_looked_for_hides_nothing(
     assert report.left_count == 3  # recipes below the one that came
     assert target.catalog.lacking == {b"big"}
     assert target.push([file(b"other", None, 0)]) != []
+
+
+def test_a_version_that_lacked_what_another_way_brought_is_judged_anew_in_the_next_minute(
+    tmp_path: Path,
+) -> None:
+    target = Target(tmp_path)
+    one, other = random_chunks(2, 700)
+    target.put([one, other])
+    assert target.push([file(b"a", (one.id, 0), 700)]) == []
+    assert target.push([file(b"b", (other.id, 0), 700)]) == []
+    target.lose([other.id], {b"b"})
+
+    def verdicts() -> list[int]:
+        return [image.verdict for image in target.catalog.images()]
+
+    def judge(ordinal: int, verdict: int, evidence: str | None) -> None:
+        with target.catalog.transaction():
+            target.catalog.set_verdict(ordinal, verdict, evidence)
+            target.catalog.set_meta(module.PROVED, bytes(8))
+
+    async def work(taker: Stocktaker) -> None:
+        first, second = target.catalog.images()
+        judge(first.ordinal, BAD, "'check' ended with 1")
+        await taker.run(lambda _: None)
+        assert verdicts() == [BAD, BAD] and taker.lacking
+        taker._due = float("inf")
+        await taker.again()
+        assert verdicts() == [BAD, BAD]
+        target.put([other])  # as a restore or a repair of the live tree does
+        await taker.again()
+        assert verdicts() == [BAD, UNTESTED]  # the owner's command is not taken back
+        assert target.catalog.meta(module.PROVED) is None
+        # Nothing is lacking: what was read is here by now.
+        judge(second.ordinal, BAD, f"{module.EVIDENCE}1 files, one is b")
+        await taker.again()
+        assert verdicts() == [BAD, UNTESTED]
+
+    taking(target, work)
 
 
 def test_an_image_that_is_not_complete_hides_nothing_of_the_newest(tmp_path: Path) -> None:
