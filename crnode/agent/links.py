@@ -86,7 +86,8 @@ class Link:
                 peer = await self._dial(self.node)
             except PeerClosed as error:
                 self.state, self.reason = "down", str(error)
-                self.denied = error.code == "denied"
+                # That somebody else answers there (dial.py) is our own refusal, and ends by itself.
+                self.denied = error.code == "denied" and not error.retry
             else:
                 wait = RETRY_FIRST
                 await self._serve(peer)
