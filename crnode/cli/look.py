@@ -63,9 +63,9 @@ def ls(
         return
     wanted = chosen_version(data, name, version, at, as_json)
     with progress(f"Listing {place}", as_json):
-        answer = _listing(data, name, path, wanted)
+        answer = _listing(data, name, path, wanted.version)
     if as_json:
-        print_json(answer)
+        print_json(answer | wanted.told)
         return
     rows = [
         (
@@ -80,7 +80,7 @@ def ls(
         for item in answer["entries"]
     ]
     columns = ("kind", "mode", "owner", "group", "size", "changed", "name")
-    show(table(f"{place} in version {answer['version']}", columns, rows, "The folder is empty."))
+    show(table(f"{place} in version {answer['version']}{wanted.said}", columns, rows, "The folder is empty."))
 
 
 def _list_deleted(data: Path | None, name: str, path: str | None, node: str | None, as_json: bool) -> None:
@@ -130,14 +130,14 @@ def cat(place: Place, version: Version = None, at: At = None, data: Data = None)
     if path is None:
         raise CrnodeError("Which file?", "", f"Name it: crnode cat {name}:PATH", ExitCode.USAGE)
     wanted = chosen_version(data, name, version, at, False)
-    found = _listing(data, name, path, wanted)
+    found = _listing(data, name, path, wanted.version)
     if (
         len(found["entries"]) != 1
         or found["entries"][0]["path"] != path
         or found["entries"][0]["kind"] != "file"
     ):
         raise CrnodeError(
-            f"'{path}' is no file in version {found['version']} of {name}.",
+            f"'{path}' is no file in version {found['version']} of {name}{wanted.said}.",
             "",
             f"See what is there: crnode ls {place} --version {found['version']}",
             ExitCode.USAGE,

@@ -13,7 +13,7 @@ import typer
 from crnode.cli.common import Data, Json, ask
 from crnode.cli.output import duration, ended, moment, number, print_json, progress, show, size
 from crnode.cli.setup import parse_span
-from crnode.cli.versions import chosen_version, split_place
+from crnode.cli.versions import Wanted, chosen_version, split_place
 from crnode.errors import CrnodeError, ExitCode
 
 Version = Annotated[
@@ -46,14 +46,15 @@ def verify(
     damaged is healed from another node. Exit code 6 when it is bad.
     """
     wanted = chosen_version(data, name, version, at, as_json)
-    args = {"set": name, "version": wanted, "node": node}
+    args = {"set": name, "version": wanted.version, "node": node}
     with progress(f"Verifying {name}", as_json) as report:
         answer = ask(data, "verify", {k: v for k, v in args.items() if v is not None}, report, None)
     if as_json:
-        print_json(answer)
+        print_json(answer | wanted.told)
     else:
+        until = f"{wanted.said}," if wanted.said else ""
         show(
-            f"Version {answer['version']} of {name} at {answer['node']} is {answer['verdict']}:"
+            f"Version {answer['version']} of {name}{until} at {answer['node']} is {answer['verdict']}:"
             f" {ended(answer['evidence'])} {size(answer['bytes'])} in {duration(answer['seconds'])}."
         )
         for path in answer["damaged"]:
@@ -99,7 +100,7 @@ def drill(
             )
         return _now(data, name, as_json) if planned else _plan(data, name, str(every), run, as_json)
     wanted = chosen_version(data, name, version, at, as_json)
-    args = {"set": name, "path": path, "version": wanted, "to": to}
+    args = {"set": name, "path": path, "version": wanted.version, "to": to}
     with progress(f"Restoring {place} for a drill", as_json) as report:
         answer = ask(data, "drill", {k: v for k, v in args.items() if v is not None}, report, None)
     try:
@@ -118,9 +119,9 @@ def drill(
     good = answer.get("command_code", 0) == 0
     answer |= {"good": good, "kept": to is not None}
     if as_json:
-        print_json(answer)
+        print_json(answer | wanted.told)
     else:
-        _show(place, answer)
+        _show(place, answer, wanted)
     return int(ExitCode.OK if good else ExitCode.DAMAGE)
 
 
@@ -171,11 +172,11 @@ def _checked(command: str, folder: str) -> dict[str, Any]:
     }
 
 
-def _show(place: str, answer: dict[str, Any]) -> None:
+def _show(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     seconds = max(float(answer["seconds"]), 0.001)
     show(
-        f"Version {answer['version']} of {place}, of {moment(answer['time_ns'])}, was restored from"
-        f" {answer['from']} in {duration(answer['seconds'])}: {number(answer['files'])} files,"
+        f"Version {answer['version']} of {place}, of {moment(answer['time_ns'])}{wanted.said}, was restored"
+        f" from {answer['from']} in {duration(answer['seconds'])}: {number(answer['files'])} files,"
         f" {size(answer['bytes'])} ({size(int(answer['bytes'] / seconds))} a second)."
     )
     if answer.get("healed"):

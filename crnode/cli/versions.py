@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import math
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from crnode.cli.common import Data, Json, ask
 from crnode.cli.output import duration, moment, number, print_json, progress, show, size, table
+from crnode.cli.times import parse_time
 from crnode.errors import CrnodeError, ExitCode
-
-SHORTEST = 4  # letters of a time in words
-DAY = 86_400
-CLOCKS = 3600.0  # seconds by which clocks of nodes may differ before a time counts as one of the future
 
 
 def register(app: typer.Typer) -> None:
@@ -195,48 +189,6 @@ def _versions(
         return ask(data, "versions", args, report)
 
 
-def parse_time(text: str) -> int:
-    """A time as people say it -> wall clock nanoseconds: '2026-11-22 10:30' (local), ISO 8601 with a zone, or
-    'yesterday 14:05', '2 hours ago', 'monday 9:00', in many languages. CrnodeError(USAGE) for anything else.
-    """
-    said, now = text.strip(), time.time()
-    try:
-        seconds = datetime.datetime.fromisoformat(said).timestamp()
-        if len(said) == len("2026-11-22"):  # a day, all of it
-            seconds = min(seconds + DAY - 1, max(now, seconds))
-    except (ValueError, OverflowError, OSError):
-        seconds = now if said == "now" else _spoken(said)
-    if not math.isfinite(seconds):
-        raise CrnodeError(
-            f"'{text}' is not a time.",
-            "",
-            "Write it like '2026-11-22 10:30', 'yesterday 14:05' or '2 hours ago'.",
-            ExitCode.USAGE,
-        )
-    if seconds > now + CLOCKS:
-        raise CrnodeError(
-            f"'{text}' is in the future, at {moment(int(seconds * 1e9))}.",
-            "",
-            "Leave it out for the newest version.",
-            ExitCode.USAGE,
-        )
-    return int(seconds) * 1_000_000_000 + 999_999_999  # what was there during that second counts
-
-
-def _spoken(text: str) -> float:
-    """Seconds since 1970 of a time in words, the latest past one that fits; NaN when it is none."""
-    if len(text) < SHORTEST or text.lstrip("-+.").isdigit():  # a number is a version, not a month or an hour
-        return math.nan
-    import dateparser  # its tables take a second to read, and few commands need them
-
-    settings: Any = {"PREFER_DATES_FROM": "past", "RETURN_AS_TIMEZONE_AWARE": False}
-    try:
-        found = dateparser.parse(text, settings=settings)
-        return found.timestamp() if found is not None else math.nan
-    except (ValueError, OverflowError, OSError, RecursionError):
-        return math.nan
-
-
 def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str) -> str:
     """What the newest version is called that is not later than `time_ns`: its number, its id where others
     have that number, too."""
@@ -244,7 +196,7 @@ def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str
     if not before:
         first = min((item["time_ns"] for item in known), default=None)
         raise CrnodeError(
-            f"'{name}' has no version of {spoken} or before.",
+            f"'{name}' has no version of '{spoken}', that is {moment(time_ns)}, or before.",
             f"Its oldest one is of {moment(first)}." if known else "It has no versions yet.",
             f"See: crnode versions {name}",
             ExitCode.REFUSED,
@@ -254,18 +206,37 @@ def version_at(known: list[dict[str, Any]], time_ns: int, name: str, spoken: str
     return str(newest["number"] if len(same) == 1 else newest["id"])
 
 
+class Wanted(NamedTuple):
+    """What --version and --at ask for. `version` is a number, an id or a name, None for the newest; `at_ns`
+    the time that was understood, where one was named."""
+
+    version: str | None
+    at_ns: int | None = None
+
+    @property
+    def said(self) -> str:
+        """The time, to go after the name of the version: ', the last one until TIME'; '' without one."""
+        return f", the last one until {moment(self.at_ns)}" if self.at_ns is not None else ""
+
+    @property
+    def told(self) -> dict[str, int]:
+        """The time for --json: {"at_ns"}, or nothing."""
+        return {"at_ns": self.at_ns} if self.at_ns is not None else {}
+
+
 def chosen_version(
     data: Path | None, name: str, version: str | None, at: str | None, as_json: bool
-) -> str | None:
-    """What --version and --at ask for: a number or a name, None for the newest. Raises CrnodeError."""
+) -> Wanted:
+    """The version that --version or --at ask for. Raises CrnodeError."""
     if version is not None and at is not None:
         raise CrnodeError(
             "--version and --at say the same thing twice.", "", "Leave one of them out.", ExitCode.USAGE
         )
     if at is None:
-        return version
+        return Wanted(version)
+    at_ns = parse_time(at)
     known = _versions(data, name, None, as_json)["versions"]
-    return version_at(known, parse_time(at), name, at)
+    return Wanted(version_at(known, at_ns, name, at), at_ns)
 
 
 def restore(
@@ -313,7 +284,7 @@ def restore(
             ExitCode.USAGE,
         )
     wanted = chosen_version(data, name, version, at, as_json)
-    args: dict[str, Any] = {"set": name, "path": path, "version": wanted, "to": to, "node": node}
+    args: dict[str, Any] = {"set": name, "path": path, "version": wanted.version, "to": to, "node": node}
     if in_place or plan:
         args |= {"in_place": True, "plan": plan}
     with progress(f"Restoring {place}", as_json) as report:
@@ -328,22 +299,22 @@ def restore(
             ExitCode.DAMAGE,
         )
     if as_json:
-        print_json(answer)
+        print_json(answer | wanted.told)
     elif plan:
-        _show_plan(place, answer)
+        _show_plan(place, answer, wanted)
     elif in_place:
-        _show_in_place(place, answer)
+        _show_in_place(place, answer, wanted)
     else:
         took = duration(answer.get("seconds"))
         of = moment(answer.get("time_ns"))
-        version = f"Version {answer['version']} of {of}: " if "version" in answer else ""
+        version = f"Version {answer['version']} of {of}{wanted.said}: " if "version" in answer else ""
         what = f"{_files(answer['files'])}, {size(answer['bytes'])}"
         show(f"{version}{what}, written to {answer['to']} in {took}.")
     return int(ExitCode.BEHIND if answer.get("skipped") else ExitCode.OK)
 
 
-def _show_plan(place: str, answer: dict[str, Any]) -> None:
-    said = f"To be as in version {answer['version']}, {place} needs"
+def _show_plan(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
+    said = f"To be as in version {answer['version']}{wanted.said}, {place} needs"
     if not answer["written"] and not answer["removed"]:
         show(f"{said} no change.")
         return
@@ -355,13 +326,13 @@ def _show_plan(place: str, answer: dict[str, Any]) -> None:
         show(f"The first {len(rows)} are shown.")
 
 
-def _show_in_place(place: str, answer: dict[str, Any]) -> None:
+def _show_in_place(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     version = answer["version"]
     if not answer["written"] and not answer["removed"] and not answer["skipped"]:
-        show(f"{place} is as in version {version}: there was nothing to change.")
+        show(f"{place} is as in version {version}{wanted.said}: there was nothing to change.")
         return
     show(
-        f"{place} is back at version {version} of {moment(answer.get('time_ns'))}:"
+        f"{place} is back at version {version} of {moment(answer.get('time_ns'))}{wanted.said}:"
         f" {_paths(answer['written'])} written ({size(answer['bytes'])}), {answer['removed']} removed,"
         f" {size(answer['fetched'])} fetched, in {duration(answer.get('seconds'))}."
     )

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from cli_samples import ANSWERS, ASKING, Agent, crnode
 from typer.testing import CliRunner
 
 from crnode.cli.app import app, main
-from crnode.cli.output import duration, printable, size
+from crnode.cli.output import duration, moment, printable, size
 from crnode.cli.setup import parse_span
-from crnode.cli.versions import parse_time, split_place, version_at
+from crnode.cli.versions import split_place, version_at
 from crnode.errors import CrnodeError, ExitCode
 
 COMMANDS = [
@@ -126,6 +125,28 @@ def test_restore_at_a_time_takes_the_newest_version_before_it(
     assert main(["restore", "web", "--at", "some day"]) == ExitCode.USAGE
     assert main(["restore", "web", "--at", "2026-01-01", "--version", "3"]) == ExitCode.USAGE
     capsys.readouterr()
+
+
+def test_the_time_that_was_understood_is_told(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
+    agent.answers["restore"] = {**ANSWERS["restore"], "version": 3, "time_ns": 3_000_000_000}
+    when = datetime.datetime.fromtimestamp(6)
+    spoken = f"{when:%d.%m.%Y %H:%M:%S}"
+    assert main(["restore", "web", "--at", spoken, "--to", "/x"]) == 0
+    told = f"Version 3 of {moment(3_000_000_000)}, the last one until {when}: 2 files"
+    assert told in capsys.readouterr().out
+    assert main(["restore", "web", "--at", spoken, "--to", "/x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**agent.answers["restore"], "at_ns": 6_999_999_999}
+    agent.answers["restore"] |= {"written": 0, "removed": 0, "skipped": [], "paths": []}
+    for option in ("--plan", "--in-place"):
+        assert main(["restore", "web", "--at", spoken, option]) == 0
+        assert f"in version 3, the last one until {when}" in capsys.readouterr().out
+    early = datetime.datetime.fromtimestamp(1)
+    assert main(["restore", "web", "--at", f"{early:%d.%m.%Y %H:%M:%S}", "--to", "/x"]) == ExitCode.REFUSED
+    said = f"has no version of '{early:%d.%m.%Y %H:%M:%S}', that is {early}, or before"
+    assert said in capsys.readouterr().err
+    asked = len(agent.asked)
+    assert main(["restore", "web", "--at", "11/05/2026", "--to", "/x"]) == ExitCode.USAGE
+    assert "11 May or 5 November" in capsys.readouterr().err and len(agent.asked) == asked
 
 
 def test_exit_codes_of_findings(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,25 +304,8 @@ def test_small_words() -> None:
     assert duration(0.42) == "0.4 s" and duration(7300) == "2 h" and duration(None) == "-"
     assert printable("a\x1b[31mb\u202e") == r"a\x1b[31mb\u202e"
     assert printable("a\n\r\tb\udcff\U000e0001 ä\U0001f600") == "a\\n\\r\\tb\\xff\\U000e0001 ä\U0001f600"
-    assert parse_time("1970-01-01T00:00:06+00:00") == 6_999_999_999
     with pytest.raises(CrnodeError, match="no versions yet"):
         version_at([], 5, "web", "then")
-
-
-def test_times_as_people_say_them() -> None:
-    midnight = datetime.datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    day = datetime.timedelta(days=1)
-    for text, wanted in (
-        ("yesterday 14:05", midnight - day + datetime.timedelta(hours=14, minutes=5)),
-        ("gestern 14:05", midnight - day + datetime.timedelta(hours=14, minutes=5)),
-        ("22.11.2026 10:30", datetime.datetime(2026, 11, 22, 10, 30)),
-        ("2 hours ago", datetime.datetime.now() - datetime.timedelta(hours=2)),
-    ):
-        assert abs(parse_time(text) / 1e9 - wanted.timestamp()) < 60, text
-    assert parse_time("monday 9:00") < time.time_ns()
-    for odd in ("", "12", "-64", "x", "3.5", "version 12", "never", "99999999999999999999 years ago"):
-        with pytest.raises(CrnodeError, match="is not a time"):
-            parse_time(odd)
 
 
 def test_ctrl_c_before_anything_began_is_no_traceback() -> None:
