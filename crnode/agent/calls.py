@@ -759,7 +759,7 @@ def _check_known(name: str, path: str | None, answers: list[Args], silent: dict[
         raise CrnodeError(
             f"No version of {name} has anything at '{path}'.",
             "It never was there, or all versions that had it were thinned out.",
-            f"Name it as it stands below the set's own folder; what there is: crnode versions {name}",
+            f"Name it as it stands below the set's own folder; what there is: crnode ls {name}",
             ExitCode.USAGE,
         )
 

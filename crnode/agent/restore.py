@@ -151,7 +151,7 @@ class Restore:
                         f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
                         "",
                         f"What it has: crnode ls {spec.name} --version {chosen.sequence}; where a name is:"
-                        f" crnode search {os.fsdecode(path).rsplit('/', 1)[-1]}",
+                        f" crnode search {spec.name} {os.fsdecode(path).rsplit('/', 1)[-1]}",
                         ExitCode.USAGE,
                     )
                 await in_thread(staging.open)

@@ -78,9 +78,9 @@ class Looker(Reader):
         """Up to `limit` entries directly in the folder `path`, those with a name greater than `after`; for
         what is no folder its own entry; None when image `ordinal` has no such path."""
         top = self.entry(path, ordinal)
-        if top is None:
+        if top is None and path:  # a set of several folders, or a group, has no entry for what holds them
             return None
-        if top.kind != DIRECTORY:
+        if top is not None and top.kind != DIRECTORY:
             return [top]
         return self.children(path, ordinal, after, limit)
 

@@ -221,6 +221,7 @@ def test_members_come_and_go(studio: Studio, tmp_path: Path) -> None:
     studio.cluster.sync("project")
     assert studio.shown() == tree(studio.anna, studio.ben) and studio.conflicts() == {}
     assert "song" in crnode("ls", "project", "--deleted", "--data", str(studio.box.data)).stdout
+    assert "shared" in crnode("ls", "project", "--data", str(studio.box.data)).stdout
     crnode("set", "remove", "project", "--data", data)
     assert studio.shown() == tree(studio.anna, studio.ben)  # the files stay
     crnode("set", "remove", "carla", "--data", data)
