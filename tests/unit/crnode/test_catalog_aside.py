@@ -28,6 +28,7 @@ from store_samples import (
 from test_manifest import _set, _sets, _write
 
 from crnode.agent import remaking
+from crnode.agent.heal import Healer
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.node import Agent
 from crnode.agent.sets import Sets
@@ -747,6 +748,7 @@ def maintenance_of(place: Path, store: ObjectStore, writer: Writer, sets: Sets, 
         data=place, store=store, writer=writer, sets=sets, document=document,
         node=SimpleNamespace(name="box1"), journal=SimpleNamespace(add=lambda kind, text: said.append(text)),
     )  # fmt: skip
+    agent.healer = Healer(agent)
     return Maintenance(agent)
 
 

@@ -24,6 +24,7 @@ from store_samples import (
 from test_object_store import small_disk
 
 from crnode.agent import maintenance as maintenance_module
+from crnode.agent.heal import Healer
 from crnode.agent.maintenance import MINIMUM_BYTES, Maintenance, worth_collecting
 from crnode.cluster.document import ClusterDocument, DocumentId, Node, ReplicationSet, Role, Target
 from crnode.errors import CrnodeError, ExitCode
@@ -41,10 +42,11 @@ __all__ = ["small_disk"]
 UUID = SET.hex()
 
 
-class _Healer:
+class _Healer(Healer):
     """A holder that has whole copies of `records`."""
 
     def __init__(self, store: ObjectStore, records: list[Record]) -> None:
+        super().__init__(SimpleNamespace(store=store))  # type: ignore[arg-type]
         self.store = store
         self.records = {r.id: r for r in records}
         self.asked: list[tuple[str, set[bytes]]] = []
@@ -305,6 +307,11 @@ def test_a_collection_asks_what_is_on_its_way(tmp_path: Path, monkeypatch: pytes
         running.target.in_flight = lambda: 0  # an image of which this may be the content
         assert (await maintenance.collect({}, lambda _: None))["removed_bytes"] == 0
         running.target.in_flight = lambda: None
+        with agent.healer.spared():
+            store.put(random_chunks(300, 2000, seed=5), Lane.BULK, cache=False)  # for a restore
+            store.sync()
+            assert (await maintenance.collect({}, lambda _: None))["removed_bytes"] > 300 * 2000
+            assert (await maintenance.collect({}, lambda _: None))["removed_bytes"] == 0
         assert (await maintenance.collect({}, lambda _: None))["removed_bytes"] > 300 * 2000
 
     _run(tmp_path, store, catalog, [], work)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from store_samples import SET, commit, directory, file, put_file, small_store, with_writer
 
+from crnode.agent.heal import Healer
 from crnode.agent.restore import RECIPES, Restore
 from crnode.agent.serve import Server
 from crnode.agent.sets import Sets
@@ -63,7 +64,8 @@ class Box:
             self.sets.catalogs[UUID] = self.catalog
             self.sets.targets[UUID] = object()
         self.links: dict[str, Any] = {}
-        self.healer = SimpleNamespace(fetch=self._fetch)
+        self.healer: Any = Healer(self)  # type: ignore[arg-type]
+        self.healer.fetch = self._fetch
         self.server = Server(self)  # type: ignore[arg-type]
         self.restore = Restore(self)  # type: ignore[arg-type]
 
