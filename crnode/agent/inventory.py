@@ -5,6 +5,7 @@ and from other nodes; what nobody has is said, with the set, the versions and a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -154,7 +155,7 @@ class Stocktaker:
             return any(self.agent.store.has(name) for name in self._left)
         catalogs = list(self.agent.sets.catalogs.items())
         before = self._bad
-        self._bad = {(uuid, i.ordinal) for uuid, c in catalogs for i in c.images() if _for_lack(i)}
+        self._bad = {(uuid, i.ordinal) for uuid, c in catalogs for i in _images(c) if _for_lack(i)}
         return not self._bad <= before  # those of a catalog that cannot be walked are asked about once
 
     def look_again(self) -> None:
@@ -314,6 +315,13 @@ class Stocktaker:
             f"{count} objects that {what} are missing or damaged here, and no node that can be reached has"
             f" them. Not whole: version {numbers}; one of {found.rows} files is {example}."
         )
+
+
+def _images(catalog: Catalog) -> list[Image]:
+    """Its versions; none where it cannot be read now, which others look into."""
+    with contextlib.suppress(CrnodeError, apsw.Error, ValueError):
+        return catalog.images()
+    return []
 
 
 def _for_lack(image: Image) -> bool:

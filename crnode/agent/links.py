@@ -86,9 +86,12 @@ class Link:
                 peer = await self._dial(self.node)
             except PeerClosed as error:
                 self.state, self.reason = "down", str(error)
-                # That somebody else answers there (dial.py) is our own refusal, and ends by itself.
-                self.denied = error.code == "denied" and not error.retry
+                # That somebody else answers there (dial.py) is our own refusal, and ends by itself. Who does
+                # not answer at all takes nothing back.
+                if error.code != "lost":
+                    self.denied = error.code == "denied" and not error.retry
             else:
+                self.denied = False
                 wait = RETRY_FIRST
                 await self._serve(peer)
             await asyncio.sleep(wait * random.uniform(0.7, 1.3))

@@ -295,12 +295,20 @@ class Maintenance:
     async def _live(self, only: str | None, pace: int, progress: Progress) -> Args:
         """The same over the live trees here; what differs is written anew, also where somebody changed it."""
         out: Args = {
-            "checked": 0, "bytes": 0, "mended": [], "changed": 0, "put_right": 0, "changed_files": []
+            "checked": 0, "bytes": 0, "mended": [], "changed": 0, "put_right": 0, "changed_files": [],
+            "failed": [],
         }  # fmt: skip
         for uuid, running in list(self.agent.sets.targets.items()):
             if only is not None and uuid != only:
                 continue
-            found = await deep.compare_live(running.target, anew=True, pace=pace, progress=progress)
+            if why := running.target.status.live:  # it waits; crnode status says so, too
+                out["failed"].append({"set": running.spec.name, "why": why})
+                continue
+            try:
+                found = await deep.compare_live(running.target, anew=True, pace=pace, progress=progress)
+            except CrnodeError as error:
+                out["failed"].append({"set": running.spec.name, "why": str(error)})
+                continue
             out["checked"] += found.files
             out["bytes"] += found.size
             out["mended"] += found.mended

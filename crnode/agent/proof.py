@@ -107,6 +107,8 @@ class Proof:
         except CrnodeError as error:
             if error.exit_code != ExitCode.DAMAGE:
                 raise
+            if chosen.holder != self.agent.node.name:
+                raise  # the holder heals its own; everything was asked of it and of the others already
             healed = await self._heal_for_drill(spec, chosen, path_of(args), progress, error)
             try:
                 out = await run()

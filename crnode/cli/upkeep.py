@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from crnode.cli.common import Data, Json, ask
-from crnode.cli.output import duration, number, print_json, progress, show, size, table
+from crnode.cli.output import duration, number, print_json, print_warning, progress, show, size, table
 from crnode.errors import ExitCode
 
 
@@ -69,13 +69,16 @@ def scrub(
             texts = [(text,) for text in answer["catalogs"]]
             show(table("Versions that are not whole", ("what is wrong",), texts, ""))
     lost = answer["lacking"] or any(not item["healed_from"] for item in damaged)
-    torn = live["put_right"] < live["changed"] or any(not item["whole"] for item in live["mended"])
+    torn = live["failed"] or live["put_right"] < live["changed"]
+    torn = torn or any(not item["whole"] for item in live["mended"])
     found = lost or torn or files["differing"] or answer["catalogs"]
     return int(ExitCode.DAMAGE if found else ExitCode.OK)
 
 
 def _show_live(live: dict[str, Any]) -> None:
     changed = live["changed"]
+    for one in live["failed"]:
+        print_warning(f"The live tree of {one['set']} was not looked through: {one['why']}")
     if live["checked"] or live["mended"] or changed:
         show(f"{number(live['checked'])} files of live trees, {size(live['bytes'])}, were compared.")
     if live["mended"] or (live["checked"] and not changed):

@@ -42,21 +42,26 @@ def fence(data: Path, gates: Path = GATES) -> Fenced:
     for service in takeover.get("services") or ():
         name, unit = str(service.get("name")), str(service.get("unit") or "")
         if not unit:
-            group = Group.named(f"crnode.{str(document.get('id'))[:8]}-{node['name']}.{name}")
-            if group is not None and not group.is_empty:
-                group.kill()
-                said.append(f"{name} was ended.")
-            elif group is None:
+            group = None
+            with contextlib.suppress(OSError):
+                group = Group.named(f"crnode.{str(document.get('id'))[:8]}-{node['name']}.{name}")
+                if group is not None and not group.is_empty:
+                    group.kill()
+                    said.append(f"{name} was ended.")
+            if group is None:
                 left.append(f"{name} is run by the keeper: it ends when the keeper does.")
             continue
         if "/" in unit:
             continue
         with contextlib.suppress(OSError):
             (gates / unit).unlink(missing_ok=True)
-        group = Group.find_unit(unit)
-        if group is not None and not group.is_empty:
-            group.kill()
-            said.append(f"{unit} was ended.")
+        try:
+            group = Group.find_unit(unit)
+            if group is not None and not group.is_empty:
+                group.kill()
+                said.append(f"{unit} was ended.")
+        except OSError as error:
+            left.append(f"{unit} could not be ended: {error.strerror or error}.")
     return Fenced(said, left)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crnode.errors import CrnodeError
 from crnode.failover.clocks import moment
 from crnode.failover.lease import Phase
-from crnode.failover.terms import Effect, Voter
+from crnode.failover.terms import SECOND, Effect, Voter
 
 if TYPE_CHECKING:
     from crnode.failover.keeper import Keeper
@@ -193,7 +193,8 @@ class Tending:
     async def _when_promised(self, successor: str) -> list[Effect] | str:
         """A keeper that has just started promises nothing until what it may have promised before is over."""
         lease = self.keeper.lease
-        for _ in range(int(VOTE_SECONDS / PROMISE_SECONDS)):
+        seconds = lease.hard.longest_ns / SECOND + VOTE_SECONDS
+        for _ in range(int(seconds / PROMISE_SECONDS)):
             if lease.phase is not Phase.ACTIVE or lease.relies_on(successor):
                 break
             await asyncio.sleep(PROMISE_SECONDS)

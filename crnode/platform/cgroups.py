@@ -7,7 +7,6 @@ in it at once (since Linux 5.14), `cgroup.events` says whether anything is left.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import signal
 from pathlib import Path
@@ -78,14 +77,18 @@ class Group:
         for place in places:
             if place.is_dir():
                 return cls(place)
-        return next((cls(found) for found in mount.glob(f"*.slice/**/{glob.escape(unit)}")), None)
+        return next((group for top in mount.glob("*.slice") if (group := cls._below(top, unit))), None)
 
     @classmethod
     def named(cls, name: str) -> Group | None:
         """The group of that name, wherever it is; None where there is none now."""
         mount = mount_point()
-        found = mount.glob(f"**/{glob.escape(name)}") if mount is not None else iter(())
-        return next((cls(folder) for folder in found), None)
+        return cls._below(mount, name) if mount is not None else None
+
+    @classmethod
+    def _below(cls, top: Path, name: str) -> Group | None:
+        # Groups come and go meanwhile: a walk goes on then, as a glob does not.
+        return next((cls(Path(place) / name) for place, below, _ in os.walk(top) if name in below), None)
 
     def enter(self) -> None:
         """In a child, before it becomes the service: from now on it is in here, with all it starts."""

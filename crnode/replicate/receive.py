@@ -144,6 +144,7 @@ class TargetSet:
         self._policy = Policy(spec.privileged, root)
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, f"live-{spec.name}")
+        self._is_over = False  # nothing more is done in that thread
         self._reads = ThreadPoolExecutor(1, f"read-{spec.name}")
         self._reader: Reader | None = None
         self._wake = asyncio.Event()
@@ -415,6 +416,7 @@ class TargetSet:
                 except (CrnodeError, OSError) as error:
                     await self._cannot(error)
         finally:
+            self._is_over = True
             if self._tree is not None:
                 self._tree.stopping = True
             if self._syncing is not None:
@@ -458,7 +460,19 @@ class TargetSet:
         self._wake.set()
 
     async def _in_live(self, work: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._thread, work)
+        """Do that in the thread of the live tree. Raises CrnodeError when this node is a target no more:
+        whoever looks through the tree meanwhile is in no task of ours."""
+        over = CrnodeError(f"Set {self.spec.name} is no longer received here.", "It moved or was removed.")
+        if self._is_over:
+            raise over
+        doing = self._loop.run_in_executor(self._thread, work)
+        try:
+            return await doing
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if self._is_over and doing.cancelled() and (me is None or not me.cancelling()):
+                raise over from None
+            raise
 
     async def _live_tree(self) -> LiveTree:
         if self._tree is None:

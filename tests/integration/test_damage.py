@@ -17,6 +17,7 @@ import pytest
 from harness import Cluster, Node, crnode, wait_for
 
 from crnode.errors import CrnodeError, ExitCode
+from crnode.net.control import call
 from crnode.store.catalog import Catalog
 from crnode.store.manifest import write_manifest
 from crnode.store.store import ObjectStore
@@ -748,3 +749,35 @@ def test_an_index_damaged_while_the_agent_is_stopped_is_made_again(
     box2.stop()
     box2.start()
     assert " ".join(box2.events()).count("rebuilt from the packs") == 1
+
+
+def test_a_scrub_goes_on_where_a_live_tree_is_gone_or_received_no_more(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    _, live = one_set(cluster, tmp_path)
+    box2, other = cluster.nodes["box2"], tmp_path / "other"
+    other.mkdir()
+    for number in range(20):
+        (other / f"o{number}").write_bytes(os.urandom(200_000))
+    cluster.add_set("more", "shop1", other, [f"box2:{tmp_path}/more"], privileged=False)
+    cluster.sync("more")
+    live.rename(tmp_path / "moved away")
+    live.mkdir()
+    (live / "mine").write_bytes(b"of somebody")  # another folder by now, which is not written to
+    done = crnode("scrub", "--data", str(box2.data), check=False)
+    assert done.returncode == ExitCode.DAMAGE, done.stdout + done.stderr
+    assert "The live tree of docs was not looked through" in done.stderr and "defect" not in done.stderr
+    assert "20 files of live trees" in done.stdout and "Nothing is damaged" in done.stdout
+
+    (tmp_path / "more" / "o0").write_bytes(b"changed by somebody")  # told first, put right last
+    removed: list[bool] = []
+
+    def remove(progress: dict[str, Any]) -> None:
+        if "live tree of more" in str(progress.get("text")) and not removed:
+            removed.append(True)
+            cluster.master.call("set.remove", {"name": "more", "now": True})
+
+    pace = {"bytes_per_second": 1_500_000}
+    answer = call(box2.data / "control.sock", "scrub", pace, remove, 60)
+    assert removed and [one["set"] for one in answer["live"]["failed"]] == ["docs", "more"], answer["live"]
+    assert not any("defect" in text for text in box2.events())

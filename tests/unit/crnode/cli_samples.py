@@ -86,7 +86,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "scrub": {
         "objects": 4, "bytes": 100, "damaged": [], "seconds": 0.1, "looked_up": 7, "lacking": 0,
         "catalogs": [], "files": {"checked": 0, "bytes": 0, "changed": 0, "differing": []},
-        "live": {"checked": 0, "bytes": 0, "mended": [], "changed": 0, "put_right": 0, "changed_files": []},
+        "live": {
+            "checked": 0, "bytes": 0, "mended": [], "changed": 0, "put_right": 0, "changed_files": [],
+            "failed": [],
+        },
     },  # fmt: skip
     "gc": {"packs": 1, "removed_bytes": 1, "copied_bytes": 2, "kept_bytes": 3, "seconds": 0.1},
     "sync": {

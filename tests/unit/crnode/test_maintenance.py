@@ -83,7 +83,7 @@ def _agent(place: Path, store: ObjectStore, catalog: Catalog, writer: Writer, ho
     target = SimpleNamespace(
         lacks=lambda text, damaged: said.append((text, damaged)), in_flight=lambda: None,
         spec=spec, commit=SimpleNamespace(now_ns=time.time_ns), catalog=catalog, store=store, writer=writer,
-        destination=place / "live",
+        destination=place / "live", status=SimpleNamespace(live=""),
     )  # fmt: skip
     return SimpleNamespace(
         data=place, store=store, writer=writer, document=document, node=SimpleNamespace(name="shop1"),
