@@ -91,7 +91,6 @@ class Link:
                 if error.code != "lost":
                     self.denied = error.code == "denied" and not error.retry
             else:
-                self.denied = False
                 wait = RETRY_FIRST
                 await self._serve(peer)
             await asyncio.sleep(wait * random.uniform(0.7, 1.3))
@@ -101,9 +100,11 @@ class Link:
         self._peer = peer
         self.state, self.reason = "up", ""
         self._up.set()
+        was_heard = False
         try:
             await self._exchange_documents(peer)
             async for received in peer.events():
+                was_heard, self.denied = True, False
                 self.seen_at = time.monotonic()
                 if isinstance(received.message, Document):
                     await self._on_document(self.node.name, received.message.body)
@@ -115,6 +116,8 @@ class Link:
         finally:
             reason = peer.close_reason or PeerClosed("lost", f"The connection to {self.node.name} ended.")
             self.state, self.reason = "down", str(reason)
+            if not was_heard and reason.code == "denied" and not reason.retry:
+                self.denied = True  # its refusal came a moment after its greeting
             self._peer = None
             self._up.clear()
             for queue in (*self._waiting.values(), *self._parts.values()):

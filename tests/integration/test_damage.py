@@ -97,7 +97,7 @@ def test_a_flipped_byte_in_a_live_tree_is_found_named_and_mended(
     assert (live / "again").samefile(live / "small")
     assert any("big in the live tree is not what was written" in text for text in box2.events())
     report = box2.call("scrub")
-    nothing = {"mended": [], "changed": 0, "put_right": 0, "changed_files": []}
+    nothing = {"mended": [], "changed": 0, "put_right": 0, "changed_files": [], "failed": []}
     assert report["live"] == {"checked": 3, "bytes": 3 * (1 << 20) + 2 * 9000, **nothing}
     aside = [path for path in small_disk.rglob("*") if path.is_file() and live not in path.parents]
     assert any(path.stat().st_size == 3 << 20 and path.read_bytes() != good["big"] for path in aside)
