@@ -76,11 +76,16 @@ def _candidate(takeover: Takeover, row: Row, there: Sequence[Row], active: str |
     if "error" in row:
         return {"node": name, "able": False, "says": f"{name} cannot take over: it does not answer."}
     keeper = row["keeper"]
+    at = next((one for one in there if one["node"] == active), None)
     why = str(row["why_not"] or keeper["why_unable"] or (keeper["hindered"] if name != active else ""))
+    if not why and at is not None and name in at["keeper"]["voters"]:
+        # Until it promised that epoch it judges by an earlier one, and then leaves it to who had the new one.
+        opened = str(at["keeper"]["epoch"])
+        if _counter(keeper["epoch"]) < _counter(opened):
+            why = f"Its keeper has not promised epoch {opened} yet; after its start that takes some seconds."
     if why:
         return {"node": name, "able": False, "says": f"{name} cannot take over: {why}"}
     shown = []
-    at = next((one for one in there if one["node"] == active), None)
     newest = {item["name"]: item for item in at["sets"]} if at is not None else {}
     for item in row["sets"]:
         text = f"version {item['version']} of {item['name']}"
@@ -100,6 +105,10 @@ def _voters(takeover: Takeover, there: Sequence[Row]) -> list[str]:
     known = [row["keeper"] for row in there if row["keeper"]["voters"]]
     newest = max(known, key=lambda keeper: (keeper["generation"], keeper["config"]), default=None)
     return list(newest["voters"]) if newest is not None else list(takeover.voters)
+
+
+def _counter(epoch: str) -> tuple[int, ...]:
+    return tuple(map(int, epoch.split(".")))
 
 
 def _of(rows: Sequence[Row], name: str | None) -> Row:

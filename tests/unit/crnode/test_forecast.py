@@ -51,6 +51,16 @@ def test_what_stands_in_the_way(rows: list[dict[str, Any]], said: str) -> None:
     assert not out["ok"] and any(said in text for text in out["says"]), out["says"]
 
 
+def test_who_has_just_started_and_promised_nothing_yet_is_not_counted_on() -> None:
+    """It said that it could, by the epoch before; a moment later that it leaves two minutes to another."""
+    rows = [row("a", "active", epoch="12.1"), row("b", epoch="9.2"), row("c", epoch="12.1")]
+    out = forecast(takeover("a", "b", "c"), rows)
+    assert not out["ok"]
+    assert "b cannot take over: Its keeper has not promised epoch 12.1" in " ".join(out["says"])
+    rows = [row("a", "active", epoch="12.1"), row("b", epoch="12.1"), row("c", epoch="9.3")]
+    assert forecast(takeover("a", "b", "c"), rows)["ok"]  # who does not take over need not
+
+
 def test_what_it_would_cost_and_two_that_are_too_few() -> None:
     rows = [row("a", "active", voters=["a"]), row("b", version=4, voters=["a"])]
     out = forecast(takeover("a", "b"), rows)
