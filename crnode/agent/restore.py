@@ -204,11 +204,12 @@ class Restore:
             await in_thread(lambda: staging.close(keep))
         files = await in_thread(lambda: sum(1 for e in entries if e.kind == FILE))
         by = f" as {ordered_by} ordered" if ordered_by is not None else ""
-        self.agent.journal.add(
-            "restore",
-            f"Version {chosen.sequence} of {spec.name} was restored to {to}{by}: {files} files.",
-            spec.name,
-        )
+        if not args.get("look"):
+            self.agent.journal.add(
+                "restore",
+                f"Version {chosen.sequence} of {spec.name} was restored to {to}{by}: {files} files.",
+                spec.name,
+            )
         out: Args = {
             "files": files,
             "bytes": await in_thread(lambda: sum(e.size for e in entries)),

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(epilog="Example: crnode ls web:images --version 12")(ls)
     app.command(epilog="Example: crnode cat web:index.html --at '2026-11-22 10:30' > index.html")(cat)
-    app.command(epilog="Example: crnode diff web 12 15")(diff)
+    app.command(epilog="Example: crnode diff web 12 15   or: crnode diff web --at 'yesterday 14:05'")(diff)
     app.command(epilog="Example: crnode search web invoice")(search)
     app.command(epilog="Example: crnode pin web 12 --name 'release 1.4'")(pin)
 
@@ -145,7 +145,7 @@ def cat(place: Place, version: Version = None, at: At = None, data: Data = None)
     scratch = Path(tempfile.mkdtemp(prefix="crnode-cat-"))
     try:
         to = scratch / "file"
-        args = {"set": name, "path": path, "version": found["id"], "to": str(to)}
+        args = {"set": name, "path": path, "version": found["id"], "to": str(to), "look": True}
         with progress(f"Fetching {place}", sys.stdout.isatty()) as report:
             ask(data, "restore", args, report, None)
         with open(to / Path(path).name, "rb") as file:
@@ -158,9 +158,17 @@ def cat(place: Place, version: Version = None, at: At = None, data: Data = None)
 
 def diff(
     place: Place,
-    first: Annotated[str, typer.Argument(metavar="VERSION", help="The older one: its number or name.")],
+    first: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="The older one: its number or name.")
+    ] = None,
     second: Annotated[
         str | None, typer.Argument(metavar="[VERSION]", help="The newer one (default: the newest).")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="The older one: what there was then.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="The newer one: what there was then.")
     ] = None,
     limit: Annotated[
         int, typer.Option(min=0, max=20_000, metavar="N", help="How many paths to name.")
@@ -170,15 +178,35 @@ def diff(
 ) -> None:
     """Show what differs between two versions: + added, - deleted, ~ changed, > renamed, . only attributes."""
     name, path = split_place(place)
-    args: dict[str, Any] = {"set": name, "first": first, "limit": limit}
+    if first is None and at is None:
+        raise CrnodeError(
+            "Which versions?",
+            "",
+            f"Name the older one, or when it was: crnode diff {name} --at TIME",
+            ExitCode.USAGE,
+        )
+    if at is not None and second is None:
+        first, second = None, first  # one that is named beside a time is the newer one
+    for named, then, option in ((first, at, "--at"), (second, until, "--until")):
+        if named is not None and then is not None:
+            raise CrnodeError(
+                f"Version {named} and {option} say the same thing twice.",
+                "",
+                "Leave one of them out.",
+                ExitCode.USAGE,
+            )
+    older = chosen_version(data, name, first, at, as_json)
+    newer = chosen_version(data, name, second, until, as_json)
+    args: dict[str, Any] = {"set": name, "first": older.version, "limit": limit}
     if path is not None:
         args["path"] = path
-    if second is not None:
-        args["second"] = second
+    if newer.version is not None:
+        args["second"] = newer.version
     with progress(f"Comparing versions of {place}", as_json) as report:
         answer = ask(data, "diff", args, report, 120.0)
     if as_json:
-        print_json(answer)
+        until_told = {"until_ns": newer.at_ns} if newer.at_ns is not None else {}
+        print_json(answer | older.told | until_told)
         return
     rows = [
         (
@@ -189,7 +217,7 @@ def diff(
         )
         for item in answer["rows"]
     ]
-    title = f"{place} from version {answer['first']} to {answer['second']}"
+    title = f"{place} from version {answer['first']}{older.said} to {answer['second']}{newer.said}"
     show(table(title, ("", "what", "size", "path"), rows, "Nothing differs."))
     if answer["counts"]:
         said = [

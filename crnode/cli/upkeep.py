@@ -61,7 +61,9 @@ def scrub(
         show(f"{number(answer['looked_up'])} objects that versions need were looked up.")
         show(table("Damaged or lacking", ("object", "healed from", "where"), rows, "Nothing is damaged."))
         if files["checked"] or files["differing"]:
-            show(f"{number(files['checked'])} files of sources, {size(files['bytes'])}, were compared.")
+            read = files["checked"]
+            what, verb = ("file of sources", "was") if read == 1 else ("files of sources", "were")
+            show(f"{number(read)} {what}, {size(files['bytes'])}, {verb} compared.")
             rows = [(item["set"], item["path"], item["bytes"]) for item in files["differing"]]
             show(table("Files that differ", ("set", "path", "bytes"), rows, "All are what was captured."))
         _show_live(live)
@@ -80,7 +82,9 @@ def _show_live(live: dict[str, Any]) -> None:
     for one in live["failed"]:
         print_warning(f"The live tree of {one['set']} was not looked through: {one['why']}")
     if live["checked"] or live["mended"] or changed:
-        show(f"{number(live['checked'])} files of live trees, {size(live['bytes'])}, were compared.")
+        files = "file of live trees" if live["checked"] == 1 else "files of live trees"
+        verb = "was" if live["checked"] == 1 else "were"
+        show(f"{number(live['checked'])} {files}, {size(live['bytes'])}, {verb} compared.")
     if live["mended"] or (live["checked"] and not changed):
         mended = [(i["set"], i["path"], i["bytes"], _written(i)) for i in live["mended"]]
         columns = ("set", "path", "bytes", "what was done")

@@ -140,6 +140,7 @@ class Keeper:
         self._document_read = 0.0
         self._alive_sent = 0.0
         self._hindered = ""  # why it does not campaign, whoever holds the lease
+        self._unfenced = (NO_EPOCH, "")  # the mark then, and whom the owner's command could not switch off
         self._able = ""  # why this node has not been able to serve, of itself
         self._data: tuple[float, Epoch, str] = (0.0, NO_EPOCH, "its agent has not answered yet")
         self._agent = ThreadPoolExecutor(4, "agent")
@@ -569,7 +570,8 @@ class Keeper:
             if self.lease.epoch != epoch:
                 return
             if why:
-                self.tell(f"{before} could not be switched off: {why}.")
+                self._unfenced = (self.lease.hard.mark, f"{before} could not be switched off: {why}.")
+                self.tell(self._unfenced[1])
                 self.do(self.lease.abandon(f"{before} could not be switched off", moment()))
                 return
             self.say(f"{before} was switched off by the owner's command.")
@@ -744,7 +746,7 @@ class Keeper:
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
             "taken_back": self._taken_back,
-            "hindered": self._hindered if lease.phase is Phase.STANDBY else "",
+            "hindered": self._hindrance_told(),
             "config": [*lease.hard.config.id.epoch, lease.hard.config.id.version],
             "address_wanted": str(self.address.address) if self.address is not None else None,
             "layers": self._layers(),
@@ -755,6 +757,13 @@ class Keeper:
             "answers_ms": spread_ms(self._answers),
             "least_left_s": self._least_left,
         }
+
+    def _hindrance_told(self) -> str:
+        """Why nobody should count on this node now; '' for who is active or on the way to it."""
+        mark, why = self._unfenced
+        if why and mark == self.lease.hard.mark:  # tried again and again; whoever opens an epoch ends it
+            return why
+        return self._hindered or self.lease.waits() if self.lease.phase is Phase.STANDBY else ""
 
     def _layers(self) -> list[dict[str, Any]]:
         """What ends this node's services when nothing of ours can (rule 4): each with whether it is live."""

@@ -483,6 +483,16 @@ class Lease:
         others = (name for name, _ in hard.config.slots if name != self.me and name not in self.removed)
         return [name for name in others if name not in self._confirmed]
 
+    def waits(self) -> str:
+        """That it waits for the word of others, or of a person, before it may be active; '' when not."""
+        names = self.unconfirmed() if self.is_voter else []
+        if not names:
+            return ""
+        return (
+            f"It alone votes and has just started: it waits until {' and '.join(names)} confirmed that no"
+            " other node was made active by force. Where you know that, say so: crnode activate --alone"
+        )
+
     def force(self, data: Epoch, *, accept_loss: bool = False) -> list[Effect] | str:
         """Begin a generation in which this node alone votes, because a person has switched the others off
         (M5). `accept_loss`: though its data, which descends from epoch `data`, does not descend from what was
@@ -519,11 +529,8 @@ class Lease:
             return "This node is no candidate, or not a voter any more."
         if data < hard.mark:
             return f"Its data descends from epoch {data}, and epoch {hard.mark} was opened since."
-        if waits_for := self.unconfirmed():
-            return (
-                "It alone votes and has just started: it waits until"
-                f" {' and '.join(waits_for)} confirmed that no other node was made active by force."
-            )
+        if why := self.waits():
+            return why
         if self.promised(now) and hard.to != self.me and self.released != (hard.epoch, self.me):
             return f"It has promised the lease to {hard.to or 'whoever had it before this keeper started'}."
         if self._wait is not None and at_most(self._wait[0], now) < self._wait[1]:

@@ -99,6 +99,20 @@ def test_versions_are_looked_at(history: tuple[Cluster, list[int]], tmp_path: Pa
     assert back["counts"] == {"added": [1, 3], "deleted": [1, 3]}
     text = crnode("diff", "docs", str(one), str(two), "--data", str(shop1.data)).stdout
     assert "1 added (11 B)" in text and "1 changed (14 B)" in text
+    taken = {item["number"]: item["time_ns"] for item in ask(shop1, "versions", "docs")["versions"]}
+
+    def when(number: int) -> str:
+        """The second of that version: what came while it lasted counts, and the next one came later."""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(taken[number] // 10**9))
+
+    for words in (("--at", when(one)), ("--at", when(one), str(three)), (str(one), "--until", when(three))):
+        found = ask(shop1, "diff", "docs", *words)
+        assert (found["first"], found["second"], found["rows"]) == (one, three, changes["rows"]), words
+    found = ask(shop1, "diff", "docs", "--at", when(one), "--until", when(two))
+    assert (found["first"], found["second"]) == (one, two)
+    assert taken[one] < found["at_ns"] < taken[two] < found["until_ns"] < taken[three]
+    restored = [event for event in ask(shop1, "events")["events"] if event["kind"] == "restore"]
+    assert restored == []  # a look leaves none
 
     (found,) = ask(shop1, "search", "docs", "invoice")["found"]
     assert (found["path"], found["first"], found["last"], found["now"]) == (
@@ -120,6 +134,9 @@ def test_versions_are_looked_at(history: tuple[Cluster, list[int]], tmp_path: Pa
         (("cat", "docs"), ExitCode.USAGE),
         (("cat", "docs:folder/Invoice 1.txt"), ExitCode.USAGE),  # the newest version has it no more
         (("diff", "docs", "998", "999"), ExitCode.USAGE),
+        (("diff", "docs"), ExitCode.USAGE),
+        (("diff", "docs", str(one), str(two), "--at", "1m ago"), ExitCode.USAGE),
+        (("diff", "docs", "--at", "2001-01-01"), ExitCode.REFUSED),
         (("search", "docs", ""), ExitCode.USAGE),
         (("ls", "none"), ExitCode.USAGE),
     ):

@@ -43,7 +43,7 @@ def test_a_write_through_a_mapping_is_replicated_whenever_it_is_met(cluster: Clu
         cluster.master.start()
         wait_for(lambda: crnode("status", "--data", str(cluster.master.data), check=False).returncode == 0)
         done = crnode("scrub", "--data", str(cluster.master.data))
-        assert "1 files of sources" in done.stdout
+        assert "1 file of sources" in done.stdout
         wait_for(lambda: copy.read_bytes() == path.read_bytes())
         assert copy.read_bytes()[5:11] == b"newest"
     finally:

@@ -78,6 +78,16 @@ def test_of_two_nodes_the_other_goes_on_when_a_person_says_that_one_is_off(shop:
     assert not a.has_address() and not a.serves() and shop.settled() is b
     code, said = answer(a, "activate")
     assert code == ExitCode.USAGE and "--alone" in said
+    shop.kill(b)
+    time.sleep(3)  # it is called again meanwhile, and nobody answers: a stays put out
+    code, said = answer(a, "failover")
+    assert code == ExitCode.REFUSED and "b has turned this node away" in said
+    assert a.phase() == "standby" and not a.serves()
+    shop.boot(b)
+    wait_for(lambda: "b cannot take over: It alone votes" in answer(b, "failover", "--dry-run")[1], 20)
+    assert answer(b, "failover", "--dry-run")[0] == ExitCode.BEHIND
+    b.run("activate", "--alone")  # a may have been made active by force; who did not do that says so
+    assert shop.settled(40) is b
 
     # It joins as a new one at the new master; what lay there is kept, and b's state comes over it.
     shop.kill(a)

@@ -4,6 +4,7 @@ bring the clients."""
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from harness import wait_for
 from house import FLOATING, ip
 from shop import Shop
 
-from crnode.errors import CrnodeError
+from crnode.errors import CrnodeError, ExitCode
 from crnode.net.control import call
 
 
@@ -53,6 +54,9 @@ def test_nobody_serves_before_the_other_machine_was_switched_off(shop: Shop) -> 
     shop.kill(a)
     wait_for(lambda: "a could not be switched off: it ended with 7" in (shop.place / "b.log").read_text(), 30)
     assert not b.has_address() and not b.serves()
+    dry = subprocess.run(b.command("failover", "--dry-run"), capture_output=True, text=True, timeout=60)
+    assert dry.returncode == ExitCode.BEHIND, dry
+    assert "b cannot take over: a could not be switched off: it ended with 7." in dry.stdout
     (shop.place / "code").write_text("0")
     assert shop.settled(60) is b
     assert set(fenced.read_text().split()) == {"a"}
@@ -66,6 +70,7 @@ def test_nobody_serves_before_the_other_machine_was_switched_off(shop: Shop) -> 
     assert shop.settled(40) is a
     wait_for(lambda: clients.read_text().endswith("take a\n"))
     assert "drop b\n" in clients.read_text() and fenced.read_text() == times
+    wait_for(lambda: "b could take over" in a.run("failover", "--dry-run"), 30)
     shop.check_answers()
 
     # What was said before takes them away, then what is said now brings them.
