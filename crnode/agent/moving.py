@@ -239,6 +239,10 @@ class Moving:
             if state["phase"] != "handing" or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.1)
+        if state["phase"] == "standby" and state["handed_to"] != to:
+            why = "Its lease ended before all was handed over: whoever can takes over, as after a failure."
+            hint = "See: crnode takeover status"
+            raise CrnodeError(f"There was no switch to {to} in good order.", why, hint)
         if state["phase"] != "standby" or state["taken_back"]:
             raise CrnodeError(
                 f"There was no switch to {to}; {self.agent.node.name} serves as before.",

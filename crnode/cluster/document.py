@@ -364,8 +364,17 @@ class Thresholds(_Value):
 def _is_page(text: str) -> bool:
     try:
         url = urllib.parse.urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        printable = text.isprintable() and " " not in text
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and printable
     except ValueError:  # a port that is none
+        return False
+
+
+def _has_port(url: str) -> bool:
+    """Whether what stands where a port may stand is one, or nothing."""
+    try:
+        return urllib.parse.urlsplit(url).port != 0
+    except ValueError:
         return False
 
 
@@ -390,6 +399,10 @@ class ProbeSpec(_Value):
         databases = ("postgresql://", "postgres://", "mysql://", "mariadb://", "mssql://")
         if self.kind == "sql" and not self.target.startswith(databases):
             raise ValueError(f"'{self.target}' is no database that is known; begin it with {databases[0]}.")
+        if self.kind == "sql" and not _has_port(self.target):
+            raise ValueError(f"'{self.target}' names a port that is none.")
+        if "\0" in self.target:
+            raise ValueError("A probe cannot contain a null character.")
         return self
 
 

@@ -57,6 +57,7 @@ from crnode.failover.terms import (
     Extend,
     Fence,
     Gather,
+    Hard,
     Message,
     Moment,
     Ok,
@@ -134,6 +135,9 @@ class Keeper:
         self.is_up = False  # the services are started: the address may be held
         self._unable_since = 0.0
         self._broken: BaseException | None = None  # of what ran beside
+        self._is_unsaved = False  # what the lease knows is not on the disk: nothing is said any more
+        self._switching = asyncio.Lock()
+        self._handed_to = ""  # who got the lease by the last switch; '' when it came to nothing
         self._served = NO_EPOCH
         self._active: ActiveAnswer | None = None
         self._told: dict[str, str] = {}
@@ -433,6 +437,8 @@ class Keeper:
             return
         except asyncio.CancelledError:  # the keeper ends; streams of asyncio would print where
             return
+        except CrnodeError:  # the vote file: the next tick ends the keeper, and says it
+            return
         finally:
             writer.close()
 
@@ -457,11 +463,13 @@ class Keeper:
 
     def do(self, effects: list[Effect]) -> None:
         """Carry out what was decided, in its order. A vote file that cannot be written ends the keeper:
-        nothing that depends on it is said."""
+        nothing that depends on it is said, now or until it has ended. Raises CrnodeError."""
         for effect in effects:
             kind = type(effect)
+            if self._is_unsaved and kind is not Fence:
+                continue
             if kind is Save:
-                self.votes.save(effect.hard)  # type: ignore[union-attr]
+                self._save(effect.hard)  # type: ignore[union-attr]
             elif kind is Send:
                 self._send(effect.to, effect.message)  # type: ignore[union-attr]
             elif kind is Extend:
@@ -484,6 +492,16 @@ class Keeper:
                 self.later(self._hand_over(effect.successor))  # type: ignore[union-attr]
             elif kind is Say:
                 self.say(effect.text)  # type: ignore[union-attr]
+
+    def _save(self, hard: Hard) -> None:
+        try:
+            self.votes.save(hard)
+        except OSError as error:
+            self._is_unsaved = True
+            why = f"The system says: {error.strerror or error}."
+            hint = "Give it room, or another disk, and start the keeper again."
+            self._broken = CrnodeError(f"The vote file {self.votes.path} cannot be written.", why, hint)
+            raise self._broken from error
 
     def later(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -705,6 +723,7 @@ class Keeper:
             self.say(f"The switch to {successor} is taken back: {why}.")
             self.do(self.lease.take_back())
             return
+        self._handed_to = successor
         self.do(self.lease.stopped(moment()))
 
     def is_unable(self, why: str) -> None:
@@ -746,6 +765,7 @@ class Keeper:
             "keepers": {name: link.is_there for name, link in self.links.items()},
             "why_not": self._told.get("campaign", ""),
             "taken_back": self._taken_back,
+            "handed_to": self._handed_to,
             "hindered": self._hindrance_told(),
             "config": [*lease.hard.config.id.epoch, lease.hard.config.id.version],
             "address_wanted": str(self.address.address) if self.address is not None else None,
@@ -759,7 +779,7 @@ class Keeper:
         }
 
     def _hindrance_told(self) -> str:
-        """Why nobody should count on this node now; '' for who is active or on the way to it."""
+        """Why nobody should count on this node now; '' when somebody may."""
         mark, why = self._unfenced
         if why and mark == self.lease.hard.mark:  # tried again and again; whoever opens an epoch ends it
             return why
@@ -780,7 +800,20 @@ class Keeper:
         )
 
     async def _switch(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
+        """Begin to hand over; who asks for the same twice is told of the one that is under way."""
         successor = str(args["to"])
+        async with self._switching:
+            if self.lease.phase is Phase.HANDING:
+                other = self.lease.successor
+                if other != successor:
+                    why = f"It is being handed over to {other}."
+                    hint = "Wait until that has ended."
+                    raise CrnodeError(f"There was no switch to {successor}.", why, hint, ExitCode.REFUSED)
+            else:
+                await self._begin_switch(successor)
+        return {"to": successor}
+
+    async def _begin_switch(self, successor: str) -> None:
         for _ in range(int(ABLE_SECONDS / TICK_SECONDS) if successor in self.links else 0):
             if self._is_able(successor):
                 break
@@ -804,9 +837,8 @@ class Keeper:
         answer = await self.tending.with_vote(successor)
         if isinstance(answer, str):
             raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)
-        self._taken_back = ""
+        self._taken_back = self._handed_to = ""
         self.do(answer)
-        return {"to": successor}
 
     def _is_able(self, name: str) -> bool:
         link = self.links.get(name)

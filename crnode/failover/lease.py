@@ -186,6 +186,11 @@ class Lease:
         return self.phase >= Phase.ACTIVE
 
     @property
+    def successor(self) -> str:
+        """Whom it is being handed over to, or was last."""
+        return self._successor
+
+    @property
     def doubts(self) -> bool:
         return self._doubt is not None
 

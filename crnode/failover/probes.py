@@ -37,7 +37,14 @@ class Probe:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self) -> str:
-        """'' when the service serves, else why not. Never raises for what the service does."""
+        """'' when the service serves, else why not. Never raises for what the service does, nor for what
+        cannot be asked."""
+        try:
+            return await self._ask()
+        except Exception as error:  # noqa: BLE001 (a mistyped one must not end who asks)
+            return f"it cannot be asked by {self.spec.kind}:{self.spec.target}: {error}"
+
+    async def _ask(self) -> str:
         spec = self.spec
         if spec.kind == "command":
             return await self._run(["sh", "-c", spec.target])

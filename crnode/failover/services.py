@@ -7,9 +7,10 @@ A service that needs another one is not blamed for what that does, and is starte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from crnode.cluster.document import ProbeSpec, ServiceSpec
 from crnode.failover.controls import Control, Place, control_of
@@ -79,7 +80,7 @@ class Services:
         self.services: list[ServiceSpec] = []
         self.running: dict[str, Running] = {}
         self.fresh: set[str] = set()  # those that nobody has tried to start yet
-        self._starting = False
+        self._busy = 0  # starts and stops that are under way
         self._tried = False  # since they were stopped last
         self._pending: Sequence[ServiceSpec] | None = None  # what they are to be afterwards
         self._controls: dict[str, Control] = {}
@@ -88,9 +89,9 @@ class Services:
         self.configure(services)
 
     def configure(self, services: Sequence[ServiceSpec]) -> None:
-        """From now on it is these, or when a start that is under way is over. One that is no longer among
-        them is ended at once; one that is new is started by :meth:`start`."""
-        if self._starting:
+        """From now on it is these, or when a start or a stop that is under way is over. One that is no longer
+        among them is ended at once; one that is new is started by :meth:`start`."""
+        if self._busy:
             self._pending = services
             return
         before = {spec.name: spec for spec in self.services}
@@ -121,21 +122,28 @@ class Services:
         """Start those that do not run, one after the other, each when the one before serves or its time for
         that is over; while `still` says so: it is asked before and after each (rule 17). When `lost` says
         that they may not run any more, all are ended."""
-        self._starting = self._tried = True
-        try:
+        self._tried = True
+        with self._at_work():
             for spec in list(self.services):
                 if spec.name in self.running and not self.running[spec.name].ended:
                     continue
                 if not still():
                     break
                 await self._start(spec, still)
-        finally:
-            self._starting = False
-            if self._pending is not None:
-                services, self._pending = self._pending, None
-                self.configure(services)
         if lost():
             self.kill()
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """They stay these meanwhile."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy and self._pending is not None:
+                services, self._pending = self._pending, None
+                self.configure(services)
 
     async def _start(self, spec: ServiceSpec, still: Callable[[], bool]) -> None:
         if (before := self.running.pop(spec.name, None)) is not None:
@@ -168,7 +176,8 @@ class Services:
         """Stop all of them in good order, the last one first; what does not end in time is killed. True when
         nothing of them is left."""
         self._tried = False
-        gone = [await self.end(spec.name) for spec in reversed(self.services)]
+        with self._at_work():
+            gone = [await self.end(spec.name) for spec in reversed(self.services)]
         return all(gone) and self.are_gone()
 
     def are_gone(self) -> bool:
@@ -177,11 +186,17 @@ class Services:
 
     async def end(self, name: str) -> bool:
         """Stop one of them, after those that need it; True when nothing of it is left."""
+        with self._at_work():
+            return await self._end(name)
+
+    async def _end(self, name: str) -> bool:
         for spec in reversed(self.services):
             if name in spec.needs and spec.name in self.running:
                 await self.end(spec.name)
         running = self.running.pop(name, None)
-        control = self._controls[name]
+        control = self._controls.get(name)
+        if control is None:
+            return True  # it was taken out, and ended then
         hangs = running is None or running.health is Health.DOWN
         if running is not None:
             running.close()

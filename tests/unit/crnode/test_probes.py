@@ -144,6 +144,15 @@ def test_commands() -> None:
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.parametrize(("kind", "target"), [("sql", "mysql://db:33o6/"), ("http", "http://my host/")])
+def test_one_that_cannot_be_asked_is_answered(kind: str, target: str) -> None:
+    """Whatever a document let through: it ended the keeper of each node that became active."""
+    spec = ProbeSpec(kind="tcp", target="x:1").model_copy(update={"kind": kind, "target": target})
+    probe = Probe(spec)
+    assert "it cannot be asked by" in asyncio.run(probe.ask())
+    probe.close()
+
+
 def test_databases_are_asked_by_their_own_clients() -> None:
     assert sql_command("postgresql://shop@db/orders")[0] == "psql"
     words = sql_command("mysql://root:pw@127.0.0.1:3306/shop")
@@ -154,7 +163,12 @@ def test_databases_are_asked_by_their_own_clients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "target"), [("tcp", "nowhere"), ("http", "ftp://x"), ("sql", "oracle://x"), ("smell", "x")]
+    ("kind", "target"),
+    [
+        ("tcp", "nowhere"), ("http", "ftp://x"), ("sql", "oracle://x"), ("smell", "x"),
+        ("sql", "mysql://db:33o6/"), ("http", "http://my host/"), ("http", "http://x:8o/"),
+        ("command", "true\0"),
+    ],
 )
 def test_probes_that_make_no_sense_are_refused(kind: str, target: str) -> None:
     with pytest.raises(ValidationError):

@@ -308,6 +308,33 @@ def test_services_that_are_being_stopped_are_not_started_and_not_killed(place: P
     asyncio.run(run())
 
 
+def test_what_is_said_while_services_stop_counts_when_they_have(place: Place) -> None:
+    """Else a switch in which one is taken out ended the keeper before it released the lease."""
+    slow = ("sh", "-c", "trap 'sleep 0.5; exit 0' TERM; while :; do sleep 0.1; done")
+    db, web = (ServiceSpec(name=name, command=slow) for name in ("db", "web"))
+    more = ServiceSpec(name="more", command=("sleep", "600"))
+
+    async def run() -> None:
+        services = Services([db, web], place, print)
+        await services.start(lambda: True)
+        await asyncio.sleep(0.2)
+        stopping = asyncio.create_task(services.stop())
+        await asyncio.sleep(0.1)
+        services.configure([web, more])
+        assert await stopping and services.are_gone()
+        assert [spec.name for spec in services.services] == ["web", "more"]
+        await services.start(lambda: True)
+        assert set(services.running) == {"web", "more"}
+        ending = asyncio.create_task(services.end("web"))
+        await asyncio.sleep(0.1)
+        services.configure([more])
+        assert await ending and set(services.running) == {"more"}
+        assert await services.end("web")  # is none any more
+        assert await services.stop()
+
+    asyncio.run(run())
+
+
 def test_a_program_that_is_not_there_is_a_service_that_failed(place: Place, tmp_path: Path) -> None:
     said: list[str] = []
 
