@@ -39,6 +39,8 @@ class Idle:
                 await self.step(idle=await self._idle())
             except FAILURES as error:  # the next minute tries again
                 self.agent.journal.add("store", f"A check at idle did not end well: {error}")
+            except LookupError as error:  # a set was removed, or its catalog set aside, meanwhile
+                self.agent.journal.add("store", f"A check at idle ended early: {error!r} is here no more.")
 
     async def _idle(self) -> bool:
         """Whether nothing was written to the store and no image was made since the last call."""

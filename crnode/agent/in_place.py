@@ -59,7 +59,25 @@ class InPlace:
         self.restore = restore
         self.captured = captured
         self.forward = forward
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, str] = {}  # set -> why it has to end early; '' when it has not
+
+    def is_under_way(self, uuid: str) -> bool:
+        """Whether a set is being brought back to a version now, and is neither that nor what it was."""
+        return uuid in self._under_way
+
+    async def end(self, uuid: str, why: str) -> None:
+        """Have the restore of a set end early, if one is under way, and wait until it has."""
+        while uuid in self._under_way:
+            self._under_way[uuid] = why
+            await asyncio.sleep(0.02)
+
+    def _go_on(self, spec: ReplicationSet) -> None:
+        if why := self._under_way.get(spec.uuid):
+            raise CrnodeError(
+                f"The restore of {spec.name} to its place ended early.",
+                f"{why} What was reached is as in the version, the rest is as it was.",
+                "Repeat it: only what still differs is written.",
+            )
 
     async def run(
         self, spec: ReplicationSet, args: Args, progress: Progress, *, ordered_by: str | None = None
@@ -87,7 +105,7 @@ class InPlace:
                 f"Add --version or --at; see: crnode versions {spec.name}",
                 ExitCode.USAGE,
             )
-        self._under_way.add(spec.uuid)
+        self._under_way[spec.uuid] = ""
         try:
             out = await self._run(running, path, args, progress, ordered_by)
         except (Missing, Damaged, RemoteProtocolError) as error:
@@ -106,7 +124,7 @@ class InPlace:
                 "Mend that and repeat it: only what still differs is written.",
             ) from error
         finally:
-            self._under_way.discard(spec.uuid)
+            del self._under_way[spec.uuid]
         return out | {"seconds": time.monotonic() - begun}
 
     async def _run(
@@ -358,6 +376,7 @@ class InPlace:
             files = planned.plan.written
             at = 0
             while at < len(files):
+                self._go_on(running.spec)
                 stop, size = at, 0
                 while stop < len(files) and stop - at < BATCH and (size < BATCH_BYTES or stop == at):
                     size += files[stop].entry.size
@@ -378,6 +397,7 @@ class InPlace:
                             work.fetched += await self.restore.have(running.spec, entries)
                 at = stop
                 progress({"text": f"{at} of {len(files)} files", "done": at, "total": len(files)})
+            self._go_on(running.spec)
             await in_thread(work.end)
         finally:
             await in_thread(work.close)

@@ -83,7 +83,7 @@ class Looking:
 
     async def _look(self, spec: ReplicationSet, work: Callable[[Looker], T]) -> T:
         catalog = self.agent.sets.catalogs.get(spec.uuid)
-        if catalog is None or spec.uuid not in self.agent.sets.targets:
+        if catalog is None or self.agent.node.name not in self.agent.document.keepers(spec):
             raise CrnodeError(
                 f"{self.agent.node.name} keeps no versions of {spec.name}.", "", "", ExitCode.REFUSED
             )
@@ -109,7 +109,7 @@ class Looking:
         For the next page ask with "id" as the version, "node", and the last name as "after"."""
         spec = self.agent.document.need_set(str(args["set"]))
         question = {"set": spec.name, "path": args.get("path") or "", "after": args.get("after") or ""}
-        if args.get("node") in spec.targets:  # a further page: nobody else has to be asked
+        if args.get("node") in self.agent.document.keepers(spec):  # a further page: nobody else is asked
             image, node = str(args["version"]), str(args["node"])
             return {**await self._ask(node, "ls", {**question, "image": image}), "id": image, "node": node}
         chosen = await self.restore.choose(spec, args.get("version"))
@@ -139,7 +139,9 @@ class Looking:
         "mode"}. An archive keeps all of it, so one is asked first."""
         spec = self.agent.document.need_set(str(args["set"]))
         question = {"set": spec.name, "path": args.get("path") or ""}
-        names = sorted(spec.targets, key=lambda name: spec.targets[name].mode is not Mode.ARCHIVE)
+        modes = {name: target.mode for name, target in spec.targets.items()}
+        keepers = self.agent.document.keepers(spec)
+        names = sorted(keepers, key=lambda name: (modes.get(name) is not Mode.ARCHIVE, name not in modes))
         if args.get("node"):
             names = [self.agent.document.need_node(str(args["node"])).name]
         failed: CrnodeError | None = None
@@ -149,7 +151,7 @@ class Looking:
             except CrnodeError as error:
                 failed = failed or error
                 continue
-            return {**answer, "node": name, "mode": spec.targets[name].mode.value}
+            return {**answer, "node": name, "mode": modes[name].value if name in modes else "source"}
         raise failed or CrnodeError(f"Nobody keeps versions of {spec.name}.", "It has no targets.")
 
     async def _peer_deleted(self, sender: str, args: Args) -> Args:
@@ -189,7 +191,8 @@ class Looking:
         """The two versions, as one node holds both of them."""
         await self.restore.choose(spec, first)  # says what is wrong with either alone
         await self.restore.choose(spec, second)
-        names = [self.agent.node.name, *(n for n in spec.targets if n != self.agent.node.name)]
+        keepers = self.agent.document.keepers(spec)
+        names = [self.agent.node.name, *(n for n in keepers if n != self.agent.node.name)]
         for name in names:
             images = await self.restore.images(spec, name)
             images.reverse()  # a number that was given twice means the later one
@@ -248,8 +251,9 @@ class Looking:
             except CrnodeError as error:
                 silent[name] = str(error)
 
-        await asyncio.gather(*(ask(name) for name in spec.targets))
-        if len(silent) == len(spec.targets) and silent:
+        keepers = self.agent.document.keepers(spec)
+        await asyncio.gather(*(ask(name) for name in keepers))
+        if len(silent) == len(keepers) and silent:
             raise CrnodeError(
                 f"No node that keeps versions of {spec.name} answers.",
                 " ".join(silent.values())[:500],
@@ -309,7 +313,7 @@ class Looking:
         without: list[str] = []
         silent: dict[str, str] = {}
         before = ""
-        for node in spec.targets:
+        for node in self.agent.document.keepers(spec):
             try:
                 answer = await self._ask(node, "pin", question)
             except CrnodeError as error:
@@ -337,7 +341,7 @@ class Looking:
         }
 
     async def _check_free(self, spec: ReplicationSet, chosen: Chosen, name: str) -> None:
-        for node in spec.targets:
+        for node in self.agent.document.keepers(spec):
             for other in await self.restore.images(spec, node):
                 if other.name == name and other.image != chosen.image:
                     raise CrnodeError(
@@ -354,7 +358,7 @@ class Looking:
         if sender != self.agent.document.master.name and not before_restore:
             raise CrnodeError("Only the master pins versions.", "", "", ExitCode.REFUSED)
         catalog = self.agent.sets.catalogs.get(spec.uuid)
-        if catalog is None or spec.uuid not in self.agent.sets.targets:
+        if catalog is None or self.agent.node.name not in self.agent.document.keepers(spec):
             return {"held": False}
         store = self.agent.store
 

@@ -510,6 +510,7 @@ class Moving:
         Raises CrnodeError when it has not."""
         to = str(args["to"])
         for spec in self.specs():
+            self._check_no_restore(spec)
             push = self._push(spec, to)
             if push.state != "in sync":
                 raise CrnodeError(
@@ -530,6 +531,7 @@ class Moving:
         out: Args = {}
         for spec in self.specs():
             running = self._source(spec)
+            self._check_no_restore(spec)
             try:
                 async with asyncio.timeout(HAND_OVER_SECONDS):
                     await running.source.scan_now()
@@ -539,6 +541,15 @@ class Moving:
                 raise CrnodeError(what, "", "", ExitCode.BEHIND) from None
             out[spec.name] = newest.sequence
         return {"versions": out}
+
+    def _check_no_restore(self, spec: ReplicationSet) -> None:
+        if self.agent.calls.in_place.is_under_way(spec.uuid):
+            raise CrnodeError(
+                f"{spec.name} is being brought back to an older version.",
+                "Handed over now it would be neither that nor what it was.",
+                "Wait until the restore has ended.",
+                ExitCode.REFUSED,
+            )
 
     def _source(self, spec: ReplicationSet) -> RunningSource:
         running = self.agent.sets.sources.get(spec.uuid)
@@ -620,6 +631,7 @@ class Moving:
         a set that moves keeps them from the beginning."""
         try:
             async with asyncio.timeout(LAST_SCAN_SECONDS):
+                await self.agent.calls.in_place.end(spec.uuid, f"{leader} serves {spec.name} now.")
                 await running.source.scan_now()
         except TimeoutError:
             self.agent.journal.add(

@@ -244,9 +244,11 @@ class Proof:
         self, spec: ReplicationSet, name: bytes, verdict: int, evidence: str, *, reading: bool = False
     ) -> tuple[int, str]:
         """With the version, also for a catalog that is made again."""
-        catalog, store = self.agent.sets.catalogs[spec.uuid], self.agent.store
+        catalog, store = self.agent.sets.catalogs.get(spec.uuid), self.agent.store
 
         def note() -> tuple[int, str]:
+            if catalog is None or self.agent.sets.catalogs.get(spec.uuid) is not catalog:
+                return verdict, evidence  # it was removed meanwhile, or is being made again
             image = catalog.image(name)
             if image is None:
                 return verdict, evidence

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 Args = dict[str, Any]
 Progress = Callable[[Args], None]
 IMAGE_HEX = 64  # letters of the name of an image
+ANSWER_SECONDS = 5.0  # within which a holder says which versions it has
 BATCH = 400  # entries written in one go
 PAGE = 2000  # entries of a digest, or names that are looked up, between two looks at anything else
 UNFIT = (
@@ -204,7 +205,7 @@ class Restore:
             await in_thread(lambda: staging.close(keep))
         files = await in_thread(lambda: sum(1 for e in entries if e.kind == FILE))
         by = f" as {ordered_by} ordered" if ordered_by is not None else ""
-        if not args.get("look"):
+        if ordered_by is not None or not args.get("look"):
             self.agent.journal.add(
                 "restore",
                 f"Version {chosen.sequence} of {spec.name} was restored to {to}{by}: {files} files.",
@@ -309,7 +310,8 @@ class Restore:
                 if one.image.hex() == wanted:
                     return one
         names = (here, *(name for name in self.agent.document.keepers(spec) if name != here))
-        held = await asyncio.gather(*(self.images(spec, name) for name in names))
+        silent: set[str] = set()
+        held = await asyncio.gather(*(self.images(spec, name, silent) for name in names))
         if not any(held):
             raise CrnodeError(
                 f"No version of {spec.name} can be reached.",
@@ -331,13 +333,16 @@ class Restore:
         numbers = sorted({c.sequence for images in held for c in images})
         raise CrnodeError(
             f"There is no version {text} of {spec.name}.",
-            f"There are {len(numbers)}, from {numbers[0]} to {numbers[-1]}.",
+            f"There are {len(numbers)}, from {numbers[0]} to {numbers[-1]}.{_may_have(silent)}",
             f"List them: crnode versions {spec.name}",
             ExitCode.USAGE,
         )
 
-    async def images(self, spec: ReplicationSet, name: str) -> list[Chosen]:
-        """The versions that node `name` keeps; none when it cannot be reached."""
+    async def images(
+        self, spec: ReplicationSet, name: str, silent: set[str] | None = None
+    ) -> list[Chosen]:
+        """The versions that node `name` keeps; none when it cannot be reached, or does not answer, and then
+        it is added to `silent`."""
         here = self.agent.node.name
         if name == here:
             catalog = self.agent.sets.catalogs.get(spec.uuid)
@@ -350,9 +355,19 @@ class Restore:
                 if i.id is not None
             ]
         link = self.agent.links.get(name)
-        if link is None or not await link.wait_up(2.0):
-            return []
-        return [Chosen(i[0], i[3], i[5], i[6], i[7], name, i[9], i[4]) for i in await link.images(spec.uuid)]
+        with contextlib.suppress(TimeoutError):
+            if link is not None and await link.wait_up(2.0):
+                try:
+                    # A connection outlives a machine that died for some seconds.
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        found = await link.images(spec.uuid)
+                    return [Chosen(i[0], i[3], i[5], i[6], i[7], name, i[9], i[4]) for i in found]
+                except CrnodeError as error:
+                    if error.exit_code is not ExitCode.UNREACHABLE:
+                        raise
+        if silent is not None:
+            silent.add(name)
+        return []
 
     @contextlib.asynccontextmanager
     async def held(self, spec: ReplicationSet, chosen: Chosen) -> AsyncIterator[None]:
@@ -396,7 +411,9 @@ class Restore:
 
         count = 0
         if chosen.holder == self.agent.node.name:
-            catalog = self.agent.sets.catalogs[spec.uuid]
+            catalog = self.agent.sets.catalogs.get(spec.uuid)
+            if catalog is None:
+                raise _gone(spec, chosen)
             with await in_thread(catalog.reader) as reader:
                 image = await in_thread(lambda: reader.image(chosen.image))
                 if image is None:
@@ -590,6 +607,13 @@ def _in_use(to: Path) -> CrnodeError:
         "Name a directory that does not exist yet, or an empty one.",
         ExitCode.REFUSED,
     )
+
+
+def _may_have(silent: set[str]) -> str:
+    if not silent:
+        return ""
+    do = "does" if len(silent) == 1 else "do"
+    return f" {' and '.join(sorted(silent))} {do} not answer, and may have it."
 
 
 def _gone(spec: ReplicationSet, chosen: Chosen) -> CrnodeError:

@@ -376,6 +376,8 @@ class Sets:
         self._check_source(spec)
         catalog = await self.catalog(spec.uuid)
         running_pushes: dict[str, tuple[Push, asyncio.Task[None]]] = {}
+        if moves:
+            await self.writer.submit(turn.note_source, catalog)
         commit = await self.writer.submit(
             self.source_commit,
             catalog,
@@ -418,11 +420,9 @@ class Sets:
     def source_commit(
         self, catalog: Catalog, spec: ReplicationSet, in_flight: Callable[[], set[bytes]] = set
     ) -> SourceCommit:
-        """What makes images of a set whose source this node is; in the writer thread."""
+        """What makes images of a set whose source this node is, or is about to be; in the writer thread."""
         moves = spec.uuid in self.epochs
-        if moves and catalog.meta(turn.WAS_SOURCE) is None:
-            with catalog.transaction():
-                catalog.set_meta(turn.WAS_SOURCE, b"1")
+        roots = self.readers_roots.setdefault(spec.uuid, set())
         return SourceCommit(
             catalog,
             self.store,
@@ -432,6 +432,7 @@ class Sets:
             self.now_ns,
             in_flight,
             ladder=ladder_of(spec.keep) if moves else None,
+            retain_roots=lambda: roots,
         )
 
     def check_new_source(self, spec: ReplicationSet) -> None:

@@ -30,7 +30,8 @@ from crnode.store.reader import (
     Totals,
 )
 from crnode.store.store import CHUNK, RECIPE, ObjectStore
-from crnode.versions.retention import Ladder, at_once, candidates, retain
+from crnode.versions.retention import Ladder
+from crnode.versions.thinning import going
 from crproto import delta
 from crproto.entries import DIRECTORY, Entry
 from crproto.ids import image_id
@@ -76,6 +77,7 @@ class SourceCommit:
         in_flight: ids of images that were sent and not acknowledged; roots of pruning.
         ladder: which images stay versions here as well, for a set whose source may be another node soon;
             None: none but those that pushes need.
+        retain_roots: ordinals that must stay besides versions (running restores, rule 38).
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class SourceCommit:
         now_ns: Callable[[], int],
         in_flight: Callable[[], set[bytes]],
         ladder: Ladder | None = None,
+        retain_roots: Callable[[], set[int]] = set,
     ) -> None:
         self.ladder = ladder
+        self.retain_roots = retain_roots
         self.catalog = catalog
         self.store = store
         self.incarnation = catalog.meta("incarnation") or incarnation
@@ -410,10 +414,11 @@ class SourceCommit:
             opened_from = self.catalog.image(self.catalog.meta(OPENED_FROM) or b"")
             if opened_from is not None:
                 keep.add(opened_from.ordinal)
-            images = candidates(self.catalog.images())
-            going, _ = at_once(images, retain(images, self.ladder))
-            keep |= {image.ordinal for image in images} - going
-        self.catalog.prune(keep, PRUNE_ROWS)
+            images = self.catalog.images()
+            keep |= {image.ordinal for image in images} - going(
+                self.catalog, images, self.ladder, self.now_ns()
+            )
+        self.catalog.prune(keep | self.retain_roots(), PRUNE_ROWS)
 
     def walk_back(self, to: int, epoch: int, name: str) -> Point:
         """Open `epoch` with what image `to` has: a new image, so that history stays a line (rule 45). The one

@@ -197,6 +197,13 @@ def diff(
             )
     older = chosen_version(data, name, first, at, as_json)
     newer = chosen_version(data, name, second, until, as_json)
+    if older.at_ns is not None and newer.at_ns is not None and older.at_ns > newer.at_ns:
+        raise CrnodeError(
+            f"--at {moment(older.at_ns)} is later than --until {moment(newer.at_ns)}.",
+            "",
+            "Name the earlier time with --at.",
+            ExitCode.USAGE,
+        )
     args: dict[str, Any] = {"set": name, "first": older.version, "limit": limit}
     if path is not None:
         args["path"] = path

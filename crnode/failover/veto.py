@@ -58,9 +58,15 @@ def answers(address: str, sequence: int) -> bool:
                 data, sender = wire.recvfrom(2048)
             except TimeoutError:
                 break
-            if sender[0] == address and is_reply(data, version, number, sequence & 0xFFFF):
+            if _same(sender[0], address) and is_reply(data, version, number, sequence & 0xFFFF):
                 return True
     return False
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether both texts are one address, however it is written."""
+    bare = (ipaddress.ip_address(text.partition("%")[0]) for text in (one, other))
+    return next(bare) == next(bare)
 
 
 class Veto:

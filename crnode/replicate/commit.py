@@ -8,7 +8,6 @@ transaction makes the image count. Only after that an acknowledgement leaves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +20,8 @@ from crnode.store.manifest import log_again
 from crnode.store.packs import Lane, Record
 from crnode.store.reader import NO_IMAGE, STAGING, Image, Live, Totals
 from crnode.store.store import CHUNK, RECIPE, Damaged, Missing, ObjectStore, identify
-from crnode.versions.retention import USUAL, Budget, Ladder, at_once, candidates, retain
+from crnode.versions.retention import USUAL, Ladder
+from crnode.versions.thinning import going
 from crproto import content, delta
 from crproto.entries import DIRECTORY, Entry
 from crproto.errors import RemoteProtocolError
@@ -37,7 +37,6 @@ has, and found what differs by comparing."""
 SPILL_ENTRIES = 500  # changes of one image kept in memory; beyond, they become staged rows in one turn
 SMALL_IMAGE = 1 << 20  # bytes of objects up to which an image goes to the lane of small appends
 UNRESOLVED_MOST = 200_000
-THINNED = "thinned"  # key of the budget of retention, see versions/retention.py
 MISSING_AT_ONCE = 8000  # lost objects that are asked for in one turn
 SKIPPED, DECLARED = True, False
 
@@ -472,15 +471,8 @@ class TargetCommit:
     def _thin(self, newest: Image, limit: int) -> int:
         images = self.catalog.images()
         needed = needed_by_brake(self.catalog)
-        found = candidates(images, needed)
-        kept = retain(found, self.ladder)
-        going: set[int] = set()
-        if len(kept) < len(found):
-            budget = Budget(*json.loads(self.catalog.meta(THINNED) or b"[]")).now(self.now_ns())
-            going, losses = at_once(found, kept, int(budget.left))
-            if losses:
-                self.catalog.set_meta(THINNED, json.dumps(budget.less(losses)).encode())
-        roots = {image.ordinal for image in images} - going | self.retain_roots() | {newest.ordinal} | needed
+        gone = going(self.catalog, images, self.ladder, self.now_ns(), needed)
+        roots = {image.ordinal for image in images} - gone | self.retain_roots() | {newest.ordinal} | needed
         live = self.catalog.live()
         if live is not None:
             roots |= {live.at, live.target, live.synced}

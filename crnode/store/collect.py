@@ -140,10 +140,21 @@ async def collect(
     Raises CrnodeError, StoreFailed, child.ChildFailed."""
     begun = time.monotonic()
     out = Outcome()
-    number = store.collection if plan else await writer.submit(store.begin_collection)
-    if (born := in_flight()) is not None:
-        number = min(number, born - 1)
+    began: list[int] = []
+
+    def begin() -> None:
+        began.append(store.begin_collection())
+
+    def end() -> None:
+        if began:
+            store.end_collection()
+
     try:
+        if not plan:
+            await writer.submit(begin)
+        number = store.collection if plan else began[0]
+        if (born := in_flight()) is not None:
+            number = min(number, born - 1)
         known = await writer.submit(lambda: _known(store))
         request = {
             "store": str(store.directory), "number": number, "plan": plan,
@@ -154,8 +165,9 @@ async def collect(
             await _Run(store, writer, catalogs, process, progress, out, plan, begun, known).run()
     finally:
         if not plan:
+            # Who hung up at the start may have left the beginning in the writer's queue: the end comes after.
             with contextlib.suppress(StoreFailed):
-                await asyncio.shield(writer.submit(store.end_collection))
+                await asyncio.shield(writer.submit(end))
     if not plan and out.hole() is None:
         total = await asyncio.to_thread(store.packs.total)
         out.packs, out.kept_bytes = len(store.packs.numbers()), total

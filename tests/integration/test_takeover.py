@@ -209,6 +209,11 @@ def test_a_newest_version_that_was_found_bad_is_walked_back_from(shop: Shop) -> 
     versions = call(b.data / "control.sock", "versions", {"set": "site"}, None, 30)["versions"]
     (left,) = [row for row in versions if (row["name"] or "").startswith("walked back from")]
     assert left["verdict"] == "bad"
+    # Who is active keeps versions, too, and shows them.
+    assert "state" in b.run("ls", "site", "--version", str(left["number"]))
+    assert b.run("cat", "site:state", "--version", str(left["number"])) == "broken"
+    assert "state" in b.run("diff", "site", str(left["number"]))
+    assert "state" in b.run("search", "site", "state")
     shop.boot(a)
     wait_for(lambda: shop.in_sync("b", "a"), 60)
     wait_for(shop.same, 30)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 
+import pytest
+
 from crnode.failover.frames import (
     arp_announcement,
     arp_holder,
@@ -13,7 +15,7 @@ from crnode.failover.frames import (
     neighbour_holder,
     neighbour_probe,
 )
-from crnode.failover.veto import echo, is_reply
+from crnode.failover.veto import answers, echo, is_reply
 
 MAC = bytes.fromhex("020000000001")
 OTHER = bytes.fromhex("0200000000ff")
@@ -77,3 +79,11 @@ def test_an_echo_is_answered_by_its_own_reply() -> None:
     assert is_reply(reply, 4, 0x1234, 7) and not is_reply(reply, 4, 0x1234, 8)
     assert not is_reply(header + request, 4, 0x1234, 7) and not is_reply(b"", 4, 0x1234, 7)
     assert is_reply(struct.pack(">BBHHH", 129, 0, 0, 0x1234, 7), 6, 0x1234, 7)
+
+
+def test_an_address_answers_however_it_is_written() -> None:
+    """The kernel says ::1, whatever the owner wrote: who took it for another one never took over."""
+    try:
+        assert answers("::1", 3) and answers("0:0:0:0:0:0:0:0001", 4)
+    except OSError as error:
+        pytest.skip(f"no echo may be sent here: {error}")

@@ -477,3 +477,22 @@ def test_what_is_on_its_way_is_spared(tmp_path: Path) -> None:
     assert store.missing([record.id for record in staged]) == []
     _collect(store, catalog)
     assert store.missing([record.id for record in staged])
+
+
+def test_one_that_is_given_up_while_it_waits_to_begin_ends(tmp_path: Path) -> None:
+    """Else no further one could begin, and what becomes live was noted for ever."""
+    store, catalog = _fill(tmp_path)
+
+    async def work(writer: Writer) -> Outcome:
+        writer.submit(time.sleep, 0.3)  # an image is being committed
+        first = asyncio.create_task(collect(store, writer, [_ref(catalog)]))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await writer.submit(lambda: None)
+        assert store.live_extra is None
+        return await collect(store, writer, [_ref(catalog)])
+
+    assert with_writer(work).hole() is None
+    store.close()

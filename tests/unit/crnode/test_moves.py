@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from store_samples import SET, commit, directory, file, put_file, small_store
+from store_samples import SET, commit, directory, file, finish, put_file, small_store
 
 from crnode.agent.moving import raise_fence
 from crnode.agent.takeover import Takeovers
@@ -34,10 +34,11 @@ from crnode.cluster.moves import (
     why_it_cannot_move,
 )
 from crnode.errors import CrnodeError
+from crnode.replicate import turn
 from crnode.replicate.place import locate, prepare
-from crnode.replicate.turn import WAS_SOURCE, to_target
+from crnode.replicate.turn import WAS_SOURCE, note_source, to_target
 from crnode.store.catalog import Catalog
-from crnode.store.reader import Live
+from crnode.store.reader import Image, Live
 
 UUID = "ab" * 16
 ELSEWHERE = {"b": Target(node="b", destination="/copy/else")}
@@ -147,8 +148,7 @@ def test_the_folder_of_a_source_becomes_a_live_tree_as_it_is(tmp_path: Path) -> 
     image = commit(catalog, [directory(b""), file(b"page", put_file(store, b"page"), 4)])
     to_target(catalog, folder)  # it was never a source: nothing happens
     assert catalog.live() is None and locate(folder, SET).mark() is None
-    with catalog.transaction():
-        catalog.set_meta(WAS_SOURCE, b"1")
+    note_source(catalog)
     to_target(catalog, folder)
     live = catalog.live()
     assert live is not None
@@ -156,6 +156,40 @@ def test_the_folder_of_a_source_becomes_a_live_tree_as_it_is(tmp_path: Path) -> 
     place, as_left = prepare(folder, SET, locate(folder, SET).prepared())
     assert as_left and place.mark() is not None
     assert (folder / "page").read_bytes() == b"page" and catalog.meta(WAS_SOURCE) is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_after_a_power_cut_what_a_source_wrote_last_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """A page that was lost moves no time: the folder is not taken for what the catalog has (rule 61).
+    `again`: the node was the source once more, before it heard that another one is."""
+    store = small_store(tmp_path / "store")
+    catalog = Catalog(tmp_path / "sets" / "one.db", SET)
+    folder = tmp_path / "web"
+    folder.mkdir()
+
+    def taken(at_s: int) -> Image:
+        entries = [directory(b""), file(b"page", put_file(store, b"%d" % at_s), 1)]
+        with catalog.transaction():
+            return finish(catalog, catalog.next_ordinal(), entries, (), at_s * 10**9)
+
+    images = [taken(at_s) for at_s in (1, 2, 500, 900)]
+    monkeypatch.setattr(turn, "boot_id", lambda: "the boot before")
+    note_source(catalog)
+    monkeypatch.setattr(turn, "boot_id", lambda: "this boot")
+    if again:
+        note_source(catalog)
+        taken(2000)
+    to_target(catalog, folder)
+    live, newest = catalog.live(), catalog.newest()
+    assert live is not None and newest is not None
+    # Ten minutes before the newest of that boot; by another boot whoever receives goes back to it.
+    assert (live.at, live.synced, live.boot) == (newest.ordinal, images[1].ordinal, "")
+    note_source(catalog)  # and in good order afterwards
+    to_target(catalog, folder)
+    live = catalog.live()
+    assert live is not None and (live.synced, live.boot) == (newest.ordinal, "this boot")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from store_samples import INCARNATION, SET, directory, file, random_chunks, small_store
 
+from crnode.agent.sets import Sets
 from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.job import Batch
+from crnode.cluster.keep import parse_rung
+from crnode.platform.files import boot_id
+from crnode.replicate.turn import to_target
 from crnode.store.catalog import Catalog
-from crnode.store.reader import CLEAN
+from crnode.store.reader import CLEAN, Live
+from crnode.versions.retention import HOUR, LOSSES, MINUTE, ladder_of
 from crproto.entries import Entry
 
 
@@ -112,3 +119,53 @@ def test_a_tree_is_left_as_it_is(commit: SourceCommit) -> None:
     point = finish(commit, entries)
     assert paths(commit, point) == [b"", b"a", b"a/x"] and point.again == []
     assert finish(commit, [file(b"a/z", None, 0)]).again == []
+
+
+def test_what_is_read_stays_at_the_source_of_a_set_that_moves_and_losses_are_few(tmp_path: Path) -> None:
+    """Rules 38 and 84: a restore there lost its rows, and each image made eight versions go."""
+    catalog, now, read = Catalog(tmp_path / "set.db", SET), [HOUR], {0}
+    commit = SourceCommit(
+        catalog, small_store(tmp_path / "store"), INCARNATION, 0, 1, lambda: now[0], set,
+        ladder=ladder_of((parse_rung("newest:1"),)), retain_roots=lambda: read,
+    )  # fmt: skip
+    first = finish(commit, [directory(b""), file(b"a", None, 0)]).image.ordinal
+    read.add(first)
+    for size in range(40):
+        now[0] += MINUTE // 60
+        finish(commit, [file(b"a", None, size)])
+    assert catalog.image_at(first) is not None
+    assert len(list(catalog.subtree(b"", first))) == 2
+    read.clear()
+    finish(commit, [file(b"b", None, 1)])
+    assert catalog.image_at(first) is None
+    # Images of hours of which nothing near stays go eight in an hour, not eight with each image.
+    commit.ladder = ladder_of((parse_rung("newest:64"),))
+    for size in range(20):
+        now[0] += 2 * HOUR
+        finish(commit, [file(b"a", None, 100 + size)])
+    commit.ladder = ladder_of((parse_rung("newest:1"),))
+    before = len(catalog.images())
+    for size in range(3):
+        now[0] += MINUTE
+        finish(commit, [file(b"a", None, 200 + size)])
+    assert len(catalog.images()) >= before - LOSSES
+
+
+def test_a_walk_back_leaves_a_target_one_until_it_is_the_source(tmp_path: Path) -> None:
+    """Killed before its live tree shows what it went back to, it would take the bad one for that."""
+    catalog = Catalog(tmp_path / "set.db", SET)
+    store = small_store(tmp_path / "store")
+    sets: Any = SimpleNamespace(
+        epochs={SET.hex(): 5}, readers_roots={}, store=store, now_ns=lambda: HOUR,
+        node=SimpleNamespace(incarnation=INCARNATION.hex()),
+    )  # fmt: skip
+    spec: Any = SimpleNamespace(uuid=SET.hex(), paths=("/srv",), keep=None)
+    commit: SourceCommit = Sets.source_commit(sets, catalog, spec)
+    good = finish(commit, [directory(b""), file(b"state", None, 3)]).image
+    bad = finish(commit, [file(b"state", None, 6)]).image
+    with catalog.transaction():
+        catalog.set_live(Live(bad.ordinal, bad.ordinal, bad.ordinal, "clean", boot_id()))
+    Sets.source_commit(sets, catalog, spec).walk_back(good.ordinal, 5, "walked back from")
+    to_target(catalog, tmp_path)  # a restart in between
+    newest, live = catalog.newest(), catalog.live()
+    assert newest is not None and live is not None and newest.ordinal > bad.ordinal == live.at
