@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned
+from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned, in_use
 from crnode.agent.restore import AGAIN, Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
 from crnode.agent.sets import RunningSource
 from crnode.agent.status import advice
@@ -30,6 +30,7 @@ from crnode.store.packs import is_full
 from crnode.store.reader import Reader
 from crnode.store.store import Damaged, Missing
 from crnode.versions.in_place import Comparison, Plan, bare
+from crnode.versions.units import data_directory_above, sides_of
 from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.errors import RemoteProtocolError
 from crproto.paths import split
@@ -161,6 +162,7 @@ class InPlace:
             if args.get("plan"):
                 return out | _described(planned.plan)
             self._check_privileges(spec, planned.plan, ordered_by)
+            await self._check_unused(running, planned)
             if planned.plan and source.state != "emptied":  # that is less than a version
                 out["kept"] = await self._keep(running, planned, progress)
             done = await self._apply(running, planned, progress)
@@ -253,6 +255,21 @@ class InPlace:
                     ExitCode.REFUSED,
                 )
 
+    async def _check_unused(self, running: RunningSource, planned: Planned) -> None:
+        """No database is exchanged under whoever has it open (rule 69). Raises CrnodeError."""
+        roots = await in_thread(lambda: OpenRoots(labels(list(running.spec.paths))))
+        try:
+            used = await in_thread(partial(in_use, roots, planned))
+        finally:
+            await in_thread(roots.close)
+        if used is not None:
+            raise CrnodeError(
+                f"'{os.fsdecode(used)}' is a database that somebody has open.",
+                "Exchanged under a program that runs it would be damaged. Nothing was changed.",
+                "Stop that program and repeat this, or restore to a new place with --to.",
+                ExitCode.REFUSED,
+            )
+
     # -- what differs
 
     async def _plan(self, running: RunningSource, chosen: Chosen, path: bytes) -> Planned:
@@ -281,12 +298,27 @@ class InPlace:
                     return None
                 return entry
 
+            sides: list[bytes] = []
+            folder = await in_thread(
+                lambda: data_directory_above(path, lambda p: reader.entry(p, image.ordinal) is not None)
+            )
+            if folder is not None:
+                raise _part_of(spec, path, folder)
+
             def compare(page: Sequence[Entry]) -> None:
                 page = [e for e in page if _within(e.path, path, top)]
+                comparing.take(page, [there(e.path) for e in page])
+                if path and any(e.path == path and e.kind == FILE for e in page):
+                    sides.extend(sides_of(path))
+
+            def compare_side(page: Sequence[Entry]) -> None:
+                page = [e for e in page if e.path in sides and e.kind == FILE]
                 comparing.take(page, [there(e.path) for e in page])
 
             try:
                 count = await self.restore.pages(spec, chosen, top, compare)
+                for side in sides:  # one database with it, as far as they are there (rule 69)
+                    await self.restore.pages(spec, chosen, side, compare_side)
             except ValueError as error:
                 raise not_those(spec, chosen, "It names a path twice.") from error
             if path and not count:
@@ -299,7 +331,9 @@ class InPlace:
                 )
 
             def plan() -> Planned:
-                here = (e.path for e in reader.subtree(top, image.ordinal) if _within(e.path, path, top))
+                here = [e.path for e in reader.subtree(top, image.ordinal) if _within(e.path, path, top)]
+                beside = (reader.entry(side, image.ordinal) for side in sides)
+                here += [e.path for e in beside if e is not None and e.kind == FILE]
                 made = comparing.plan(here)
                 paths = set(made.paths())
                 prints = {p: reader.fingerprint(p) for p in paths}
@@ -445,6 +479,16 @@ def _privileged(entry: Entry) -> bool:
         return True
     names = (name for name, _ in Extra.decode(entry.extra).xattrs) if entry.extra else ()
     return any(name.startswith((b"security.", b"trusted.")) for name in names)
+
+
+def _part_of(spec: ReplicationSet, path: bytes, folder: bytes) -> CrnodeError:
+    place = f"{spec.name}:{os.fsdecode(folder)}" if folder else spec.name
+    return CrnodeError(
+        f"'{os.fsdecode(path)}' is part of the database in '{os.fsdecode(folder) or spec.name}'.",
+        "Its files fit together only as they were at one time.",
+        f"Bring all of it back: crnode restore {place} --in-place; or look at that file with --to.",
+        ExitCode.REFUSED,
+    )
 
 
 def _missing_above(reader: Reader, path: bytes, ordinal: int) -> bytes:

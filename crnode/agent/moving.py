@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crnode.agent.restore import AGAIN, Chosen, Restore
+from crnode.agent.schedule import found_well
 from crnode.agent.sets import RunningSource, RunningTarget
 from crnode.agent.threads import in_thread
 from crnode.capture.commit import Point
@@ -28,6 +29,7 @@ from crnode.cluster.moves import Move, epoch_number, epoch_parts, is_plausible
 from crnode.errors import CrnodeError, ExitCode
 from crnode.failover.forecast import forecast
 from crnode.net.control import call
+from crnode.replicate.brake import Held
 from crnode.replicate.commit import FENCE, Refusal
 from crnode.store.catalog import Catalog
 from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image, Reader
@@ -406,16 +408,46 @@ class Moving:
         said = []
         if text := await self._walk_back(spec, running, epoch):
             said.append(text)
-        found = await running.target.held_back()
-        if found is not None:  # rule 82: nobody loses hours of work to a suspicion; both states stay
-            await running.target.held_back(shown=True)
-            await running.target.accept_changes()
-            said.append(
-                f"Set {spec.name} was held at version {found.before}: {found.why} It serves what came since;"
-                f" to go back: crnode restore {spec.name} --in-place --version {found.before}"
-            )
+        if (found := await running.target.held_back()) is not None:
+            said.append(await self._held(spec, running, epoch, found))
         await self._wait_whole(spec, running)
         return said
+
+    async def _held(self, spec: ReplicationSet, running: RunningTarget, epoch: int, found: Held) -> str:
+        """A set that the brake holds (rule 82): nobody serves what may be spoiled where what was before is
+        not much older, and nobody loses hours of work to a suspicion. Both states stay."""
+        catalog, takeover = running.commit.catalog, self.agent.document.takeover
+        assert takeover is not None
+        images = await self.agent.writer.submit(catalog.images)
+        newest = images[-1]
+        if any(one.digest == newest.digest for one in images if one.ordinal < found.ordinal):
+            return f"Set {spec.name} was held at version {found.before}; it is again as it was."
+        before = next((one for one in images if one.ordinal == found.from_), None)
+        command = self.agent.calls.schedule.plan(spec.name).command
+        is_fit = bool(command) and newest.verdict == GOOD and found_well(command) in (newest.evidence or "")
+        lost_s = (newest.at_ns - before.at_ns) / 1e9 if before is not None else 0.0
+        is_near = before is not None and lost_s <= takeover.max_loss_s and not _is_refuted(before)
+        if before is not None and is_near and not is_fit:
+            to, here = before.ordinal, self.agent.node.name
+            name = f"held when {here} took over, version {newest.sequence}"
+
+            def back() -> None:
+                commit = self.agent.sets.source_commit(catalog, spec)
+                commit.walk_back(to, epoch, name, "the brake held it when this node took over")
+
+            await self.agent.writer.submit(back)
+            running.target.look_again()
+            return (
+                f"Set {spec.name} was held at version {found.before}: {found.why} It serves that one, which"
+                f" is {lost_s:.1f} s older. If what came since is meant: crnode restore {spec.name}"
+                f" --in-place --version '{name}'"
+            )
+        await running.target.held_back(shown=True)
+        await running.target.accept_changes()
+        return (
+            f"Set {spec.name} was held at version {found.before}: {found.why} It serves what came since;"
+            f" to go back: crnode restore {spec.name} --in-place --version {found.before}"
+        )
 
     async def _wait_whole(self, spec: ReplicationSet, running: RunningTarget) -> None:
         catalog = running.commit.catalog
@@ -464,7 +496,8 @@ class Moving:
 
         def back() -> None:
             commit = self.agent.sets.source_commit(catalog, spec)
-            commit.walk_back(to.ordinal, epoch, f"walked back from, version {newest.sequence}")
+            why = "it was found bad when this node took over"
+            commit.walk_back(to.ordinal, epoch, f"walked back from, version {newest.sequence}", why)
 
         await self.agent.writer.submit(back)
         running.target.look_again()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from crnode.capture.openers import FileId, FileSystems, Round
 from crnode.capture.roots import OWN, RESTORING, OpenRoots
 from crnode.errors import CrnodeError, ExitCode
 from crnode.platform.files import open_beneath
@@ -23,10 +24,12 @@ from crnode.store.packs import is_full
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing, ObjectStore
 from crnode.versions.in_place import Plan, Written
+from crnode.versions.units import SQLITE_MAGIC, base_of, process_files
 from crproto import content
 from crproto.entries import DIRECTORY, FILE, Entry
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
+from crproto.paths import split
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -75,6 +78,69 @@ class OwnTree:
         if info is None or entry.kind == DIRECTORY:
             return info is not None and stat.S_ISDIR(info.st_mode)
         return print_ is not None and _unchanged(fingerprint(info), print_, several=info.st_nlink > 1)
+
+
+def in_use(roots: OpenRoots, planned: Planned) -> bytes | None:
+    """A database that the plan changes and that somebody has open for writing; None when none is. Found are
+    those of SQLite, by how they begin, and data directories, by the process that is noted there."""
+    opened: dict[FileId, bytes] = {}
+    for path in {base_of(path) for path in planned.now}:
+        if (fd := _open(roots, path, 0)) is not None:
+            try:
+                if os.pread(fd, len(SQLITE_MAGIC), 0) == SQLITE_MAGIC:
+                    info = os.fstat(fd)
+                    opened[(info.st_dev, info.st_ino)] = path
+            finally:
+                os.close(fd)
+    if opened:
+        looking = Round(FileSystems([roots.resolve(top)[0] for top in roots.tops()]))
+        while not looking.step(1.0):
+            pass
+        for file in opened.keys() & looking.found.keys():
+            return opened[file]
+    seen: set[bytes] = set()
+    for path in planned.plan.paths():
+        folder = split(path)[0]
+        while folder not in seen:
+            seen.add(folder)
+            if any(_runs(roots, folder, noted) for noted in process_files(folder)):
+                return folder
+            folder = split(folder)[0]
+    return None
+
+
+def _runs(roots: OpenRoots, folder: bytes, noted: bytes) -> bool:
+    """Whether the process runs in that folder whose number is the first line of the file `noted`. Another one
+    may have got the number since."""
+    if (fd := _open(roots, noted, 0)) is None:
+        return False
+    try:
+        number = int(os.pread(fd, 20, 0).split(b"\n")[0])
+        there = os.stat(f"/proc/{number}/cwd")
+    except (ValueError, FileNotFoundError):
+        return False
+    except OSError:
+        return True  # it is another user's, and cannot be looked at
+    finally:
+        os.close(fd)
+    if (fd := _open(roots, folder, os.O_DIRECTORY)) is None:
+        return False
+    try:
+        return os.path.samestat(os.fstat(fd), there)
+    finally:
+        os.close(fd)
+
+
+def _open(roots: OpenRoots, path: bytes, kind: int) -> int | None:
+    """A regular file of the set, or with O_DIRECTORY a folder; None where there is none."""
+    with contextlib.suppress(OSError, KeyError):
+        root, below = roots.resolve(path)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | kind
+        fd = open_beneath(root, below or b".", flags, cross_devices=True)
+        if kind or stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    return None
 
 
 class Changes:

@@ -33,6 +33,7 @@ from crnode.replicate.write import Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
 from crnode.store.store import Damaged, Missing, ObjectStore
+from crnode.versions.units import sides_of
 from crproto import content
 from crproto.entries import (
     DIRECTORY,
@@ -48,7 +49,7 @@ from crproto.entries import (
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
 from crproto.messages import Entries
-from crproto.paths import problem
+from crproto.paths import problem, split
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -155,11 +156,14 @@ class Restore:
                         f" crnode search {spec.name} {os.fsdecode(path).rsplit('/', 1)[-1]}",
                         ExitCode.USAGE,
                     )
+                top = path
+                if not args.get("look") and await self._sides(spec, chosen, path, entries):
+                    top = split(path)[0]
                 await in_thread(staging.open)
                 keep = staging.resumed
                 resumed = staging.resumed
                 groups = await in_thread(lambda: _link_groups(entries))
-                left = await in_thread(lambda: sum(e.size for e in _left(staging, entries, path, groups)))
+                left = await in_thread(lambda: sum(e.size for e in _left(staging, entries, top, groups)))
                 free, _ = await in_thread(lambda: free_bytes(staging.path))
                 if free < left:
                     raise CrnodeError(
@@ -170,14 +174,14 @@ class Restore:
                     )
                 keep = within is None  # cut off from here on, it is gone on with
                 put = partial(self._write, spec)
-                shared = await put(entries, path, staging, policy, progress, groups, share=share)
-                wrong = await self._read_back(spec, staging, entries, path)
+                shared = await put(entries, top, staging, policy, progress, groups, share=share)
+                wrong = await self._read_back(spec, staging, entries, top)
                 # A power cut came between, and the disk had not all of it; or a live file had changed.
                 if wrong and (staging.resumed or shared):
                     staging.resumed, some = False, set(wrong)
                     again = [e for e in entries if e.path in some or e.kind == DIRECTORY]
-                    await put(again, path, staging, policy, progress, groups)
-                    wrong = await self._read_back(spec, staging, entries, path)
+                    await put(again, top, staging, policy, progress, groups)
+                    wrong = await self._read_back(spec, staging, entries, top)
             keep = False
             if wrong:
                 raise CrnodeError(
@@ -251,6 +255,20 @@ class Restore:
             raise
         await durable
         return wrong
+
+    async def _sides(
+        self, spec: ReplicationSet, chosen: Chosen, path: bytes, entries: list[Entry]
+    ) -> bool:
+        """Add to the one file that was asked for those that are one database with it (rule 69); whether there
+        are any."""
+        if len(entries) != 1 or entries[0].kind != FILE:
+            return False
+        for side in sides_of(path):
+            found: list[Entry] = []
+            await self.pages(spec, chosen, side, found.extend)
+            if len(found) == 1 and found[0].kind == FILE:
+                entries += found
+        return len(entries) > 1
 
     def _destination(self, args: Args, ordered_by: str | None, within: Path | None) -> Path:
         """Where to restore to, every link on the way resolved, so that what is checked is what is written."""

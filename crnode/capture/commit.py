@@ -420,9 +420,9 @@ class SourceCommit:
             )
         self.catalog.prune(keep | self.retain_roots(), PRUNE_ROWS)
 
-    def walk_back(self, to: int, epoch: int, name: str) -> Point:
+    def walk_back(self, to: int, epoch: int, name: str, why: str) -> Point:
         """Open `epoch` with what image `to` has: a new image, so that history stays a line (rule 45). The one
-        that is left is kept under `name`, with the verdict that condemned it."""
+        that is left is kept under `name`, with the verdict that condemned it; `why` says what that was."""
         newest = self.catalog.newest()
         assert newest is not None
         wanted = {entry.path: entry for entry in self.catalog.subtree(b"", to)}
@@ -436,7 +436,7 @@ class SourceCommit:
         self.epoch = epoch
         with self.catalog.transaction():
             self.catalog.set_meta(OPENED_FROM, newest.id)
-            self.catalog.set_pin(newest.ordinal, name, "it was found bad when this node took over")
+            self.catalog.set_pin(newest.ordinal, name, why)
         point = self.finish(batch, CLEAN, False, True, True, False)
         assert point is not None
         return point

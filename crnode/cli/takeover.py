@@ -154,8 +154,8 @@ def set_(
     ] = "",
     max_loss: Annotated[
         str,
-        typer.Option(metavar="TIME", help="How far back a takeover goes by itself from a version found bad."),
-    ] = "1d",
+        typer.Option(metavar="TIME", help="How far back a takeover goes by itself from what is bad or held."),
+    ] = "15m",
     wan: Annotated[
         bool, typer.Option("--wan", help="The nodes are far from each other: a lease of 10 s instead of 2.5.")
     ] = False,

@@ -453,7 +453,7 @@ class Takeover(_Value):
     interface: Annotated[str, Field(max_length=15)] = ""
     services: Annotated[tuple[ServiceSpec, ...], Field(max_length=32)] = ()
     sets: Annotated[tuple[Name, ...], Field(max_length=MAX_SETS)] = ()  # the active node is their source
-    max_loss_s: Annotated[int, Field(ge=0, lt=2**31)] = 86_400  # how far a takeover may go back by itself
+    max_loss_s: Annotated[int, Field(ge=0, lt=2**31)] = 900  # how far a takeover may go back by itself
     active_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # where /active is answered
     # by the shell: moves a name, or a cloud's address
     address_hook: Annotated[str, Field(max_length=2000)] = ""

@@ -432,7 +432,7 @@ class TakeoverSpec(BaseModel):
     services: list[dict[str, Any]] = []  # as the document has them
     sets: list[str] = []  # names
     leave: list[str] = []  # of sets that moved, and are to move no more
-    max_loss_s: int = 86_400
+    max_loss_s: int = 900
     active_port: int | None = None
     address_hook: str = ""
     fence_hook: str = ""

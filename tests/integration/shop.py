@@ -187,6 +187,7 @@ SHOPS: dict[str, dict[str, Any]] = {
     "small": {"small": "b"},
     "veto": {"words": ["--veto", "10.77.0.9"]},
     "home": {"words": ["--failback", "3s"]},
+    "no loss": {"words": ["--max-loss", "1s"]},
     "hooks": {"words": ["--fence-hook", "sh {place}/fence.sh", "--address-hook", "sh {place}/clients.sh"]},
     "five": {"names": "abcde"},
 }

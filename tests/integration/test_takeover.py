@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
 from harness import rsync_difference, wait_for
@@ -216,6 +217,51 @@ def test_a_newest_version_that_was_found_bad_is_walked_back_from(shop: Shop) -> 
     assert "state" in b.run("search", "site", "state")
     shop.boot(a)
     wait_for(lambda: shop.in_sync("b", "a"), 60)
+    wait_for(shop.same, 30)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("shop", "older"), [("", True), ("no loss", False)], indirect=["shop"])
+def test_what_the_brake_holds_is_served_where_what_was_before_is_too_old(shop: Shop, older: bool) -> None:
+    """Rule 82: files that were encrypted a minute before the crash, and a day's work that looks like it."""
+    a, b = shop.hosts["a"], shop.hosts["b"]
+    shop.quiet()
+    shop.turns = ["a", "b"]
+    wait_for(shop.same)
+    pages = sorted(shop.site("a").glob("page *"))
+    was = {page.name: page.read_bytes() for page in pages}
+    time.sleep(2.5)
+    for page in pages:
+        page.write_bytes(os.urandom(2000))
+    call_brake = partial(call, a.data / "control.sock", "brake", {"set": "site"}, None, 30)
+    wait_for(lambda: any(row["held"] for row in call_brake()["targets"]), 30)
+
+    def has_all() -> bool:
+        """b has what it does not show."""
+        rows = call(a.data / "control.sock", "versions", {"set": "site"}, None, 30)["versions"]
+        return {max(row["number"] for row in rows if row["node"] == name) for name in "ab"} == {
+            max(row["number"] for row in rows)
+        }
+
+    wait_for(has_all)
+    shop.kill(a)
+    wait_for(lambda: b.phase() == "active" and b.serves(), 30)
+    now = {page.name: (shop.site("b") / page.name).read_bytes() for page in pages}
+    told = next(text for text in shop.events("b") if "was held at version" in text)
+    versions = call(b.data / "control.sock", "versions", {"set": "site"}, None, 30)["versions"]
+    names = {row["name"] for row in versions if row["node"] == "b" and row["name"]}
+    assert any(name.startswith("before the mass change") for name in names)
+    if older:
+        assert now == was and "It serves that one" in told
+        (kept,) = [name for name in names if name.startswith("held when b took over")]
+        assert kept in told
+        b.run("restore", "site:page 7", "--version", kept, "--to", str(shop.place / "seen"))
+        assert (shop.place / "seen" / "page 7").read_bytes() == pages[0].with_name("page 7").read_bytes()
+    else:
+        assert now == {page.name: page.read_bytes() for page in pages} and "It serves what came since" in told
+    shop.boot(a)
+    wait_for(lambda: shop.in_sync("b", "a"), 60)
+    shop.quiet()
     wait_for(shop.same, 30)
 
 

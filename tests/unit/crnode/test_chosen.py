@@ -29,7 +29,7 @@ def chosen(wanted: object, *found: Chosen) -> Chosen:
     )
     restore = Restore(agent)
 
-    async def images(spec: object, name: str) -> list[Chosen]:
+    async def images(spec: object, name: str, silent: object = None) -> list[Chosen]:
         return [one for one in found if one.holder == name]
 
     restore.images = images  # type: ignore[method-assign]

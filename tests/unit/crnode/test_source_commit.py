@@ -165,7 +165,7 @@ def test_a_walk_back_leaves_a_target_one_until_it_is_the_source(tmp_path: Path) 
     bad = finish(commit, [file(b"state", None, 6)]).image
     with catalog.transaction():
         catalog.set_live(Live(bad.ordinal, bad.ordinal, bad.ordinal, "clean", boot_id()))
-    Sets.source_commit(sets, catalog, spec).walk_back(good.ordinal, 5, "walked back from")
+    Sets.source_commit(sets, catalog, spec).walk_back(good.ordinal, 5, "walked back", "bad")
     to_target(catalog, tmp_path)  # a restart in between
     newest, live = catalog.newest(), catalog.live()
     assert newest is not None and live is not None and newest.ordinal > bad.ordinal == live.at
