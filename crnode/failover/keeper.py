@@ -667,6 +667,7 @@ class Keeper:
         self._least_left = None
         self._served = epoch  # once more in the same one: a switch was taken back
         self._asked = self._released = False
+        self._handed_to = ""
         self._off = frozenset()  # whoever comes back may serve again, and be switched off again
         self.tending.forget()
         self.say(f"{self.node.name} is active in epoch {epoch}.")
@@ -809,7 +810,7 @@ class Keeper:
                     why = f"It is being handed over to {other}."
                     hint = "Wait until that has ended."
                     raise CrnodeError(f"There was no switch to {successor}.", why, hint, ExitCode.REFUSED)
-            else:
+            elif self._handed_to != successor:
                 await self._begin_switch(successor)
         return {"to": successor}
 

@@ -1,7 +1,9 @@
-"""A keeper whose vote file cannot be written: it says nothing that rests on what it could not keep."""
+"""A keeper around its core: one whose vote file cannot be written says nothing that rests on it; a switch
+that is asked for twice is one."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 
 from crnode.errors import CrnodeError
 from crnode.failover.keeper import Keeper
-from crnode.failover.lease import Lease
+from crnode.failover.lease import Lease, Phase
 from crnode.failover.terms import (
     LAN,
     LAN_LEASE_NS,
@@ -75,4 +77,28 @@ def test_a_promise_that_was_kept_is_said(keeper: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(keeper, "_send", lambda _, message: said.append(message))
     keeper._take("a", Envelope(CLUSTER, b"a" * 16, Grant(1, Epoch(1, 1), NO_EPOCH, keeper.lease.hard.config)))
     assert [type(one) for one in said] == [Ok]
+    keeper.votes.close()
+
+
+def test_a_switch_that_is_asked_for_twice_is_one(keeper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one was told that this node is not active, or that b did not answer, while b took over."""
+    begun: list[str] = []
+
+    async def begin(successor: str) -> None:
+        begun.append(successor)
+        await asyncio.sleep(0.05)
+        keeper.lease.phase, keeper.lease._successor = Phase.HANDING, successor
+
+    async def ask() -> None:
+        keeper._switching, keeper._handed_to = asyncio.Lock(), ""
+        both = [keeper._switch({"to": "c"}, None) for _ in range(2)]
+        assert await asyncio.gather(*both) == [{"to": "c"}] * 2
+        with pytest.raises(CrnodeError, match="being handed over to c"):
+            await keeper._switch({"to": "a"}, None)
+        keeper.lease.phase, keeper._handed_to = Phase.STANDBY, "c"
+        assert await keeper._switch({"to": "c"}, None) == {"to": "c"}  # it has just ended
+        assert begun == ["c"]
+
+    monkeypatch.setattr(keeper, "_begin_switch", begin)
+    asyncio.run(ask())
     keeper.votes.close()
