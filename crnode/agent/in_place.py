@@ -30,7 +30,7 @@ from crnode.store.packs import is_full
 from crnode.store.reader import Reader
 from crnode.store.store import Damaged, Missing
 from crnode.versions.in_place import Comparison, Plan, bare
-from crnode.versions.units import data_directory_above, sides_of
+from crnode.versions.units import base_of, data_directory_above, sides_of
 from crproto.entries import DIRECTORY, FILE, Entry, Extra, link_of
 from crproto.errors import RemoteProtocolError
 from crproto.paths import split
@@ -162,10 +162,11 @@ class InPlace:
             if args.get("plan"):
                 return out | _described(planned.plan)
             self._check_privileges(spec, planned.plan, ordered_by)
-            await self._check_unused(running, planned)
+            planned, spared = await self._spare(running, planned)
             if planned.plan and source.state != "emptied":  # that is less than a version
                 out["kept"] = await self._keep(running, planned, progress)
             done = await self._apply(running, planned, progress)
+            done.skipped |= spared
         if planned.plan:
             if not path and chosen.entries <= len(spec.paths):
                 source.accept()  # a version without anything was asked for
@@ -255,20 +256,36 @@ class InPlace:
                     ExitCode.REFUSED,
                 )
 
-    async def _check_unused(self, running: RunningSource, planned: Planned) -> None:
-        """No database is exchanged under whoever has it open (rule 69). Raises CrnodeError."""
+    async def _spare(self, running: RunningSource, planned: Planned) -> tuple[Planned, dict[bytes, str]]:
+        """The plan without the databases that somebody has open, and why their files stay: exchanged under a
+        program that runs they would be damaged (rule 69). Raises CrnodeError where nothing else is left."""
         roots = await in_thread(lambda: OpenRoots(labels(list(running.spec.paths))))
         try:
             used = await in_thread(partial(in_use, roots, planned))
         finally:
             await in_thread(roots.close)
-        if used is not None:
+        if not used:
+            return planned, {}
+        folders = [path for path, is_folder in used.items() if is_folder]
+
+        def stays(path: bytes) -> bool:
+            return base_of(path) in used or any(_inside(path, folder) for folder in folders)
+
+        plan = planned.plan
+        left = plan._replace(
+            folders=tuple(e for e in plan.folders if not stays(e.path)),
+            written=tuple(w for w in plan.written if not any(map(stays, (w.entry.path, *w.others)))),
+            removed=tuple(path for path in plan.removed if not stays(path)),
+        )
+        if not left or any(map(stays, plan.in_the_way)):
             raise CrnodeError(
-                f"'{os.fsdecode(used)}' is a database that somebody has open.",
+                f"'{os.fsdecode(min(used))}' is a database that somebody has open.",
                 "Exchanged under a program that runs it would be damaged. Nothing was changed.",
                 "Stop that program and repeat this, or restore to a new place with --to.",
                 ExitCode.REFUSED,
             )
+        kept = set(plan.paths()) - set(left.paths())
+        return planned._replace(plan=left), dict.fromkeys(kept, "a program has this database open")
 
     # -- what differs
 

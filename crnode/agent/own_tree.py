@@ -80,9 +80,11 @@ class OwnTree:
         return print_ is not None and _unchanged(fingerprint(info), print_, several=info.st_nlink > 1)
 
 
-def in_use(roots: OpenRoots, planned: Planned) -> bytes | None:
-    """A database that the plan changes and that somebody has open for writing; None when none is. Found are
-    those of SQLite, by how they begin, and data directories, by the process that is noted there."""
+def in_use(roots: OpenRoots, planned: Planned) -> dict[bytes, bool]:
+    """The databases that the plan changes and that somebody has open for writing, and whether each is a
+    folder. Found are those of SQLite, by how they begin, and data directories, by the process that is noted
+    there."""
+    used: dict[bytes, bool] = {}
     opened: dict[FileId, bytes] = {}
     for path in {base_of(path) for path in planned.now}:
         if (fd := _open(roots, path, 0)) is not None:
@@ -96,17 +98,16 @@ def in_use(roots: OpenRoots, planned: Planned) -> bytes | None:
         looking = Round(FileSystems([roots.resolve(top)[0] for top in roots.tops()]))
         while not looking.step(1.0):
             pass
-        for file in opened.keys() & looking.found.keys():
-            return opened[file]
+        used.update((opened[file], False) for file in opened.keys() & looking.found.keys())
     seen: set[bytes] = set()
     for path in planned.plan.paths():
         folder = split(path)[0]
         while folder not in seen:
             seen.add(folder)
             if any(_runs(roots, folder, noted) for noted in process_files(folder)):
-                return folder
+                used[folder] = True
             folder = split(folder)[0]
-    return None
+    return used
 
 
 def _runs(roots: OpenRoots, folder: bytes, noted: bytes) -> bool:
