@@ -217,6 +217,10 @@ class Reader:
         it, or the last one could not."""
         return self._one("SELECT 1 FROM touched WHERE path=?", (path,)) is not None
 
+    def any_touched(self) -> bool:
+        """Whether any path is."""
+        return self._one("SELECT 1 FROM touched LIMIT 1") is not None
+
     def touched_gone(self, ordinal: int) -> list[bytes]:
         """Those of the touched paths that image `ordinal` has not."""
         paths = [r[0] for r in self._db.execute("SELECT path FROM touched")]

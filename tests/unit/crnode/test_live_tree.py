@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from store_samples import SET, commit, directory, file, put_file, small_store
+import pytest
+from store_samples import SET, commit, directory, file, finish, put_file, small_store
 
 from crnode.platform.files import boot_id
+from crnode.replicate import turn
 from crnode.replicate.live_tree import LiveTree, Report
 from crnode.replicate.place import prepare
-from crnode.replicate.write import Policy
+from crnode.replicate.turn import note_source, to_target
+from crnode.replicate.write import Policy, fingerprint
 from crnode.store.catalog import Catalog
 from crnode.store.reader import ROLLING, Image, Live
 from crproto.entries import SYMLINK, Entry, Extra, entry_from_wire
@@ -201,3 +204,27 @@ def test_a_group_that_is_put_right_is_written_once(tmp_path: Path) -> None:
     assert report.written == len(names) + 1  # and the folder's time
     first = tree.live / os.fsdecode(names[0])
     assert first.stat().st_nlink == len(names) and report.put_right == set(names)
+
+
+def test_a_page_that_a_power_cut_took_from_a_former_source_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Tree(tmp_path)
+    catalog = tree.catalog
+    old, page = put_file(tree.store, b"old"), put_file(tree.store, b"page")
+    tree.move([directory(b""), file(b"old", old, 3)])
+    with catalog.transaction():
+        image = finish(catalog, catalog.next_ordinal(), [file(b"page", page, 4)], (), 10**15)
+    tree.move_to(image)
+    monkeypatch.setattr(turn, "boot_id", lambda: "the boot before")
+    note_source(catalog)
+    monkeypatch.setattr(turn, "boot_id", boot_id)
+    for name in ("old", "page"):  # the disk has something else, and says that it is what was written
+        (tree.live / name).write_bytes(b"lost")
+        with catalog.transaction():
+            catalog.see(name.encode(), fingerprint((tree.live / name).stat()))
+    to_target(catalog, tree.live)
+    assert tree.tree.move() is not None
+    assert (tree.live / "page").read_bytes() == b"page"
+    assert (tree.live / "old").read_bytes() == b"lost"  # of long before: a scrub finds what is wrong with it
+    assert tree.tree.move() is None and not catalog.any_touched()
