@@ -554,7 +554,7 @@ class Calls:
         if catalog is None or here not in self.agent.document.keepers(spec):
             return {"versions": []}
 
-        ladder = _wanted_ladder(args) or ladder_of(spec.kept_at(here))
+        ladder = _wanted_ladder(args) or ladder_of(self.agent.kept(spec, here))
 
         def look() -> list[Args]:
             images = catalog.images()

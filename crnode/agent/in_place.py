@@ -14,11 +14,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned, in_use
+from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned, in_use, is_database
 from crnode.agent.restore import AGAIN, Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
 from crnode.agent.sets import RunningSource
 from crnode.agent.status import advice
@@ -60,23 +60,40 @@ class InPlace:
         self.restore = restore
         self.captured = captured
         self.forward = forward
-        self._under_way: dict[str, str] = {}  # set -> why it has to end early; '' when it has not
+        self._under_way: dict[str, asyncio.Task[Any]] = {}  # set -> who brings it back
+        self._closed: dict[str, list[str]] = {}  # set -> why none may be brought back, or go on being so
+        self._changing: set[str] = set()  # those whose files are being written: they end at the next step
 
     def is_under_way(self, uuid: str) -> bool:
         """Whether a set is being brought back to a version now, and is neither that nor what it was."""
         return uuid in self._under_way
 
-    async def end(self, uuid: str, why: str) -> None:
-        """Have the restore of a set end early, if one is under way, and wait until it has."""
-        while uuid in self._under_way:
-            self._under_way[uuid] = why
+    @contextlib.contextmanager
+    def closed(self, uuids: Iterable[str], why: str) -> Iterator[None]:
+        """Meanwhile none of these sets is brought back to a version."""
+        mine = list(uuids)
+        for uuid in mine:
+            self._closed.setdefault(uuid, []).append(why)
+        try:
+            yield
+        finally:
+            for uuid in mine:
+                self._closed[uuid].remove(why)
+
+    async def end(self, uuid: str) -> None:
+        """Have the restore of a closed set end early, if one is under way, and wait until it has."""
+        asked = None
+        while (task := self._under_way.get(uuid)) is not None:
+            if uuid not in self._changing and task is not asked:
+                asked = task
+                task.cancel()  # it waits for others, or has not begun
             await asyncio.sleep(0.02)
 
     def _go_on(self, spec: ReplicationSet) -> None:
-        if why := self._under_way.get(spec.uuid):
+        if reasons := self._closed.get(spec.uuid):
             raise CrnodeError(
                 f"The restore of {spec.name} to its place ended early.",
-                f"{why} What was reached is as in the version, the rest is as it was.",
+                f"{reasons[-1]} What was reached is as in the version, the rest is as it was.",
                 "Repeat it: only what still differs is written.",
             )
 
@@ -99,6 +116,8 @@ class InPlace:
                 "Wait for it.",
                 ExitCode.REFUSED,
             )
+        if reasons := self._closed.get(spec.uuid):
+            raise CrnodeError(f"{spec.name} is not brought back now.", reasons[-1], "", ExitCode.REFUSED)
         if args.get("version") is None:
             raise CrnodeError(
                 "Say which version to go back to.",
@@ -106,9 +125,16 @@ class InPlace:
                 f"Add --version or --at; see: crnode versions {spec.name}",
                 ExitCode.USAGE,
             )
-        self._under_way[spec.uuid] = ""
+        me = asyncio.current_task()
+        assert me is not None
+        self._under_way[spec.uuid] = me
         try:
             out = await self._run(running, path, args, progress, ordered_by)
+        except asyncio.CancelledError:
+            if not self._closed.get(spec.uuid) or me.uncancel() > 0:
+                raise  # whoever asked hung up
+            self._go_on(spec)
+            raise
         except (Missing, Damaged, RemoteProtocolError) as error:
             raise damaged_here(spec, str(args["version"]), error) from error
         except OSError as error:
@@ -334,6 +360,8 @@ class InPlace:
 
             try:
                 count = await self.restore.pages(spec, chosen, top, compare)
+                if sides and not await self._is_database(spec, chosen, path, roots):
+                    sides.clear()
                 for side in sides:  # one database with it, as far as they are there (rule 69)
                     await self.restore.pages(spec, chosen, side, compare_side)
             except ValueError as error:
@@ -370,6 +398,13 @@ class InPlace:
                 )
 
             return await in_thread(plan)
+
+    async def _is_database(
+        self, spec: ReplicationSet, chosen: Chosen, path: bytes, roots: OpenRoots
+    ) -> bool:
+        """Whether a path is a database of SQLite, or lies beside one, here or in the version."""
+        here = await in_thread(partial(is_database, roots, base_of(path)))
+        return here or await self.restore.is_database(spec, chosen, path)
 
     # -- keeping what is there
 
@@ -423,7 +458,8 @@ class InPlace:
         roots = await in_thread(lambda: OpenRoots(labels(list(running.spec.paths))))
         work = Changes(running.spec.uuid, roots, self.agent.store, planned)
         try:
-            await in_thread(work.begin)
+            self._go_on(running.spec)
+            await self._change(running.spec, work.begin)
             files = planned.plan.written
             at = 0
             while at < len(files):
@@ -439,7 +475,7 @@ class InPlace:
                     work.fetched += await self.restore.have(running.spec, entries, work.here)
                     for left in reversed(range(AGAIN)):
                         try:
-                            await in_thread(partial(work.write, batch))
+                            await self._change(running.spec, partial(work.write, batch))
                             break
                         except Missing:  # a file that had its bytes is another one; or a collection took it
                             if not left:
@@ -449,10 +485,18 @@ class InPlace:
                 at = stop
                 progress({"text": f"{at} of {len(files)} files", "done": at, "total": len(files)})
             self._go_on(running.spec)
-            await in_thread(work.end)
+            await self._change(running.spec, work.end)
         finally:
-            await in_thread(work.close)
+            await self._change(running.spec, work.close)
         return work
+
+    async def _change(self, spec: ReplicationSet, work: Callable[[], object]) -> None:
+        """A step that changes files, which is not cut off by another node's takeover."""
+        self._changing.add(spec.uuid)
+        try:
+            await in_thread(work)
+        finally:
+            self._changing.discard(spec.uuid)
 
     async def _wrong(self, running: RunningSource, plan: Plan, skipped: Mapping[bytes, str]) -> list[bytes]:
         """Paths that the image which was captured after the restore has otherwise than the version."""

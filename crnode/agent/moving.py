@@ -73,6 +73,7 @@ class Moving:
         self._turn = asyncio.Lock()
         self._telling: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._handing: asyncio.Task[None] | None = None
 
     # -- what moves
 
@@ -421,6 +422,7 @@ class Moving:
         images = await self.agent.writer.submit(catalog.images)
         newest = images[-1]
         if any(one.digest == newest.digest for one in images if one.ordinal < found.ordinal):
+            running.target.judge_again()
             return f"Set {spec.name} was held at version {found.before}; it is again as it was."
         before = next((one for one in images if one.ordinal == found.from_), None)
         command = self.agent.calls.schedule.plan(spec.name).command
@@ -436,7 +438,7 @@ class Moving:
                 commit.walk_back(to, epoch, name, "the brake held it when this node took over")
 
             await self.agent.writer.submit(back)
-            running.target.look_again()
+            running.target.judge_again()
             return (
                 f"Set {spec.name} was held at version {found.before}: {found.why} It serves that one, which"
                 f" is {lost_s:.1f} s older. If what came since is meant: crnode restore {spec.name}"
@@ -500,7 +502,7 @@ class Moving:
             commit.walk_back(to.ordinal, epoch, f"walked back from, version {newest.sequence}", why)
 
         await self.agent.writer.submit(back)
-        running.target.look_again()
+        running.target.judge_again()
         return (
             f"Version {newest.sequence} of {spec.name} was found bad ({newest.evidence}): it serves version"
             f" {to.sequence}, which is {lost_s:.1f} s older. What came since is kept."
@@ -562,9 +564,15 @@ class Moving:
     async def _hand_over(self, args: Args) -> Args:
         to = str(args["to"])
         out: Args = {}
-        for spec in self.specs():
-            running = self._source(spec)
+        specs = self.specs()
+        for spec in specs:
             self._check_no_restore(spec)
+        if self._handing is not None:
+            self._handing.cancel()
+        uuids = [spec.uuid for spec in specs]
+        self._handing = asyncio.create_task(self._keep_closed(uuids, to), name="handing over")
+        for spec in specs:
+            running = self._source(spec)
             try:
                 async with asyncio.timeout(HAND_OVER_SECONDS):
                     await running.source.scan_now()
@@ -574,6 +582,18 @@ class Moving:
                 raise CrnodeError(what, "", "", ExitCode.BEHIND) from None
             out[spec.name] = newest.sequence
         return {"versions": out}
+
+    async def _keep_closed(self, uuids: list[str], to: str) -> None:
+        """Nothing is brought back to a version from the last scan until the successor is the source, or it is
+        clear that nobody took over."""
+        with self.agent.calls.in_place.closed(uuids, f"It is being handed over to {to}."):
+            for _ in range(int(SWITCH_SECONDS)):
+                await asyncio.sleep(1.0)
+                if not any(uuid in self.agent.sets.sources for uuid in uuids):
+                    return
+                with contextlib.suppress(CrnodeError):
+                    if (await ask_keeper(self.agent, "status", {}))["phase"] == "active":
+                        return  # it was taken back
 
     def _check_no_restore(self, spec: ReplicationSet) -> None:
         if self.agent.calls.in_place.is_under_way(spec.uuid):
@@ -637,34 +657,41 @@ class Moving:
             raise CrnodeError(f"{sender} may not become active.", "", "", ExitCode.REFUSED)
 
     async def _follow(self, leader: str, epoch: int) -> None:
+        closed = self.agent.calls.in_place.closed
         async with self._turn:
-            moves: dict[str, Move] = {}
-            for spec in self.specs():
-                before = self.agent.moves.get(spec.uuid)
-                if before is not None and before.epoch >= epoch:
+            with closed([spec.uuid for spec in self.specs()], f"{leader} serves it now."):
+                await self._follow_now(leader, epoch)
+
+    async def _follow_now(self, leader: str, epoch: int) -> None:
+        moves: dict[str, Move] = {}
+        for spec in self.specs():
+            before = self.agent.moves.get(spec.uuid)
+            if before is not None and before.epoch >= epoch:
+                continue
+            catalog = self.agent.sets.catalogs.get(spec.uuid)
+            if catalog is not None:
+                fence = await self.agent.writer.submit(raise_fence, catalog, epoch)
+                if fence > epoch:
                     continue
-                catalog = self.agent.sets.catalogs.get(spec.uuid)
-                if catalog is not None:
-                    fence = await self.agent.writer.submit(raise_fence, catalog, epoch)
-                    if fence > epoch:
-                        continue
-                running = self.agent.sets.sources.get(spec.uuid)
-                if running is not None:
-                    await self._step_down(spec, running, leader)
-                moves[spec.uuid] = Move(epoch, leader)
-            if moves:
-                if self._telling is not None:
-                    self._telling.cancel()
-                await self.agent.move(moves)
-                text = f"{leader} is active in epoch {_spoken(epoch)}; this node follows it."
-                self.agent.journal.add("takeover", text)
+            running = self.agent.sets.sources.get(spec.uuid)
+            if running is not None:
+                await self._step_down(spec, running, leader)
+            moves[spec.uuid] = Move(epoch, leader)
+        if moves:
+            if self._telling is not None:
+                self._telling.cancel()
+            await self.agent.move(moves)
+            text = f"{leader} is active in epoch {_spoken(epoch)}; this node follows it."
+            self.agent.journal.add("takeover", text)
 
     async def _step_down(self, spec: ReplicationSet, running: RunningSource, leader: str) -> None:
         """Capture what was written last, and say what of it nobody has (rule 46). Its bytes are in the store:
         a set that moves keeps them from the beginning."""
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_SCAN_SECONDS):
+                    await self.agent.calls.in_place.end(spec.uuid)
             async with asyncio.timeout(LAST_SCAN_SECONDS):
-                await self.agent.calls.in_place.end(spec.uuid, f"{leader} serves {spec.name} now.")
                 await running.source.scan_now()
         except TimeoutError:
             self.agent.journal.add(
@@ -740,7 +767,7 @@ class Moving:
 
     def close(self) -> None:
         """The agent ends."""
-        for task in (self._telling, self._leaving):
+        for task in (self._telling, self._leaving, self._handing):
             if task is not None:
                 task.cancel()
 

@@ -32,12 +32,14 @@ from crnode.cluster.create import bad_address
 from crnode.cluster.document import (
     ClusterDocument,
     Node,
+    ReplicationSet,
     Role,
     fingerprint,
     parse_document,
     split_address,
 )
 from crnode.cluster.join import JoinDesk
+from crnode.cluster.keep import Rung
 from crnode.cluster.membership import Change, accept
 from crnode.cluster.moves import Move, from_json, moved, to_json
 from crnode.cluster.node_file import (
@@ -144,6 +146,7 @@ class Agent:
             damaged=self._catalog_damaged,
             later=self._follow_later,
             doubtful=self._catalog_doubtful,
+            kept=self.kept,
         )
         self.server = Server(self)
         self.calls = Calls(self)
@@ -515,6 +518,10 @@ class Agent:
         if link is not None and link.peer is not None:
             return 0.0
         return time.monotonic() - max(times) if times else None
+
+    def kept(self, spec: ReplicationSet, node: str) -> tuple[Rung, ...] | None:
+        """The rungs in force for the versions of a set at a node: they stay with it when the set moves."""
+        return (self.said.set_by_uuid(spec.uuid) or spec).kept_at(node)
 
     async def answers(self, name: str) -> bool:
         """Whether that node answers a question now: a connection may outlive who was at its other end."""

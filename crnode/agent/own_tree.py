@@ -87,13 +87,8 @@ def in_use(roots: OpenRoots, planned: Planned) -> dict[bytes, bool]:
     used: dict[bytes, bool] = {}
     opened: dict[FileId, bytes] = {}
     for path in {base_of(path) for path in planned.now}:
-        if (fd := _open(roots, path, 0)) is not None:
-            try:
-                if os.pread(fd, len(SQLITE_MAGIC), 0) == SQLITE_MAGIC:
-                    info = os.fstat(fd)
-                    opened[(info.st_dev, info.st_ino)] = path
-            finally:
-                os.close(fd)
+        if (file := _database(roots, path)) is not None:
+            opened[file] = path
     if opened:
         looking = Round(FileSystems([roots.resolve(top)[0] for top in roots.tops()]))
         while not looking.step(1.0):
@@ -108,6 +103,25 @@ def in_use(roots: OpenRoots, planned: Planned) -> dict[bytes, bool]:
                 used[folder] = True
             folder = split(folder)[0]
     return used
+
+
+def is_database(roots: OpenRoots, path: bytes) -> bool:
+    """Whether the file there is a database of SQLite."""
+    return _database(roots, path) is not None
+
+
+def _database(roots: OpenRoots, path: bytes) -> FileId | None:
+    if (fd := _open(roots, path, 0)) is None:
+        return None
+    try:
+        if os.pread(fd, len(SQLITE_MAGIC), 0) != SQLITE_MAGIC:
+            return None
+        info = os.fstat(fd)
+        return info.st_dev, info.st_ino
+    except OSError:  # it cannot be read
+        return None
+    finally:
+        os.close(fd)
 
 
 def _runs(roots: OpenRoots, folder: bytes, noted: bytes) -> bool:

@@ -33,7 +33,7 @@ from crnode.replicate.write import Policy, TreeWriter, fingerprint
 from crnode.store.catalog import Catalog
 from crnode.store.packs import full_error, is_full
 from crnode.store.store import Damaged, Missing, ObjectStore
-from crnode.versions.units import sides_of
+from crnode.versions.units import SQLITE_MAGIC, base_of, sides_of
 from crproto import content
 from crproto.entries import (
     DIRECTORY,
@@ -261,14 +261,34 @@ class Restore:
     ) -> bool:
         """Add to the one file that was asked for those that are one database with it (rule 69); whether there
         are any."""
-        if len(entries) != 1 or entries[0].kind != FILE:
+        if len(entries) != 1 or entries[0].kind != FILE or not await self.is_database(spec, chosen, path):
             return False
         for side in sides_of(path):
-            found: list[Entry] = []
-            await self.pages(spec, chosen, side, found.extend)
-            if len(found) == 1 and found[0].kind == FILE:
-                entries += found
+            if (found := await self._file(spec, chosen, side)) is not None:
+                entries.append(found)
         return len(entries) > 1
+
+    async def _file(self, spec: ReplicationSet, chosen: Chosen, path: bytes) -> Entry | None:
+        found: list[Entry] = []
+        await self.pages(spec, chosen, path, found.extend)
+        return found[0] if len(found) == 1 and found[0].kind == FILE else None
+
+    async def is_database(self, spec: ReplicationSet, chosen: Chosen, path: bytes) -> bool:
+        """Whether the version has at `path` a database of SQLite, or what lies beside one: a name alone says
+        nothing."""
+        entry = await self._file(spec, chosen, base_of(path))
+        if entry is None or entry.content is None:
+            return False
+        name, level, store = entry.content, entry.level, self.agent.store
+        with self.agent.healer.spared():
+            while name != HOLE:
+                await self._get(spec, await in_thread(partial(_lacking, store, [name])), [entry.path])
+                data = await in_thread(partial(store.get, name))
+                if not level:
+                    return bytes(data[: len(SQLITE_MAGIC)]) == SQLITE_MAGIC
+                name = next(child for _, child in content.parse_recipe(data, level).iter_items())
+                level -= 1
+        return False
 
     def _destination(self, args: Args, ordered_by: str | None, within: Path | None) -> Path:
         """Where to restore to, every link on the way resolved, so that what is checked is what is written."""

@@ -21,11 +21,12 @@ from crnode.capture.commit import Point, SourceCommit
 from crnode.capture.read import Fresh
 from crnode.capture.source import SourceSet
 from crnode.cluster.document import ClusterDocument, Mode, ReplicationSet
+from crnode.cluster.keep import Rung
 from crnode.cluster.node_file import NodeFile
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import Peer
 from crnode.replicate import turn
-from crnode.replicate.commit import TargetCommit
+from crnode.replicate.commit import TargetCommit, live_roots
 from crnode.replicate.group import GroupFeed, Member
 from crnode.replicate.place import Place, Prepared, locate, prepare, release
 from crnode.replicate.push import Push
@@ -108,8 +109,10 @@ class Sets:
         damaged: Callable[[str, BaseException], None] | None = None,
         later: Callable[[], None] = lambda: None,
         doubtful: Callable[[str], None] = lambda _: None,
+        kept: Callable[[ReplicationSet, str], tuple[Rung, ...] | None] = ReplicationSet.kept_at,
     ) -> None:
         self.data = data
+        self.kept = kept  # which rungs are in force at a node, whoever is the source now
         self.node = node
         self.store = store
         self.known = KnownCatalogs(store.directory)
@@ -368,7 +371,7 @@ class Sets:
         moves = spec.uuid in self.epochs
         if running is not None and _same_source(running.spec, spec) and running.moves == moves:
             running.commit.epoch = self.epochs.get(spec.uuid, 0)
-            running.commit.ladder = ladder_of(spec.keep) if moves else None
+            running.commit.ladder = ladder_of(self.kept(spec, self.node.name)) if moves else None
             await self._pushes(running, spec)
             return
         if running is not None:
@@ -388,6 +391,8 @@ class Sets:
         def on_point(point: Point) -> None:
             for push, _ in running_pushes.values():
                 push.announce(point)
+            if moves:
+                self._image_came(spec.name)
 
         def on_staged(fresh: Fresh) -> None:
             for push, _ in running_pushes.values():
@@ -423,6 +428,16 @@ class Sets:
         """What makes images of a set whose source this node is, or is about to be; in the writer thread."""
         moves = spec.uuid in self.epochs
         roots = self.readers_roots.setdefault(spec.uuid, set())
+
+        def retained() -> set[int]:
+            out = roots.union(*self.bundled.get(spec.uuid, {}).values())
+            running = self.targets.get(spec.uuid)
+            if moves and catalog.meta(turn.WAS_SOURCE) is None:  # it has a live tree yet, which goes by rows
+                out |= live_roots(catalog)
+                if running is not None and running.commit.syncing is not None:
+                    out.add(running.commit.syncing)
+            return out
+
         return SourceCommit(
             catalog,
             self.store,
@@ -431,8 +446,8 @@ class Sets:
             len(spec.paths),
             self.now_ns,
             in_flight,
-            ladder=ladder_of(spec.keep) if moves else None,
-            retain_roots=lambda: roots,
+            ladder=ladder_of(self.kept(spec, self.node.name)) if moves else None,
+            retain_roots=retained,
         )
 
     def check_new_source(self, spec: ReplicationSet) -> None:
@@ -512,10 +527,13 @@ class Sets:
 
     async def _target(self, spec: ReplicationSet) -> None:
         running = self.targets.get(spec.uuid)
-        ladder = ladder_of(spec.kept_at(self.node.name))
+        ladder = ladder_of(self.kept(spec, self.node.name))
         if running is not None and _same_target(running.spec, spec, self.node.name):
+            other_brake = running.spec.brake_percent != spec.brake_percent
             running.spec = running.target.spec = spec
             running.commit.ladder = ladder
+            if other_brake:
+                running.target.judge_again()
             return
         if running is not None:
             await self._stop_target(spec.uuid, removed=False)
@@ -562,13 +580,6 @@ class Sets:
         """Make the images of a group here, out of what its members' targets have."""
         spec = running.spec
 
-        def members() -> list[Member]:
-            return [
-                Member(r.spec.name, r.spec.uuid, r.target.catalog)
-                for r in self.targets.values()
-                if r.spec.name in spec.members
-            ]
-
         def spare(member: str, ordinals: set[int]) -> None:
             self.bundled.setdefault(member, {})[spec.uuid] = ordinals
 
@@ -577,13 +588,20 @@ class Sets:
             running.target,
             running.commit,
             self.writer,
-            members,
+            lambda: self.members(spec),
             incarnation=bytes.fromhex(self.node.incarnation),
             spare=spare,
             heal=self.heal,
             journal=lambda kind, text: self.journal(kind, text, spec.name),
         )
         running.feeding = self._task(running.feed.run(), "bundling", spec)
+
+    def members(self, spec: ReplicationSet) -> list[Member]:
+        """The members of a group that run here. The source of a set that moves has versions and their bytes,
+        as a target has."""
+        here = [(r.spec, r.target.catalog) for r in self.targets.values()]
+        here += [(r.spec, r.source.catalog) for r in self.sources.values() if r.moves]
+        return [Member(one.name, one.uuid, catalog) for one, catalog in here if one.name in spec.members]
 
     def _image_came(self, name: str) -> None:
         for running in self.targets.values():

@@ -473,9 +473,7 @@ class TargetCommit:
         needed = needed_by_brake(self.catalog)
         gone = going(self.catalog, images, self.ladder, self.now_ns(), needed)
         roots = {image.ordinal for image in images} - gone | self.retain_roots() | {newest.ordinal} | needed
-        live = self.catalog.live()
-        if live is not None:
-            roots |= {live.at, live.target, live.synced}
+        roots |= live_roots(self.catalog)
         if self.syncing is not None:
             roots.add(self.syncing)
         return self.catalog.prune(roots, limit, spare_deleted=self.archive)
@@ -487,6 +485,12 @@ class TargetCommit:
             return 0
         with self.catalog.transaction():
             return self._thin(newest, limit)
+
+
+def live_roots(catalog: Catalog) -> set[int]:
+    """Ordinals of the images by whose rows the live tree goes, and the brake judges."""
+    live = catalog.live()
+    return needed_by_brake(catalog) | ({live.at, live.target, live.synced} if live is not None else set())
 
 
 def shown(path: bytes) -> str:
@@ -504,4 +508,4 @@ def no_owner_error(name: str, sender: str) -> CrnodeError:
     )
 
 
-__all__ = ["CHUNK", "NO_IMAGE", "Incoming", "Refusal", "TargetCommit", "no_owner_error"]
+__all__ = ["CHUNK", "NO_IMAGE", "Incoming", "Refusal", "TargetCommit", "live_roots", "no_owner_error"]

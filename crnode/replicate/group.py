@@ -232,6 +232,8 @@ class GroupFeed:
                 await asyncio.sleep(RETRY_SECONDS if why else PAUSE_SECONDS)
         finally:
             self._stopping = True
+            async with self._ended:
+                self._ended.notify_all()
             await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
 
     def _tell(self, why: str) -> None:
@@ -250,6 +252,9 @@ class GroupFeed:
         async with self._ended:
             wanted = self._rounds + 2  # the round under way may have looked before
             while self._rounds < wanted:
+                if self._stopping:
+                    why = "It was changed or removed meanwhile."
+                    raise CrnodeError(f"The group {self.spec.name} is made no more.", why, "Repeat it.")
                 self._wake.set()
                 await self._ended.wait()
         if self.target.status.state == "behind":

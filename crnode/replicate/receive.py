@@ -393,6 +393,7 @@ class TargetSet:
         try:
             next_check = self._loop.time() + RECONCILE_SECONDS
             await self._recover()
+            self._sync_due = self._loop.time()  # whoever was here before may have ended before its last one
             while True:
                 wait = min(next_check - self._loop.time(), LOOK_SECONDS, self._due_to_sync())
                 with contextlib.suppress(TimeoutError):
@@ -400,14 +401,14 @@ class TargetSet:
                         await self._wake.wait()
                 self._wake.clear()
                 try:
-                    await self._move_if_possible()
-                    if self._apply_again:
-                        await self._apply_lacking()
-                    if self._syncing is not None and self._syncing.done():
-                        await self._synced()
-                    if self._due_to_sync() <= 0:
-                        self._sync_due = None
-                        await self._sync()
+                    try:
+                        await self._move_if_possible()
+                        if self._apply_again:
+                            await self._apply_lacking()
+                    except HeldBack:
+                        await self._keep_durable()  # what the tree shows, for as long as it may not go on
+                        raise
+                    await self._keep_durable()
                     if self._loop.time() >= next_check:
                         next_check = self._loop.time() + RECONCILE_SECONDS
                         await self.check_live(wait=False)
@@ -559,6 +560,12 @@ class TargetSet:
         """Something may have changed that the live tree waits for."""
         self._wake.set()
 
+    def judge_again(self) -> None:
+        """There is another image, or another rule, than the one for which the brake holds, or than what could
+        not be written: it is tried now, not when its time comes."""
+        self._told.set()
+        self._wake.set()
+
     async def held_back(self, *, shown: bool = False) -> Held | None:
         """What the brake holds now; `shown`: a person sees it."""
 
@@ -671,11 +678,23 @@ class TargetSet:
 
         self._syncing = asyncio.create_task(sync())
 
+    async def _keep_durable(self) -> None:
+        """Collect a sync that has ended, and begin one that is due."""
+        if self._syncing is not None and self._syncing.done():
+            await self._synced()
+        if self._due_to_sync() <= 0:
+            self._sync_due = None
+            await self._sync()
+
     async def _synced(self) -> None:
         """Whether that ended well, and what it changed."""
         task, self._syncing = self._syncing, None
         assert task is not None
-        await task
+        try:
+            await task
+        except BaseException:
+            self._sync_due = self._loop.time() + SYNC_SECONDS
+            raise
         await self._announce()
 
     async def _announce(self) -> None:

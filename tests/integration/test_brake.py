@@ -14,6 +14,7 @@ import pytest
 from harness import Cluster, Node, crnode, rsync_difference, wait_for
 
 from crnode.errors import ExitCode
+from crnode.store.reader import open_reader
 
 FILES = 60
 
@@ -75,6 +76,14 @@ def test_a_tree_that_is_encrypted_is_held_and_rolled_back(office: Office) -> Non
     assert "as if it had been encrypted" in found["why"]
     assert found["before"] <= versions[-1]["number"]
     time.sleep(0.5)
+
+    def is_durable() -> bool:
+        (catalog,) = (office.box2.data / "sets").glob("*.db")
+        with open_reader(catalog) as reader:
+            live = reader.live()
+            return live is not None and live.synced == live.at
+
+    wait_for(is_durable)  # also what was shown right before it was held
     shown = [path.read_bytes() for path in office.live.rglob("letter*")]
     assert sum(data in before.values() for data in shown) >= FILES * 0.6  # not many came through before
 

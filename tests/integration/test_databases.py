@@ -90,6 +90,23 @@ def test_a_database_comes_back_with_what_lies_beside_it(shop: tuple[Cluster, Pat
     assert orders(path) == ["first"]
 
 
+def test_files_that_are_only_called_so_are_no_database(shop: tuple[Cluster, Path], tmp_path: Path) -> None:
+    cluster, source = shop
+    travel, journal = source / "data" / "travel", source / "data" / "travel-journal"
+    travel.write_text("to Rome " * 200)
+    cluster.sync("docs")
+    good = newest(cluster)
+    time.sleep(1.1)
+    travel.write_text("to Paris " * 200)
+    journal.write_text("day one")
+    cluster.sync("docs")
+    data = ("--data", str(cluster.master.data))
+    crnode("restore", "docs:data/travel", "--in-place", "--version", good, *data)
+    assert "Rome" in travel.read_text() and journal.read_text() == "day one"
+    crnode("restore", "docs:data/travel-journal", "--to", str(tmp_path / "to"), *data)
+    assert os.listdir(tmp_path / "to") == ["travel-journal"]
+
+
 def test_a_file_of_a_data_directory_does_not_come_back_alone(shop: tuple[Cluster, Path]) -> None:
     cluster, source = shop
     place = source / "data" / "main"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,15 +12,17 @@ import pytest
 
 from crnode.agent.in_place import InPlace
 from crnode.agent.moving import Moving
+from crnode.agent.node import Agent
 from crnode.agent.proof import Proof
 from crnode.agent.restore import Chosen, Restore
+from crnode.agent.sets import Sets
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.reader import GOOD
 
 SPEC: Any = SimpleNamespace(name="site", uuid="ab" * 16, paths=("/srv",))
 
 
-def test_nothing_is_handed_over_while_it_is_brought_back_and_a_restore_ends_when_another_serves() -> None:
+def test_nothing_is_handed_over_while_it_is_brought_back() -> None:
     agent: Any = SimpleNamespace(sets=SimpleNamespace(sources={SPEC.uuid: object()}))
     place = InPlace(agent, None, None, None)  # type: ignore[arg-type]
     agent.calls = SimpleNamespace(in_place=place)
@@ -26,14 +30,11 @@ def test_nothing_is_handed_over_while_it_is_brought_back_and_a_restore_ends_when
     moving.agent, moving.specs = agent, lambda: [SPEC]
 
     async def run() -> None:
-        going_on, reached = asyncio.Event(), []
+        going_on = asyncio.Event()
 
-        async def restore(*_: object) -> dict[str, object]:
+        async def restore(*_: object) -> None:
             going_on.set()
-            while True:
-                place._go_on(SPEC)
-                reached.append(1)
-                await asyncio.sleep(0.01)
+            await asyncio.sleep(600)  # for others
 
         place._running = lambda _: None  # type: ignore[method-assign, assignment, return-value]
         place._run = restore  # type: ignore[method-assign, assignment]
@@ -44,13 +45,70 @@ def test_nothing_is_handed_over_while_it_is_brought_back_and_a_restore_ends_when
         assert error.value.exit_code == ExitCode.REFUSED
         with pytest.raises(CrnodeError, match="being brought back"):
             await moving._hand_over({"to": "b"})
-        await place.end(SPEC.uuid, "b serves site now.")
+        with place.closed([SPEC.uuid], "b serves it now."):
+            await asyncio.wait_for(place.end(SPEC.uuid), 20)
+            with pytest.raises(CrnodeError, match=r"ended early\. b serves it now"):
+                await asked
+            with pytest.raises(CrnodeError, match="not brought back now"):
+                await place.run(SPEC, {"version": "3"}, lambda _: None)
         assert not place.is_under_way(SPEC.uuid)
-        with pytest.raises(CrnodeError, match=r"ended early\. b serves site now"):
+        asked = asyncio.create_task(place.run(SPEC, {"version": "3"}, lambda _: None))
+        await asyncio.sleep(0)
+        asked.cancel()  # whoever asked hung up
+        with pytest.raises(asyncio.CancelledError):
             await asked
-        assert reached
 
     asyncio.run(run())
+
+
+def test_a_step_that_changes_files_is_not_cut_off(tmp_path: Path) -> None:
+    """It ends at the next one."""
+    agent: Any = SimpleNamespace(store=None)
+    place = InPlace(agent, None, None, None)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        steps: list[str] = []
+
+        def step() -> None:
+            time.sleep(0.2)
+            steps.append("whole")
+
+        async def restore(*_: object) -> None:
+            try:
+                while True:
+                    place._go_on(SPEC)
+                    await place._change(SPEC, step)
+            finally:
+                steps.append("closed")
+
+        place._running = lambda _: None  # type: ignore[method-assign, assignment, return-value]
+        place._run = restore  # type: ignore[method-assign, assignment]
+        asked = asyncio.create_task(place.run(SPEC, {"version": "3"}, lambda _: None))
+        await asyncio.sleep(0.1)
+        with place.closed([SPEC.uuid], "b serves it now."):
+            await asyncio.wait_for(place.end(SPEC.uuid), 20)
+        with pytest.raises(CrnodeError, match="ended early"):
+            await asked
+        assert steps == ["whole", "closed"]
+
+    asyncio.run(run())
+
+
+def test_what_a_node_keeps_and_bundles_stays_with_it_when_a_set_moves() -> None:
+    said: Any = SimpleNamespace(set_by_uuid=lambda _: SimpleNamespace(kept_at=lambda node: f"of {node}"))
+    agent: Any = SimpleNamespace(said=said)
+    assert Agent.kept(agent, SPEC, "b") == "of b"  # as the master said it, whoever is the source now
+    source = SimpleNamespace(spec=SPEC, source=SimpleNamespace(catalog="catalog of site"), moves=True)
+    other = SimpleNamespace(name="else", uuid="cd" * 16)
+    target = SimpleNamespace(spec=other, target=SimpleNamespace(catalog="catalog of else"))
+    sets: Any = SimpleNamespace(targets={other.uuid: target}, sources={SPEC.uuid: source})
+    group: Any = SimpleNamespace(members=("site", "else"))
+    assert {one.name: one.catalog for one in Sets.members(sets, group)} == {
+        "site": "catalog of site",
+        "else": "catalog of else",
+    }
+    source.moves = False  # it has no versions
+    assert [one.name for one in Sets.members(sets, group)] == ["else"]
 
 
 def test_a_proof_of_a_set_that_was_removed_ends_and_stops_nothing() -> None:

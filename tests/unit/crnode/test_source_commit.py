@@ -121,6 +121,9 @@ def test_a_tree_is_left_as_it_is(commit: SourceCommit) -> None:
     assert finish(commit, [file(b"a/z", None, 0)]).again == []
 
 
+NEWEST = (parse_rung("newest:1"),)
+
+
 def test_what_is_read_stays_at_the_source_of_a_set_that_moves_and_losses_are_few(tmp_path: Path) -> None:
     """Rules 38 and 84: a restore there lost its rows, and each image made eight versions go."""
     catalog, now, read = Catalog(tmp_path / "set.db", SET), [HOUR], {0}
@@ -156,16 +159,20 @@ def test_a_walk_back_leaves_a_target_one_until_it_is_the_source(tmp_path: Path) 
     catalog = Catalog(tmp_path / "set.db", SET)
     store = small_store(tmp_path / "store")
     sets: Any = SimpleNamespace(
-        epochs={SET.hex(): 5}, readers_roots={}, store=store, now_ns=lambda: HOUR,
-        node=SimpleNamespace(incarnation=INCARNATION.hex()),
+        epochs={SET.hex(): 5}, readers_roots={}, bundled={}, targets={}, store=store, now_ns=lambda: HOUR,
+        node=SimpleNamespace(name="b", incarnation=INCARNATION.hex()), kept=lambda spec, node: NEWEST,
     )  # fmt: skip
     spec: Any = SimpleNamespace(uuid=SET.hex(), paths=("/srv",), keep=None)
     commit: SourceCommit = Sets.source_commit(sets, catalog, spec)
     good = finish(commit, [directory(b""), file(b"state", None, 3)]).image
-    bad = finish(commit, [file(b"state", None, 6)]).image
+    bad = finish(commit, [file(b"state", None, 6), file(b"tmp.work", None, 1)]).image
     with catalog.transaction():
         catalog.set_live(Live(bad.ordinal, bad.ordinal, bad.ordinal, "clean", boot_id()))
+        catalog.set_pin(good.ordinal, "good", "")
+    for size in range(4):  # what the brake holds goes on coming; the tree shows the image before
+        finish(commit, [file(b"state", None, 7 + size)], (b"tmp.work",) if not size else ())
     Sets.source_commit(sets, catalog, spec).walk_back(good.ordinal, 5, "walked back", "bad")
     to_target(catalog, tmp_path)  # a restart in between
     newest, live = catalog.newest(), catalog.live()
     assert newest is not None and live is not None and newest.ordinal > bad.ordinal == live.at
+    assert b"tmp.work" in list(catalog.went(live.at, newest.ordinal))  # else it stayed, and was served
