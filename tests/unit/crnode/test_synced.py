@@ -16,7 +16,7 @@ from crnode.replicate.commit import TargetCommit
 from crnode.replicate.place import prepare
 from crnode.replicate.receive import TargetSet
 from crnode.store.catalog import Catalog
-from crnode.store.reader import Live
+from crnode.store.reader import Image, Live
 from crnode.store.writer import Writer
 
 
@@ -24,34 +24,50 @@ def test_what_a_node_showed_right_before_it_stopped_is_durable_soon_after_its_st
     """Nothing came afterwards: a takeover waited for it, and gave up."""
     store, catalog = small_store(tmp_path / "store"), Catalog(tmp_path / "sets" / "one.db", SET)
     spec: Any = SimpleNamespace(name="web", uuid=SET.hex(), privileged=False, brake_percent=50, members=())
-    image = commit(catalog, [directory(b""), file(b"page", put_file(store, b"page"), 4)])
-    place, _ = prepare(tmp_path / "live", SET)
-    (tmp_path / "live" / "page").write_bytes(b"page")
-    with catalog.transaction():  # shown in this boot of the machine, and not synced
-        catalog.set_live(Live(image.ordinal, image.ordinal, 0, "clean", boot_id()))
 
-    async def run() -> Live | None:
-        writer = Writer(asyncio.get_running_loop(), lambda: None, lambda error: None)
+    def another(data: bytes) -> Image:
+        image = commit(catalog, [directory(b""), file(b"page", put_file(store, data), len(data))])
+        with catalog.transaction():
+            live = catalog.live() or Live(0, 0, 0, "clean", boot_id())
+            catalog.set_live(live._replace(target=image.ordinal, state="moving"))
+        return image
 
-        async def heal(*_: object) -> set[bytes]:
-            return set()
+    async def heal(*_: object) -> set[bytes]:
+        return set()
 
-        target = TargetSet(
+    def target(writer: Writer) -> TargetSet:
+        return TargetSet(
             spec, Target(node="b", destination=str(tmp_path / "live")), catalog, store, writer,
             TargetCommit(catalog, store, archive=False, now_ns=time.time_ns, retain_roots=set),
-            lambda before, adopt: (place, True), tmp_path / "live", heal=heal, journal=lambda *_: None,
-            root=False,
+            lambda before, adopt: prepare(tmp_path / "live", SET, before, adopt=adopt), tmp_path / "live",
+            heal=heal, journal=lambda *_: None, root=False,
         )  # fmt: skip
-        running = asyncio.create_task(target.run())
-        try:
-            async with asyncio.timeout(20):
-                while (live := await writer.submit(catalog.live)) is None or live.synced != live.at:
-                    await asyncio.sleep(0.05)
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
-            await writer.close()
-        return live
 
-    live = asyncio.run(run())
-    assert live is not None and live.synced == image.ordinal
+    async def run() -> None:
+        writer = Writer(asyncio.get_running_loop(), lambda: None, lambda error: None)
+
+        async def until(ordinal: int, *, synced: bool) -> Live:
+            async with asyncio.timeout(30):
+                while True:
+                    live = await writer.submit(catalog.live)
+                    if live is not None and (live.synced if synced else live.at) == ordinal:
+                        return live
+                    await asyncio.sleep(0.02)
+
+        image = await writer.submit(another, b"one")
+        one = target(writer)
+        running = asyncio.create_task(one.run())
+        await until(image.ordinal, synced=True)
+        image = await writer.submit(another, b"two")
+        one.look_again()
+        live = await until(image.ordinal, synced=False)
+        running.cancel()  # the agent stops
+        await asyncio.wait([running])
+        assert live.synced < live.at  # within the second after the move
+        running = asyncio.create_task(target(writer).run())
+        await until(image.ordinal, synced=True)
+        running.cancel()
+        await asyncio.wait([running])
+        await writer.close()
+
+    asyncio.run(run())
