@@ -62,6 +62,7 @@ class InPlace:
         self.forward = forward
         self._under_way: dict[str, asyncio.Task[Any]] = {}  # set -> who brings it back
         self._closed: dict[str, list[str]] = {}  # set -> why none may be brought back, or go on being so
+        self._written: set[str] = set()  # those whose files are as in the version, and not captured yet
         self._changing: set[str] = set()  # those whose files are being written: they end at the next step
 
     def is_under_way(self, uuid: str) -> bool:
@@ -91,9 +92,12 @@ class InPlace:
 
     def _go_on(self, spec: ReplicationSet) -> None:
         if reasons := self._closed.get(spec.uuid):
+            reached = "What was reached is as in the version, the rest is as it was."
+            if spec.uuid in self._written:
+                reached = "All was written, and nobody has it: it becomes a version here."
             raise CrnodeError(
                 f"The restore of {spec.name} to its place ended early.",
-                f"{reasons[-1]} What was reached is as in the version, the rest is as it was.",
+                f"{reasons[-1]} {reached}",
                 "Repeat it: only what still differs is written.",
             )
 
@@ -127,7 +131,8 @@ class InPlace:
             )
         me = asyncio.current_task()
         assert me is not None
-        self._under_way[spec.uuid] = me
+        if not args.get("plan"):
+            self._under_way[spec.uuid] = me
         try:
             out = await self._run(running, path, args, progress, ordered_by)
         except asyncio.CancelledError:
@@ -151,7 +156,9 @@ class InPlace:
                 "Mend that and repeat it: only what still differs is written.",
             ) from error
         finally:
-            del self._under_way[spec.uuid]
+            if self._under_way.get(spec.uuid) is me:
+                del self._under_way[spec.uuid]
+            self._written.discard(spec.uuid)
         return out | {"seconds": time.monotonic() - begun}
 
     async def _run(
@@ -193,6 +200,7 @@ class InPlace:
                 out["kept"] = await self._keep(running, planned, progress)
             done = await self._apply(running, planned, progress)
             done.skipped |= spared
+        self._written.add(spec.uuid)
         if planned.plan:
             if not path and chosen.entries <= len(spec.paths):
                 source.accept()  # a version without anything was asked for

@@ -53,6 +53,8 @@ HAND_OVER_SECONDS = 60.0
 SWITCH_SECONDS = 240.0
 UP_SECONDS = 1.0  # a node that is not connected may be about to be
 STATE_SECONDS = 5.0
+EVERYTHING = epoch_number(1 << 40, 0)
+"""The epoch of data of which no set was ever opened: nothing that anybody opened is lacking there."""
 KEEPER_SECONDS = 30.0  # for its answer: before a switch it asks this agent
 TELL_SECONDS = 2.0  # who has not heard who is active is told again
 NAMED = 20  # paths that a report names
@@ -98,12 +100,17 @@ class Moving:
         """Control call of the keeper: {"data": the epoch that all sets descend from, "why_not": why this node
         could not be active, "sets": [what a takeover now would show]}."""
         rows: list[Args] = []
+        counted: list[int] = []
         why_not = ""
         for spec in self.specs():
             row, why = await self._one_state(spec)
             rows.append(row)
+            # One that began to move a moment ago, and that nobody opened yet, is where it was: at home.
+            is_new = not row["epoch"] and not row["fence"] and spec.uuid not in self.agent.moves
+            if not is_new or spec.source != self.agent.node.name:
+                counted.append(int(row["epoch"]))
             why_not = why_not or why
-        data = min((row["epoch"] for row in rows), default=0)
+        data = min(counted, default=0 if not rows else EVERYTHING)
         fence = max((row.pop("fence") for row in rows), default=0)
         why_not = self._put_out() or why_not
         return {
@@ -545,6 +552,7 @@ class Moving:
         Raises CrnodeError when it has not."""
         to = str(args["to"])
         for spec in self.specs():
+            self._check_opened(spec)
             self._check_no_restore(spec)
             push = self._push(spec, to)
             if push.state != "in sync":
@@ -566,6 +574,7 @@ class Moving:
         out: Args = {}
         specs = self.specs()
         for spec in specs:
+            self._check_opened(spec)
             self._check_no_restore(spec)
         if self._handing is not None:
             self._handing.cancel()
@@ -586,14 +595,25 @@ class Moving:
     async def _keep_closed(self, uuids: list[str], to: str) -> None:
         """Nothing is brought back to a version from the last scan until the successor is the source, or it is
         clear that nobody took over."""
-        with self.agent.calls.in_place.closed(uuids, f"It is being handed over to {to}."):
-            for _ in range(int(SWITCH_SECONDS)):
-                await asyncio.sleep(1.0)
-                if not any(uuid in self.agent.sets.sources for uuid in uuids):
-                    return
-                with contextlib.suppress(CrnodeError):
-                    if (await ask_keeper(self.agent, "status", {}))["phase"] == "active":
-                        return  # it was taken back
+        closed = self.agent.calls.in_place.closed(uuids, f"It is being handed over to {to}.")
+        with closed, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SWITCH_SECONDS):
+                while any(uuid in self.agent.sets.sources for uuid in uuids):
+                    await asyncio.sleep(1.0)
+                    with contextlib.suppress(CrnodeError):
+                        if (await ask_keeper(self.agent, "status", {}))["phase"] == "active":
+                            return  # it was taken back
+
+    def _check_opened(self, spec: ReplicationSet) -> None:
+        """A set that was never opened in an epoch descends from nothing: nobody could be active with it."""
+        move = self.agent.moves.get(spec.uuid)
+        if move is None or move.active != self.agent.node.name:
+            raise CrnodeError(
+                f"{spec.name} begins to move just now, and is not opened yet.",
+                "",
+                "Repeat it in a moment.",
+                ExitCode.BEHIND,
+            )
 
     def _check_no_restore(self, spec: ReplicationSet) -> None:
         if self.agent.calls.in_place.is_under_way(spec.uuid):

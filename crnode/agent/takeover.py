@@ -45,9 +45,17 @@ class Takeovers:
         if before is None:
             return
         new = [self.agent.said.need_set(name) for name in spec.sets if name not in before.sets]
-        active = (await self.agent.calls.moving.would({}, lambda _: None))["active"]
+        seen = await self.agent.calls.moving.would({}, lambda _: None)
+        active, changing = seen["active"], seen["changing"]
         allowed = set_takeover(self.agent.said, spec, before.founder_incarnation).takeover
         assert allowed is not None
+        if changing is not None and (new or changing not in allowed.candidates):
+            raise CrnodeError(
+                f"{changing} is just becoming active, or handing over.",
+                "What moves, and who may be active, does not change meanwhile.",
+                "Repeat it when crnode takeover status says who is active.",
+                ExitCode.REFUSED,
+            )
         if active is not None and active not in allowed.candidates:
             raise CrnodeError(
                 f"{active} is active, and would be no candidate any more.",
@@ -56,6 +64,14 @@ class Takeovers:
                 ExitCode.REFUSED,
             )
         for item in new:
+            source = self.agent.sets.sources.get(item.uuid)
+            if source is not None and source.source.newest is None:
+                raise CrnodeError(
+                    f"The set '{item.name}' cannot begin to move yet.",
+                    "It has not been captured as a whole.",
+                    f"Wait until it has: crnode sync {item.name}",
+                    ExitCode.BEHIND,
+                )
             if active is not None and item.source != active:
                 raise CrnodeError(
                     f"The set '{item.name}' cannot begin to move now.",

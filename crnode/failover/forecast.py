@@ -13,12 +13,14 @@ from crnode.cluster.document import Takeover
 
 Row = dict[str, Any]
 LEASE_S = {"lan": 2.5, "wan": 10.0}
+CHANGING = ("confirming", "gathering", "committing", "opening", "handing")
+"""Phases in which a node holds the lease and is on its way to serving, or handing over."""
 START_S = 1.0  # gathering, opening and starting services take about that
 
 
 def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
-    """{"active", "ok", "says", "nodes"} from the answers of the voters: each has "node" and either "error" or
-    what the node's agent and its keeper say."""
+    """{"active", "changing", "ok", "says", "nodes"} from the answers of the voters: each has "node" and
+    either "error" or what the node's agent and its keeper say."""
     says: list[str] = []
     there = [row for row in rows if "error" not in row]
     active = next((row["node"] for row in there if row["keeper"]["phase"] in ("active", "handing")), None)
@@ -68,7 +70,8 @@ def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
         seconds = LEASE_S[takeover.network] + START_S
         when = f"If {active} fails, " if active is not None else ""
         says.append(f"{when}{' or '.join(able)} serves after about {seconds:.0f} s.")
-    return {"active": active, "ok": ok, "says": says, "nodes": nodes}
+    changing = next((row["node"] for row in there if row["keeper"]["phase"] in CHANGING), None)
+    return {"active": active, "changing": changing, "ok": ok, "says": says, "nodes": nodes}
 
 
 def _candidate(takeover: Takeover, row: Row, there: Sequence[Row], active: str | None) -> Row:

@@ -273,6 +273,8 @@ class Keeper:
             say = partial(self.say_once, "address")
             self.address = Address(str(takeover.address), takeover.interface, say) if here else None
         is_candidate = self.node.name in takeover.candidates  # a witness has units of its own, maybe
+        if not is_candidate:  # nobody would take what it opens for the source's
+            self.do(self.lease.abandon("it is no candidate any more", moment()))
         services = takeover.services if is_candidate else ()
         if tuple(self.services.services) != services:
             self._able = ""  # what failed was another one
@@ -315,12 +317,7 @@ class Keeper:
         now, clock = moment(), time.monotonic()
         self._systemd.alive()
         if clock - self._document_read >= 1.0:
-            self._document_read = clock
-            with contextlib.suppress(CrnodeError):
-                document = read_document(self.data)
-                if document.version != self.document.version and document.takeover is not None:
-                    self.document = document
-                    self._configure()
+            self._read_document()
         if self.lease.phase is Phase.ACTIVE:
             left = self.lease.left(now) / SECOND
             self._least_left = left if self._least_left is None else min(left, self._least_left)
@@ -345,6 +342,14 @@ class Keeper:
             if self.address is not None:
                 self.address.announce_more()
         self._feed()
+
+    def _read_document(self) -> None:
+        self._document_read = time.monotonic()
+        with contextlib.suppress(CrnodeError):
+            document = read_document(self.data)
+            if document.version != self.document.version and document.takeover is not None:
+                self.document = document
+                self._configure()
 
     def _feed(self, *, ended: bool = False) -> None:
         """The machine's watchdog: it is fed while the lease is held, and disarmed when nothing is left of
@@ -598,7 +603,8 @@ class Keeper:
     def _active_before(self) -> str:
         """The other node that opened the newest epoch, and may serve still."""
         hard = self.lease.hard
-        opened = max(hard.mark, self._data[1]) if self.takeover().sets else hard.mark
+        data = self._data[1]  # of no slot where nobody opened any of its sets yet
+        opened = max(hard.mark, data) if self.takeover().sets and data.slot else hard.mark
         names = (name for name, slot in hard.config.slots if slot == opened.slot and opened != NO_EPOCH)
         name = next(names, "")
         return name if name != self.node.name and name not in self._off else ""
@@ -815,6 +821,7 @@ class Keeper:
         return {"to": successor}
 
     async def _begin_switch(self, successor: str) -> None:
+        self._read_document()  # what was said a moment ago counts
         for _ in range(int(ABLE_SECONDS / TICK_SECONDS) if successor in self.links else 0):
             if self._is_able(successor):
                 break

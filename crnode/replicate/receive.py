@@ -448,11 +448,7 @@ class TargetSet:
 
         def back() -> bool:
             live = self.catalog.live()
-            if live is None or live.boot == boot_id() or live.synced == live.at:
-                return False
-            with self.catalog.transaction():
-                self.catalog.set_live(live._replace(at=live.synced, state="moving", boot=boot_id()))
-            return True
+            return live is not None and live.boot != boot_id() and self._back_to_synced()
 
         if await self.writer.submit(back):
             self._journal(
@@ -692,10 +688,25 @@ class TargetSet:
         assert task is not None
         try:
             await task
-        except BaseException:
+        except OSError:
+            # What the kernel gave up it does not write again, and calls it clean: a sync that succeeds then
+            # says nothing (rule 33). All that came since the last good one is written anew.
+            await self.writer.submit(self._back_to_synced)
+            raise
+        except BaseException:  # of the catalog: it is noted with the next one
             self._sync_due = self._loop.time() + SYNC_SECONDS
             raise
         await self._announce()
+
+    def _back_to_synced(self) -> bool:
+        """What came after what is known to be durable is to be written again; whether there is anything (in
+        the writer thread)."""
+        live = self.catalog.live()
+        if live is None or live.synced == live.at:
+            return False
+        with self.catalog.transaction():
+            self.catalog.set_live(live._replace(at=live.synced, state="moving", boot=boot_id()))
+        return True
 
     async def _announce(self) -> None:
         """Tell the source, and whoever waits, what the live tree shows."""

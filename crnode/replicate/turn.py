@@ -12,7 +12,7 @@ from pathlib import Path
 from crnode.platform.files import boot_id
 from crnode.replicate.place import take_over
 from crnode.store.catalog import Catalog
-from crnode.store.reader import Live
+from crnode.store.reader import Image, Live
 
 WAS_SOURCE = "was_source"
 """The key under which a catalog notes that its node was the source of the set, until it is a target again:
@@ -39,9 +39,13 @@ def _note_boot(catalog: Catalog) -> None:
     boot, images = catalog.meta(WAS_SOURCE), catalog.images()
     if boot is None or boot == boot_id().encode() or not images:
         return
-    newest = images[-1]
-    old = [one.ordinal for one in images if one.at_ns <= newest.at_ns - WRITTEN_NS]
-    catalog.note_touched(max(old, default=images[0].ordinal), newest.ordinal)
+    catalog.note_touched(_written(images), images[-1].ordinal)
+
+
+def _written(images: list[Image]) -> int:
+    """The newest image that is so old that the disk has it by itself, 0 for none."""
+    old = [one.ordinal for one in images if one.at_ns <= images[-1].at_ns - WRITTEN_NS]
+    return max(old, default=0)
 
 
 def to_target(catalog: Catalog, destination: Path) -> None:
@@ -60,7 +64,9 @@ def to_target(catalog: Catalog, destination: Path) -> None:
             shown = newest.ordinal
             catalog.set_meta("place", json.dumps(place.prepared()).encode())
             state = "moving" if catalog.any_touched() else "clean"
-            catalog.set_live(Live(shown, shown, shown, state, boot_id()))
+            # Nobody has synced what programs wrote: that comes first, and until then a power cut takes it
+            # back to what the disk has.
+            catalog.set_live(Live(shown, shown, _written(catalog.images()), state, boot_id()))
         catalog.set_deferred(())
         catalog.set_meta(WAS_SOURCE, None)
 

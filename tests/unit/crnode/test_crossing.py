@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from crnode.agent.in_place import InPlace
-from crnode.agent.moving import Moving
+from crnode.agent.moving import EVERYTHING, Moving
 from crnode.agent.node import Agent
 from crnode.agent.proof import Proof
 from crnode.agent.restore import Chosen, Restore
 from crnode.agent.sets import Sets
+from crnode.cluster.moves import Move, epoch_number, epoch_parts
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.reader import GOOD
 
@@ -26,6 +27,7 @@ def test_nothing_is_handed_over_while_it_is_brought_back() -> None:
     agent: Any = SimpleNamespace(sets=SimpleNamespace(sources={SPEC.uuid: object()}))
     place = InPlace(agent, None, None, None)  # type: ignore[arg-type]
     agent.calls = SimpleNamespace(in_place=place)
+    agent.node, agent.moves = SimpleNamespace(name="a"), {}
     moving: Any = object.__new__(Moving)
     moving.agent, moving.specs = agent, lambda: [SPEC]
 
@@ -40,6 +42,10 @@ def test_nothing_is_handed_over_while_it_is_brought_back() -> None:
         place._run = restore  # type: ignore[method-assign, assignment]
         asked = asyncio.create_task(place.run(SPEC, {"version": "3"}, lambda _: None))
         await going_on.wait()
+        for what in (moving.ready_for({"to": "b"}, None), moving._hand_over({"to": "b"})):
+            with pytest.raises(CrnodeError, match="begins to move just now, and is not opened yet"):
+                await what  # else its epoch is released, and nobody may be active with that set
+        agent.moves[SPEC.uuid] = Move(258, "a")
         with pytest.raises(CrnodeError, match="being brought back to an older version") as error:
             await moving.ready_for({"to": "b"}, None)
         assert error.value.exit_code == ExitCode.REFUSED
@@ -57,6 +63,11 @@ def test_nothing_is_handed_over_while_it_is_brought_back() -> None:
         asked.cancel()  # whoever asked hung up
         with pytest.raises(asyncio.CancelledError):
             await asked
+        planned = asyncio.create_task(place.run(SPEC, {"version": "3", "plan": True}, lambda _: None))
+        await asyncio.sleep(0)
+        assert not place.is_under_way(SPEC.uuid)  # who only asks what would be changes nothing
+        planned.cancel()
+        await asyncio.wait([planned])
 
     asyncio.run(run())
 
@@ -127,3 +138,29 @@ def test_a_proof_of_a_set_that_was_removed_ends_and_stops_nothing() -> None:
             await restore.pages(SPEC, chosen, b"", lambda _: None)
 
     asyncio.run(run())
+
+
+def test_a_set_that_nobody_opened_yet_keeps_its_home_from_nothing() -> None:
+    """It has no epoch that anybody could descend from: after a restart no node could be active."""
+    old = SimpleNamespace(name="old", uuid="aa" * 16, source="a")
+    new = SimpleNamespace(name="new", uuid="bb" * 16, source="a")
+    seven = epoch_number(7, 1)
+    rows = {"old": {"epoch": seven, "fence": seven}, "new": {"epoch": 0, "fence": 0}}
+    moving: Any = object.__new__(Moving)
+
+    async def one(spec: Any) -> tuple[dict[str, object], str]:
+        return {"name": spec.name, **rows[spec.name]}, ""
+
+    def data(here: str, *specs: object, moves: tuple[str, ...] = ("aa" * 16,)) -> list[int]:
+        moving.agent = SimpleNamespace(
+            node=SimpleNamespace(name=here), moves=dict.fromkeys(moves, Move(1, "a")), links={}
+        )
+        moving.specs, moving._one_state = lambda: list(specs), one
+        found: list[int] = asyncio.run(moving.state({}, lambda _: None))["data"]
+        return found
+
+    assert data("a", old, new) == [7, 1]
+    assert data("a", new) == list(epoch_parts(EVERYTHING))
+    assert data("b", old, new) == [0, 0]  # it has nothing of it
+    assert data("a", old, new, moves=("aa" * 16, "bb" * 16)) == [0, 0]  # it was opened, and is lost here
+    assert data("a") == [0, 0]

@@ -61,6 +61,16 @@ def test_who_has_just_started_and_promised_nothing_yet_is_not_counted_on() -> No
     assert forecast(takeover("a", "b", "c"), rows)["ok"]  # who does not take over need not
 
 
+def test_who_is_on_the_way_is_said() -> None:
+    """What moves, and who may be active, does not change meanwhile."""
+    rows = [row("a", "handing"), row("b"), row("c")]
+    assert forecast(takeover("a", "b", "c"), rows)["changing"] == "a"
+    rows = [row("a"), row("b", "gathering", holder="b"), row("c")]
+    assert forecast(takeover("a", "b", "c"), rows)["changing"] == "b"
+    rows = [row("a", "active"), row("b", "asking"), row("c")]  # who asks in vain holds nothing
+    assert forecast(takeover("a", "b", "c"), rows)["changing"] is None
+
+
 def test_what_it_would_cost_and_two_that_are_too_few() -> None:
     rows = [row("a", "active", voters=["a"]), row("b", version=4, voters=["a"])]
     out = forecast(takeover("a", "b"), rows)
