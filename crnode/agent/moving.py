@@ -53,8 +53,6 @@ HAND_OVER_SECONDS = 60.0
 SWITCH_SECONDS = 240.0
 UP_SECONDS = 1.0  # a node that is not connected may be about to be
 STATE_SECONDS = 5.0
-EVERYTHING = epoch_number(1 << 40, 0)
-"""The epoch of data of which no set was ever opened: nothing that anybody opened is lacking there."""
 KEEPER_SECONDS = 30.0  # for its answer: before a switch it asks this agent
 TELL_SECONDS = 2.0  # who has not heard who is active is told again
 NAMED = 20  # paths that a report names
@@ -97,7 +95,8 @@ class Moving:
         return catalog
 
     async def state(self, args: Args, progress: Progress) -> Args:
-        """Control call of the keeper: {"data": the epoch that all sets descend from, "why_not": why this node
+        """Control call of the keeper: {"data": the epoch that all sets descend from, "is_new": whether there
+        is none because none of them was ever opened, as far as this node knows, "why_not": why this node
         could not be active, "sets": [what a takeover now would show]}."""
         rows: list[Args] = []
         counted: list[int] = []
@@ -110,11 +109,11 @@ class Moving:
             if not is_new or spec.source != self.agent.node.name:
                 counted.append(int(row["epoch"]))
             why_not = why_not or why
-        data = min(counted, default=0 if not rows else EVERYTHING)
         fence = max((row.pop("fence") for row in rows), default=0)
         why_not = self._put_out() or why_not
         return {
-            "data": list(epoch_parts(data)),
+            "data": list(epoch_parts(min(counted, default=0))),
+            "is_new": bool(rows) and not counted,
             "fence": list(epoch_parts(fence)),
             "why_not": why_not,
             "sets": rows,
@@ -398,7 +397,7 @@ class Moving:
                 try:
                     async with asyncio.timeout(left):
                         verdict = await schedule.judge(running, image)
-                except TimeoutError:
+                except (TimeoutError, CrnodeError, OSError):  # no room, no process to be had
                     verdict = UNTESTED
                 if verdict == UNTESTED:
                     return [f"Version {image.sequence} of {spec.name} could not be judged in time."]
@@ -552,7 +551,7 @@ class Moving:
         Raises CrnodeError when it has not."""
         to = str(args["to"])
         for spec in self.specs():
-            self._check_opened(spec)
+            self._check_opened(spec, int(args["epoch"]))
             self._check_no_restore(spec)
             push = self._push(spec, to)
             if push.state != "in sync":
@@ -574,7 +573,7 @@ class Moving:
         out: Args = {}
         specs = self.specs()
         for spec in specs:
-            self._check_opened(spec)
+            self._check_opened(spec, int(args["epoch"]))
             self._check_no_restore(spec)
         if self._handing is not None:
             self._handing.cancel()
@@ -604,10 +603,10 @@ class Moving:
                         if (await ask_keeper(self.agent, "status", {}))["phase"] == "active":
                             return  # it was taken back
 
-    def _check_opened(self, spec: ReplicationSet) -> None:
-        """A set that was never opened in an epoch descends from nothing: nobody could be active with it."""
-        move = self.agent.moves.get(spec.uuid)
-        if move is None or move.active != self.agent.node.name:
+    def _check_opened(self, spec: ReplicationSet, epoch: int) -> None:
+        """A set that was not opened in the epoch that is held does not descend from it: nobody could be
+        active with it."""
+        if self.agent.moves.get(spec.uuid) != Move(epoch, self.agent.node.name):
             raise CrnodeError(
                 f"{spec.name} begins to move just now, and is not opened yet.",
                 "",

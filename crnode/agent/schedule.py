@@ -118,6 +118,8 @@ class Schedule:
         except CrnodeError as error:
             if error.exit_code is not ExitCode.REFUSED:  # it was thinned meanwhile
                 self._tell(spec.name, image, f"was not proved: {error}")
+        except OSError as error:
+            self._tell(spec.name, image, f"was not proved: {error.strerror or error}.")
 
     async def _drill(self, running: RunningTarget, plan: ProofPlan, image: Image) -> None:
         code, said, shared = await self._run(running, plan, image)

@@ -65,7 +65,7 @@ class Takeovers:
             )
         for item in new:
             source = self.agent.sets.sources.get(item.uuid)
-            if source is not None and source.source.newest is None:
+            if item.source == self.agent.node.name and (source is None or source.source.newest is None):
                 raise CrnodeError(
                     f"The set '{item.name}' cannot begin to move yet.",
                     "It has not been captured as a whole.",

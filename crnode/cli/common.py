@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,3 +59,21 @@ def ask(
     from crnode.net.control import call
 
     return call(data_dir(data) / "control.sock", name, args, on_progress, timeout_s)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A polite kill or a closed terminal ends what is done meanwhile as Ctrl-C does: in order."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

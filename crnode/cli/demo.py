@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from crnode.cli.common import interruptible
 from crnode.cli.demo_stage import (
     Folder,
     Follower,
@@ -59,7 +60,7 @@ def run(json: bool, keep: bool) -> int:
     ended = "The demo was interrupted."
     ok = False
     try:
-        with _signals(), show:
+        with interruptible(), show:
             demo.play()
         ok = not show.failed
         held = show.checks - len(show.failed)
@@ -85,24 +86,6 @@ def run(json: bool, keep: bool) -> int:
 def _kept(demo: Demo) -> str:
     starts = ", ".join(f"crnode --role {m.role} --data {m.data}" for m in demo.machines)
     return f"Everything lies in {demo.top}; the nodes were stopped. To start them again: {starts}."
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """A polite kill or a closed terminal ends the demo as Ctrl-C does: in order."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

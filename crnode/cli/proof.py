@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crnode.cli.common import Data, Json, ask
+from crnode.cli.common import Data, Json, ask, interruptible
 from crnode.cli.output import duration, ended, moment, number, print_json, progress, show, size
 from crnode.cli.setup import parse_span
 from crnode.cli.versions import Wanted, chosen_version, split_place
@@ -101,14 +101,15 @@ def drill(
         return _now(data, name, as_json) if planned else _plan(data, name, str(every), run, as_json)
     wanted = chosen_version(data, name, version, at, as_json)
     args = {"set": name, "path": path, "version": wanted.version, "to": to}
-    with progress(f"Restoring {place} for a drill", as_json) as report:
-        answer = ask(data, "drill", {k: v for k, v in args.items() if v is not None}, report, None)
-    try:
-        if run is not None:
-            answer |= _checked(run, str(answer["to"]))
-    finally:
-        if to is None:
-            ask(data, "drill.end", {"set": name, "to": answer["to"]})
+    with interruptible():  # whatever ends this, what was restored is removed again
+        with progress(f"Restoring {place} for a drill", as_json) as report:
+            answer = ask(data, "drill", {k: v for k, v in args.items() if v is not None}, report, None)
+        try:
+            if run is not None:
+                answer |= _checked(run, str(answer["to"]))
+        finally:
+            if to is None:
+                ask(data, "drill.end", {"set": name, "to": answer["to"]})
     if answer.get("command_code") == NOT_FOUND:
         raise CrnodeError(
             f"There is no such command: '{run}'.",

@@ -147,6 +147,7 @@ class Keeper:
         self._unfenced = (NO_EPOCH, "")  # the mark then, and whom the owner's command could not switch off
         self._able = ""  # why this node has not been able to serve, of itself
         self._data: tuple[float, Epoch, str] = (0.0, NO_EPOCH, "its agent has not answered yet")
+        self._is_new = False  # none of its sets was ever opened, as far as its agent knows
         self._agent = ThreadPoolExecutor(4, "agent")
         self._late: deque[float] = deque(maxlen=DELAYS_MOST)  # s from tick to tick, beyond what was asked
         self._answers: deque[float] = deque(maxlen=DELAYS_MOST)  # s from a renewal to its answer
@@ -273,8 +274,7 @@ class Keeper:
             say = partial(self.say_once, "address")
             self.address = Address(str(takeover.address), takeover.interface, say) if here else None
         is_candidate = self.node.name in takeover.candidates  # a witness has units of its own, maybe
-        if not is_candidate:  # nobody would take what it opens for the source's
-            self.do(self.lease.abandon("it is no candidate any more", moment()))
+        self._is_no_candidate()
         services = takeover.services if is_candidate else ()
         if tuple(self.services.services) != services:
             self._able = ""  # what failed was another one
@@ -382,7 +382,7 @@ class Keeper:
         )  # fmt: skip
         why = self._hindered = hindrance(facts, self.lease, now)
         if not why:
-            answer = self.lease.campaign(self._data[1] if self.takeover().sets else ALL_DATA, now)
+            answer = self.lease.campaign(self.descent, now)
             if isinstance(answer, str):
                 why = answer
             else:
@@ -567,6 +567,7 @@ class Keeper:
                 try:
                     answer = await self.ask_agent("takeover.state", {}, ANSWER_SECONDS)
                     data, why = Epoch(*map(int, answer["data"])), str(answer["why_not"])
+                    self._is_new = bool(answer["is_new"])
                     self.lease.hear(Epoch(*map(int, answer["fence"])))
                 except (CrnodeError, KeyError, TypeError, ValueError) as error:
                     told = error.what if isinstance(error, CrnodeError) else repr(error)
@@ -574,8 +575,20 @@ class Keeper:
                 self._data = (time.monotonic(), data, why)
             await asyncio.sleep(ASK_SECONDS)
 
+    @property
+    def descent(self) -> Epoch:
+        """What this node's data descends from. Sets that nobody opened yet lack nothing where they are at
+        home and this node opened the newest epoch itself; who forgot that others did has another's mark."""
+        if not self.takeover().sets:
+            return ALL_DATA
+        hard = self.lease.hard
+        is_own = hard.mark.slot == hard.config.slot(self.node.name)
+        return hard.mark if self._is_new and is_own else self._data[1]
+
     def _why_not(self) -> str:
         """Why this node could not serve now; '' when it could."""
+        if self.node.name not in self.takeover().candidates:
+            return "it is no candidate"
         if self._able or not self.takeover().sets:
             return self._able
         at, _, why = self._data
@@ -583,6 +596,8 @@ class Keeper:
 
     async def _gathered(self) -> None:
         epoch = self.lease.epoch
+        if self._is_no_candidate():
+            return
         self._steps.clear()
         self.later(self._look_for_other())
         before = "" if self._released else self._active_before()
@@ -603,8 +618,7 @@ class Keeper:
     def _active_before(self) -> str:
         """The other node that opened the newest epoch, and may serve still."""
         hard = self.lease.hard
-        data = self._data[1]  # of no slot where nobody opened any of its sets yet
-        opened = max(hard.mark, data) if self.takeover().sets and data.slot else hard.mark
+        opened = max(hard.mark, self.descent) if self.takeover().sets else hard.mark
         names = (name for name, slot in hard.config.slots if slot == opened.slot and opened != NO_EPOCH)
         name = next(names, "")
         return name if name != self.node.name and name not in self._off else ""
@@ -623,8 +637,18 @@ class Keeper:
         if found:
             self.say(f"Another machine still answers for {self.address.address}: {found}.")
 
+    def _is_no_candidate(self) -> bool:
+        """Whether it may not be active any more, and left the epoch for that: nobody would take what it opens
+        for the source's."""
+        if self.node.name in self.takeover().candidates:
+            return False
+        self.do(self.lease.abandon("it is no candidate any more", moment()))
+        return True
+
     async def _committed(self) -> None:
         epoch = self.lease.epoch
+        if self._is_no_candidate():
+            return
         if await self._did("takeover.open", epoch) and self.lease.epoch == epoch:
             self.do(self.lease.committed(moment()))
 
@@ -715,7 +739,8 @@ class Keeper:
         why = "" if stopped else "the services did not stop"
         if not why and self.takeover().sets:
             try:
-                await self.ask_agent("takeover.hand-over", {"to": successor}, SILENT_SECONDS)
+                args = {"to": successor, "epoch": epoch_number(*epoch)}
+                await self.ask_agent("takeover.hand-over", args, SILENT_SECONDS)
             except CrnodeError as error:
                 why = str(error)
         if self.lease.epoch != epoch or self.lease.phase is not Phase.HANDING:
@@ -779,7 +804,7 @@ class Keeper:
             "layers": self._layers(),
             "able": not self._why_not(),
             "why_unable": self._able,
-            "data": str(self._data[1]),
+            "data": str(self.descent),
             "late_ms": spread_ms(self._late),
             "answers_ms": spread_ms(self._answers),
             "least_left_s": self._least_left,
@@ -841,7 +866,8 @@ class Keeper:
                 ExitCode.REFUSED,
             )
         if self.takeover().sets and self.lease.phase is Phase.ACTIVE:
-            await self.ask_agent("takeover.ready-for", {"to": successor}, ANSWER_SECONDS)
+            args = {"to": successor, "epoch": epoch_number(*self.lease.epoch)}
+            await self.ask_agent("takeover.ready-for", args, ANSWER_SECONDS)
         answer = await self.tending.with_vote(successor)
         if isinstance(answer, str):
             raise CrnodeError(f"There was no switch to {successor}.", answer, "", ExitCode.REFUSED)
@@ -861,8 +887,7 @@ class Keeper:
     async def _force(self, args: dict[str, Any], report: Any) -> dict[str, Any]:
         """A person has switched the others off: this node goes on alone, in a later generation (rule 28).
         `accept_loss`: even with data that is not what was served last."""
-        data = self._data[1] if self.takeover().sets else ALL_DATA
-        answer = self.lease.force(data, accept_loss=bool(args.get("accept_loss")))
+        answer = self.lease.force(self.descent, accept_loss=bool(args.get("accept_loss")))
         if isinstance(answer, str):
             raise CrnodeError("This node was not made active by force.", answer, "", ExitCode.REFUSED)
         self._off = frozenset(str(name) for name in args.get("off", ()))

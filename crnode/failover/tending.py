@@ -9,6 +9,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from crnode.cluster.moves import epoch_number
 from crnode.errors import CrnodeError
 from crnode.failover.clocks import moment
 from crnode.failover.lease import Phase
@@ -77,7 +78,7 @@ class Tending:
             return
         if self.keeper.takeover().sets:
             try:
-                await self.keeper.ask_agent("takeover.ready-for", {"to": home}, READY_SECONDS)
+                await self._ready_for(home)
             except CrnodeError as error:
                 self.keeper.say_once("home", f"{home} is not handed back to yet: {error}")
                 return
@@ -151,12 +152,13 @@ class Tending:
         if self._too_often():
             return f"it moved {HAND_OVERS} times within the hour"
         others = [n for n, link in self.keeper.links.items() if link.is_there and link.able]
-        able = [n for n in others if self.keeper.lease.hard.config.slot(n) is not None]
+        slot, wanted = self.keeper.lease.hard.config.slot, self.keeper.takeover().candidates
+        able = [n for n in others if n in wanted and slot(n) is not None]
         if not able:
             return "no other node is able"
         if self.keeper.takeover().sets:
             try:
-                await self.keeper.ask_agent("takeover.ready-for", {"to": able[0]}, READY_SECONDS)
+                await self._ready_for(able[0])
             except CrnodeError as error:
                 return f"{able[0]} cannot serve yet: {error}"
         answer = await self.with_vote(able[0])
@@ -167,6 +169,11 @@ class Tending:
         self.keeper.tell(f"The service {name} fails again and again: {why}. {able[0]} is to serve.")
         self.keeper.do(answer)
         return ""
+
+    async def _ready_for(self, to: str) -> None:
+        """Raises CrnodeError where that node does not have nearly all."""
+        args = {"to": to, "epoch": epoch_number(*self.keeper.lease.epoch)}
+        await self.keeper.ask_agent("takeover.ready-for", args, READY_SECONDS)
 
     async def with_vote(self, successor: str) -> list[Effect] | str:
         """Begin to hand over to a node; where the active one votes alone, that one gets a vote before."""

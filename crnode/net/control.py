@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -52,6 +53,20 @@ def _short(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}/{path.name}"
     finally:
         os.close(fd)
+
+
+def _of_the_system(error: Exception) -> CrnodeError | None:
+    """A disk that is full, or cannot be written, is no defect of the agent."""
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError):
+        return None
+    about = f" about '{error.filename}'" if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return CrnodeError(
+        "It could not be done here.",
+        f"The system says{about}: {error.strerror or error}.",
+        "Make room, and repeat it." if full else "Mend that, and repeat it.",
+        ExitCode.FULL if full else ExitCode.FAILED,
+    )
 
 
 class ControlServer:
@@ -145,7 +160,7 @@ class ControlServer:
             return
         except Exception as error:
             log.exception("a control call failed")
-            failure = CrnodeError(
+            failure = _of_the_system(error) or CrnodeError(
                 "The agent met a defect of its own.",
                 f"{type(error).__name__}: {error}",
                 "Its log has the details.",

@@ -44,7 +44,8 @@ class Journal:
     def add(self, kind: str, text: str, set_name: str | None = None) -> None:
         """Write one sentence. A journal that cannot be written never stops the node; memory still has it."""
         now = self._now_ns()
-        if now - self._last.get(text, -REPEAT_NS) < REPEAT_NS:
+        # (A clock that was set back silences nothing.)
+        if 0 <= now - self._last.get(text, -REPEAT_NS) < REPEAT_NS:
             return
         if len(self._last) > 2000:
             self._last.clear()

@@ -422,6 +422,8 @@ class TargetSet:
                 self._tree.stopping = True
             if self._syncing is not None:
                 await asyncio.wait([self._syncing])
+                if isinstance(self._syncing.exception(), OSError):  # the next start must not believe it
+                    await self.writer.submit(self._back_to_synced)
             self._reads.shutdown(wait=False, cancel_futures=True)
             # Nothing may write at this place any more when whoever comes next begins there.
             await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
@@ -705,6 +707,8 @@ class TargetSet:
         if live is None or live.synced == live.at:
             return False
         with self.catalog.transaction():
+            # Written whole, also what is again as it was then.
+            self.catalog.note_touched(live.synced, max(live.at, live.target))
             self.catalog.set_live(live._replace(at=live.synced, state="moving", boot=boot_id()))
         return True
 

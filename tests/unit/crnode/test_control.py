@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -90,6 +91,18 @@ def test_a_defect_of_the_agent_is_one_sentence_and_it_lives_on(tmp_path: Path, k
         return call(path, "echo")
 
     assert serve(tmp_path / "c", client) == {"args": {}}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, ExitCode.FULL), (errno.EROFS, ExitCode.FAILED)]
+)
+def test_what_the_system_refuses_is_no_defect(tmp_path: Path, number: int, code: ExitCode) -> None:
+    async def failing(args: dict[str, Any], report: Report) -> dict[str, Any]:
+        raise OSError(number, os.strerror(number), "/srv/cluster.json")
+
+    with pytest.raises(CrnodeError, match=r"The system says about '/srv/cluster\.json'") as caught:
+        serve(tmp_path / "c", lambda at: call(at, "fail"), {"fail": failing})
+    assert caught.value.exit_code is code and "defect" not in str(caught.value)
 
 
 def test_an_unknown_call(tmp_path: Path) -> None:

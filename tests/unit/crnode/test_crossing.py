@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from crnode.agent.in_place import InPlace
-from crnode.agent.moving import EVERYTHING, Moving
+from crnode.agent.moving import Moving
 from crnode.agent.node import Agent
 from crnode.agent.proof import Proof
 from crnode.agent.restore import Chosen, Restore
 from crnode.agent.sets import Sets
-from crnode.cluster.moves import Move, epoch_number, epoch_parts
+from crnode.cluster.moves import Move, epoch_number
 from crnode.errors import CrnodeError, ExitCode
 from crnode.store.reader import GOOD
 
@@ -42,15 +42,19 @@ def test_nothing_is_handed_over_while_it_is_brought_back() -> None:
         place._run = restore  # type: ignore[method-assign, assignment]
         asked = asyncio.create_task(place.run(SPEC, {"version": "3"}, lambda _: None))
         await going_on.wait()
-        for what in (moving.ready_for({"to": "b"}, None), moving._hand_over({"to": "b"})):
+        args = {"to": "b", "epoch": 258}
+        for what in (moving.ready_for(args, None), moving._hand_over(args)):
             with pytest.raises(CrnodeError, match="begins to move just now, and is not opened yet"):
                 await what  # else its epoch is released, and nobody may be active with that set
+        agent.moves[SPEC.uuid] = Move(257, "a")  # it was left out since, and is named again
+        with pytest.raises(CrnodeError, match="is not opened yet"):
+            await moving.ready_for(args, None)
         agent.moves[SPEC.uuid] = Move(258, "a")
         with pytest.raises(CrnodeError, match="being brought back to an older version") as error:
-            await moving.ready_for({"to": "b"}, None)
+            await moving.ready_for(args, None)
         assert error.value.exit_code == ExitCode.REFUSED
         with pytest.raises(CrnodeError, match="being brought back"):
-            await moving._hand_over({"to": "b"})
+            await moving._hand_over(args)
         with place.closed([SPEC.uuid], "b serves it now."):
             await asyncio.wait_for(place.end(SPEC.uuid), 20)
             with pytest.raises(CrnodeError, match=r"ended early\. b serves it now"):
@@ -151,16 +155,16 @@ def test_a_set_that_nobody_opened_yet_keeps_its_home_from_nothing() -> None:
     async def one(spec: Any) -> tuple[dict[str, object], str]:
         return {"name": spec.name, **rows[spec.name]}, ""
 
-    def data(here: str, *specs: object, moves: tuple[str, ...] = ("aa" * 16,)) -> list[int]:
+    def data(here: str, *specs: object, moves: tuple[str, ...] = ("aa" * 16,)) -> tuple[list[int], bool]:
         moving.agent = SimpleNamespace(
             node=SimpleNamespace(name=here), moves=dict.fromkeys(moves, Move(1, "a")), links={}
         )
         moving.specs, moving._one_state = lambda: list(specs), one
-        found: list[int] = asyncio.run(moving.state({}, lambda _: None))["data"]
-        return found
+        found = asyncio.run(moving.state({}, lambda _: None))
+        return found["data"], found["is_new"]
 
-    assert data("a", old, new) == [7, 1]
-    assert data("a", new) == list(epoch_parts(EVERYTHING))
-    assert data("b", old, new) == [0, 0]  # it has nothing of it
-    assert data("a", old, new, moves=("aa" * 16, "bb" * 16)) == [0, 0]  # it was opened, and is lost here
-    assert data("a") == [0, 0]
+    assert data("a", old, new) == ([7, 1], False)
+    assert data("a", new) == ([0, 0], True)
+    assert data("b", old, new) == ([0, 0], False)  # it has nothing of it
+    assert data("a", old, new, moves=("aa" * 16, "bb" * 16)) == ([0, 0], False)  # it was opened, and is lost
+    assert data("a") == ([0, 0], False)

@@ -46,6 +46,7 @@ def keeper(tmp_path: Path) -> Any:
     one.votes, one.lease = votes, Lease("b", votes.hard, LAN, lambda: 0.5)
     one.links = {"a": SimpleNamespace(heard=0.0, incarnation=b"", able=True, renewals={})}  # type: ignore[dict-item]
     one.document = SimpleNamespace(id=CLUSTER.hex(), node=lambda _: SimpleNamespace(lost=False))  # type: ignore[assignment]
+    one.node = SimpleNamespace(name="b")  # type: ignore[assignment]
     one._broken, one._is_unsaved, one._answers = None, False, []  # type: ignore[assignment]
     return one
 
@@ -101,4 +102,21 @@ def test_a_switch_that_is_asked_for_twice_is_one(keeper: Any, monkeypatch: pytes
 
     monkeypatch.setattr(keeper, "_begin_switch", begin)
     asyncio.run(ask())
+    keeper.votes.close()
+
+
+def test_who_forgot_that_others_opened_an_epoch_descends_from_nothing(
+    keeper: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent says that nobody opened these sets; its vote file knows better, and so do the others."""
+    takeover = SimpleNamespace(sets=("site",), candidates=("a", "b"))
+    monkeypatch.setattr(keeper, "takeover", lambda: takeover)
+    keeper._data, keeper._is_new, keeper._able = (1e12, NO_EPOCH, ""), True, ""
+    for mark, descent in ((NO_EPOCH, NO_EPOCH), (Epoch(7, 1), NO_EPOCH), (Epoch(7, 2), Epoch(7, 2))):
+        keeper.lease.hard = keeper.lease.hard._replace(mark=mark)
+        assert keeper.descent == descent
+    keeper._is_new = False
+    assert keeper.descent == NO_EPOCH and keeper._why_not() == ""
+    takeover.candidates = ("a", "c")  # its slot it keeps for ever
+    assert keeper._why_not() == "it is no candidate"
     keeper.votes.close()
