@@ -45,6 +45,7 @@ Args = dict[str, Any]
 Progress = Callable[[Args], None]
 
 GATHER_SECONDS = {"lan": 3.0, "wan": 15.0}  # for the answers of the others (rule 21)
+LOOK_SECONDS = 5.0  # for what somebody changed in the live tree, which is put right before it is served
 SILENT_SECONDS = 0.1  # ... for that of a node that was not heard of for a while
 FETCH_SECONDS = 30.0  # for what one of them has and we lack
 READY_SECONDS = 120.0  # for the live tree to be whole
@@ -418,6 +419,16 @@ class Moving:
         if (found := await running.target.held_back()) is not None:
             said.append(await self._held(spec, running, epoch, found))
         await self._wait_whole(spec, running)
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                changed = await running.target.look_over()
+        except (TimeoutError, CrnodeError) as error:
+            late = f"That takes more than {LOOK_SECONDS:g} s."
+            why = error.what if isinstance(error, CrnodeError) else late
+            said.append(f"What somebody changed in {spec.name} here was not looked for: it is served. {why}")
+        else:
+            if changed:
+                await self._wait_whole(spec, running)
         return said
 
     async def _held(self, spec: ReplicationSet, running: RunningTarget, epoch: int, found: Held) -> str:

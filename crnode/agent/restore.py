@@ -89,9 +89,12 @@ class Chosen(NamedTuple):
         )
 
 
-def newest_of(some: Sequence[Sequence[Chosen]], held: Sequence[Sequence[Chosen]]) -> Chosen | None:
+def newest_of(
+    some: Sequence[Sequence[Chosen]], held: Sequence[Sequence[Chosen]], line: Container[bytes] = ()
+) -> Chosen | None:
     """The newest of `some` versions, None when there are none. Both are lists of one holder each, in the
-    order in which its images came; `held` is all that it has.
+    order in which its images came; `held` is all that it has. Of two with one number that of the `line` is
+    meant: the images of the source of a set that moves. The other is what nobody had when a server died.
 
     A source that lost its catalog may have counted from lower numbers on, and clocks are set: what a holder
     has after an image is newer than that."""
@@ -103,7 +106,8 @@ def newest_of(some: Sequence[Sequence[Chosen]], held: Sequence[Sequence[Chosen]]
             one.image in at and any(at.get(c.image, -1) > at[one.image] for c in lasts) for at in places
         )
 
-    return max([c for c in lasts if not passed(c)] or lasts, key=lambda c: c.sequence, default=None)
+    left = [c for c in lasts if not passed(c)] or lasts
+    return max(left, key=lambda c: (c.sequence, c.image in line), default=None)
 
 
 class Restore:
@@ -325,6 +329,13 @@ class Restore:
             self.agent.sets.check_allowed(to)
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise _in_use(to)
+        if to.is_mount():  # it is written beside it and put there by a rename, which no mount point takes
+            raise CrnodeError(
+                f"{to} is a disk of its own.",
+                "A restore becomes a folder there when it is complete.",
+                f"Name a folder on it: --to {to / 'restored'}",
+                ExitCode.USAGE,
+            )
         return to
 
     def _taken(self) -> Iterator[tuple[str, Path]]:
@@ -365,7 +376,10 @@ class Restore:
                 f"See: crnode versions {spec.name}",
                 ExitCode.USAGE,
             )
-        chosen = newest_of([[c for c in images if wanted is None or c.called(text)] for images in held], held)
+        lines = (images for name, images in zip(names, held, strict=True) if name == spec.source)
+        line = {c.image for images in lines for c in images}
+        asked = [[c for c in images if wanted is None or c.called(text)] for images in held]
+        chosen = newest_of(asked, held, line)
         if chosen is not None:
             return chosen
         numbers = sorted({c.sequence for images in held for c in images})

@@ -139,24 +139,31 @@ def catalog_of(request: str) -> Path:
     return Path(json.loads(request)["catalog"])
 
 
+def differing(request: str) -> Iterator[bytes]:
+    """The dirty paths of a whole set. Raises OSError where a folder of it cannot be opened, apsw.Error."""
+    body = json.loads(request)
+    selection = Selection(body["include"], body["exclude"])
+    own = OwnPlaces(body["set"])
+    roots = OpenRoots(labels(body["paths"]))
+    try:
+        with open_reader(Path(body["catalog"])) as catalog:
+            for top in roots.tops():
+                yield from dirty_paths(roots, catalog, body["ordinal"], selection.takes, top, own)
+    finally:
+        roots.close()
+
+
 def main(request: str) -> int:
     """Scan a whole set and write its dirty paths to standard output, each with its length in four bytes
     before it; a length of 2^32-1 says that the scan came to its end."""
     os.nice(10)
-    body = json.loads(request)
-    selection = Selection(body["include"], body["exclude"])
-    own = OwnPlaces(body["set"])
+    out = sys.stdout.buffer
     try:
-        roots = OpenRoots(labels(body["paths"]))
+        for path in differing(request):
+            out.write(_LENGTH.pack(len(path)) + path)
     except OSError as error:  # it went away since somebody looked: no defect, and no traceback in a log
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201 - for whoever asked
         return 1
-    out = sys.stdout.buffer
-    try:
-        with open_reader(Path(body["catalog"])) as catalog:
-            for top in roots.tops():
-                for path in dirty_paths(roots, catalog, body["ordinal"], selection.takes, top, own):
-                    out.write(_LENGTH.pack(len(path)) + path)
     except (apsw.CorruptError, apsw.NotADBError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - for whoever asked
         return CATALOG_DAMAGED

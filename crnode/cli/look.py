@@ -234,6 +234,8 @@ def diff(
             for total in (answer["counts"][what][1],)
         ]
         show(f"{', '.join(said)}.")
+    if older.at_ns is not None or newer.at_ns is not None:
+        show(f"{title}.")  # what was understood
     if answer["more"]:
         show(f"{number(answer['more'])} more are not named: see --limit, or name a folder with SET:PATH.")
 

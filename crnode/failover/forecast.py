@@ -50,7 +50,9 @@ def forecast(takeover: Takeover, rows: Sequence[Row]) -> Row:
     able = [one["node"] for one in nodes if one["able"] and one["node"] != active]
     left = [name for name in voters if name != active and any(row["node"] == name for row in there)]
     ok = bool(able) and len(left) >= majority
-    if active is None and len(left) < majority:
+    if not there:
+        says.append("No keeper of those who vote answers. Start one on each of them: crnode keeper")
+    elif active is None and len(left) < majority:
         gone = [name for name in voters if name not in left]
         several = ("vote", "do") if len(gone) > 1 else ("votes", "does")
         says.append(

@@ -109,6 +109,9 @@ class Keeper:
         self.client = client_context(data)
         self.server = server_context(data)
         self.votes = VoteFile(data / NAME)
+        if not self.votes.lock():  # before anything: what runs here is that one's, and goes on
+            why, hint = f"It has {self.votes.path} open.", "See: crnode takeover status"
+            raise CrnodeError(f"A keeper of {self.node.name} runs already.", why, hint, ExitCode.REFUSED)
         self.started = moment()
         self.takeovers: list[Moment] = []
         self.links: dict[str, Link] = {}

@@ -6,6 +6,7 @@ hard_state.py.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -48,6 +49,14 @@ class VoteFile:
         self.save(Hard(secrets.token_bytes(16), NO_EPOCH, "", NO_CONFIG, 0, NO_EPOCH))
         temporary.rename(self.path)
         fsync_dir(self.path.parent)
+
+    def lock(self) -> bool:
+        """Be the only keeper of this file for as long as it is open; False where another one is."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def save(self, hard: Hard) -> None:
         """Durable when it returns. Raises OSError: then nothing that depends on it may be said."""

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import apsw
+
 from crnode.capture import scan
 from crnode.capture.scanning import scan_set
 from crnode.cluster.document import Mode, ReplicationSet, Target
@@ -60,6 +62,7 @@ from crproto.shapes import Message
 
 T = TypeVar("T")
 
+FEW_ENTRIES = 20_000  # of a live tree that a thread looks through in some tenths of a second
 SYNC_SECONDS = 1.0  # after a move the live tree is made durable within this time
 RECONCILE_SECONDS = 3600.0
 RETRY_SECONDS = 5.0
@@ -772,21 +775,38 @@ class TargetSet:
         live = self.live
         if live is None or live.at == 0:
             return Report()
-        request = scan.encode_request(
-            [str(tree.place.destination)],
-            [],
-            [f"/{path.name}/" for path in tree.place.system],
-            self.catalog.path,
-            live.at,
-            "",
-        )
         try:
-            paths = await scan_set(request)
+            paths = await scan_set(self._request(tree, live))
         except OSError as error:
             raise CrnodeError("The live tree could not be scanned.", error.strerror or "") from error
         if self.live is None or self.live.at != live.at:
             return Report()  # it moved meanwhile: the scan compared with a state that is gone
         return await self._put_right(tree, paths)
+
+    def _request(self, tree: LiveTree, live: Live) -> str:
+        aside = [f"/{path.name}/" for path in tree.place.system]
+        return scan.encode_request([str(tree.place.destination)], [], aside, self.catalog.path, live.at, "")
+
+    async def look_over(self) -> bool:
+        """The same at once, before this node serves what the tree shows, where that is whole; whether
+        anything was put right. A small one is looked at by a thread: a process of its own takes longer to
+        begin. Raises CrnodeError."""
+        tree, live = await self._live_tree(), self.live
+        newest = await self.writer.submit(self.catalog.newest)
+        if live is None or live.at == 0 or newest is None:
+            return False
+        request = self._request(tree, live)
+        try:
+            if newest.entries <= FEW_ENTRIES:
+                paths = await asyncio.to_thread(lambda: list(scan.differing(request)))
+            else:
+                paths = await scan_set(request)
+        except (OSError, apsw.Error) as error:
+            what = f"The live tree of {self.spec.name} could not be looked through."
+            raise CrnodeError(what, str(error)) from error
+        if paths:
+            await self._put_right(tree, paths)
+        return bool(paths)
 
     async def _see(self) -> None:
         """Once the tree shows an image: what else lies in a destination that was found is set aside."""

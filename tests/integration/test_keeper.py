@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from harness import wait_for
 from house import FLOATING, House, check_namespaces, closing, inner
+
+from crnode.errors import ExitCode
 
 
 @pytest.fixture
@@ -91,8 +94,13 @@ def test_all_keepers_start_again_in_any_order_and_one_alone_is_nobody(house: Hou
     assert c.phase() != "active" and not c.has_address()  # one of three
     a.keeper = a.start("keeper")
     assert house.settled() is a  # two of three, and the one that was active last goes first
-    # A service that ends is started again where it is.
+    # A second keeper says that there is one, and touches nothing of what that runs.
     (before,) = a.service()
+    for _ in range(2):
+        done = subprocess.run(a.command("keeper"), capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == ExitCode.REFUSED and "A keeper of a runs already" in done.stderr
+    assert a.service() == [before] and a.has_address()
+    # A service that ends is started again where it is.
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: a.service() not in ([], [before]), 5.0)
     assert house.settled() is a

@@ -32,10 +32,16 @@ def test_the_server_dies_and_the_other_one_serves_what_was_there_and_hands_back(
     shop.turns = ["a"]
     time.sleep(1)
     wait_for(lambda: shop.in_sync("a", "b"))
+    with open(shop.site("b") / "page 3", "a") as page:  # by somebody, in the folder of the standby
+        page.write("not the shop's")
+    (shop.site("b") / "stray").write_text("nor this")
     last = shop.counted()[-1]
     shop.kill(a)
     assert shop.settled(40) is b
     shop.turns.append("b")
+    assert not (shop.site("b") / "stray").exists()
+    assert (shop.site("b") / "page 3").read_bytes() == (shop.site("a") / "page 3").read_bytes()
+    assert any("changed locally and put right" in text and "stray" in text for text in shop.events("b"))
     first = next(number for who, number in shop.counted() if who == "b")
     assert first >= last[1] - 60  # not more than what the last moments had
     assert FLOATING in ip("-n", b.space, "-4", "-o", "address", "show", "dev", "eth0")

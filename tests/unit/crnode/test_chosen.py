@@ -14,7 +14,7 @@ from crnode.agent.looking import _merged
 from crnode.agent.restore import Chosen, Restore
 from crnode.errors import CrnodeError, ExitCode
 
-SPEC: Any = SimpleNamespace(name="docs", targets={"box2": None, "box3": None}, uuid=SET.hex())
+SPEC: Any = SimpleNamespace(name="docs", source="box1", targets={"box2": None, "box3": None}, uuid=SET.hex())
 
 
 def image(number: int, sequence: int, holder: str = "box2") -> Chosen:
@@ -49,6 +49,15 @@ def test_the_newest_is_what_came_last_whatever_its_number() -> None:
     assert chosen(None, *old, *new[:2]).image == new[1].image
     assert chosen("48", *old, *new).image == new[2].image
     assert chosen(old[0].image.hex(), *old, *new).image == old[0].image
+
+
+def test_of_two_with_one_number_that_of_the_living_line_is_meant() -> None:
+    """Where a server died, the other one is what nobody had; it has a name, and an id."""
+    old = [image(1, 10), image(2, 11)._replace(name="diverged 1")]
+    new = [image(1, 10, "box1"), image(3, 11, "box1")]
+    for held in ([*old, *new], [*new, *old]):
+        assert chosen("11", *held).image == new[1].image
+        assert chosen("diverged 1", *held).image == old[1].image
 
 
 def test_a_node_that_lags_does_not_say_what_is_newest() -> None:

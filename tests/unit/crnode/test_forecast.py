@@ -89,6 +89,13 @@ def test_where_the_one_that_votes_is_gone_force_is_named() -> None:
     assert any("crnode failover --force --i-switched-off a" in text for text in out["says"])
 
 
+def test_where_no_keeper_runs_nothing_is_switched_off() -> None:
+    """Right after a takeover was set that is the only thing to do; force was the loudest line."""
+    rows = [{"node": name, "error": "Its keeper does not run."} for name in "abc"]
+    text = " ".join(forecast(takeover("a", "b", "c"), rows)["says"])
+    assert "Start one on each of them: crnode keeper" in text and "--force" not in text
+
+
 def test_what_its_keeper_says_against_it_counts() -> None:
     rows = [row("a", "active"), row("b", hindered="It leaves it to others: it does not reach 192.0.2.1."),
     row("c")]
