@@ -30,8 +30,8 @@ def test_a_source_that_was_away_captures_nothing_under_an_old_document(
     (source / "b").write_bytes(b"b")
     away.start()
     assert away.call("set.list")["sets"] == []
-    # (Usually it says that the cluster was changed while it was away; now and then another node's offer of the
-    # document comes before the answer to its question.)
+    # (Usually it says that the cluster was changed while it was away; now and then another node's offer of
+    # the document comes before the answer to its question.)
     assert not cookies.exists()
 
 
