@@ -40,7 +40,8 @@ class Idle:
             except FAILURES as error:  # the next minute tries again
                 self.agent.journal.add("store", f"A check at idle did not end well: {error}")
             except LookupError as error:  # a set was removed, or its catalog set aside, meanwhile
-                self.agent.journal.add("store", f"A check at idle ended early: {error!r} is here no more.")
+                text = f"A check at idle ended early; what it looked at may have been removed ({error!r})."
+                self.agent.journal.add("store", text)
 
     async def _idle(self) -> bool:
         """Whether nothing was written to the store and no image was made since the last call."""

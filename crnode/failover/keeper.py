@@ -277,7 +277,7 @@ class Keeper:
             say = partial(self.say_once, "address")
             self.address = Address(str(takeover.address), takeover.interface, say) if here else None
         is_candidate = self.node.name in takeover.candidates  # a witness has units of its own, maybe
-        self._is_no_candidate()
+        self._left_as_no_candidate()
         services = takeover.services if is_candidate else ()
         if tuple(self.services.services) != services:
             self._able = ""  # what failed was another one
@@ -599,7 +599,7 @@ class Keeper:
 
     async def _gathered(self) -> None:
         epoch = self.lease.epoch
-        if self._is_no_candidate():
+        if self._left_as_no_candidate():
             return
         self._steps.clear()
         self.later(self._look_for_other())
@@ -640,7 +640,7 @@ class Keeper:
         if found:
             self.say(f"Another machine still answers for {self.address.address}: {found}.")
 
-    def _is_no_candidate(self) -> bool:
+    def _left_as_no_candidate(self) -> bool:
         """Whether it may not be active any more, and left the epoch for that: nobody would take what it opens
         for the source's."""
         if self.node.name in self.takeover().candidates:
@@ -650,7 +650,7 @@ class Keeper:
 
     async def _committed(self) -> None:
         epoch = self.lease.epoch
-        if self._is_no_candidate():
+        if self._left_as_no_candidate():
             return
         if await self._did("takeover.open", epoch) and self.lease.epoch == epoch:
             self.do(self.lease.committed(moment()))

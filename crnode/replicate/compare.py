@@ -97,8 +97,10 @@ async def _list(
         theirs.update(answer.items)
         if answer.last or not answer.items:
             break
-        head, name = split(answer.items[-1][0])
-        at = (head, name + b"\0")
+        # The last one comes once more: no name lies between it and the next that could be said instead.
+        before, at = at, split(answer.items[-1][0])
+        if at == before:
+            break  # whoever answers so says nothing more
     mine = await _run(
         run, lambda: {e.path: entry_digest(entry_bytes(e)) for e in reader.in_key_order(ordinal, low, high)}
     )

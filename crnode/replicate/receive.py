@@ -33,7 +33,7 @@ from crnode.replicate.commit import Incoming, Refusal, TargetCommit
 from crnode.replicate.live_tree import LACKING, LiveTree, Policy, Report
 from crnode.replicate.place import Place, Prepared, locate
 from crnode.replicate.quota import InFlight, Staged
-from crnode.store.catalog import Catalog
+from crnode.store.catalog import Catalog, CatalogDamaged
 from crnode.store.packs import StoreFailed
 from crnode.store.reader import Image, Live, Reader
 from crnode.store.store import ObjectStore
@@ -801,7 +801,7 @@ class TargetSet:
                 paths = await asyncio.to_thread(lambda: list(scan.differing(request)))
             else:
                 paths = await scan_set(request)
-        except (OSError, apsw.Error) as error:
+        except (OSError, apsw.Error, CatalogDamaged) as error:
             what = f"The live tree of {self.spec.name} could not be looked through."
             raise CrnodeError(what, str(error)) from error
         if paths:

@@ -444,15 +444,17 @@ class Reader:
             (low[0], high[0] if high else None),
         ).fetchall()
         for number, directory in _rows(dirs):
+            # Only names of the range: a folder of a million has thousands of ranges.
+            first = low[1] if directory == low[0] else b""
+            end = high[1] if high is not None and directory == high[0] else None
             rows = self._db.execute(
                 f"SELECT e.name,{ENTRY} FROM entry e {NAMES}"
-                " WHERE e.dir=? AND e.born<=? AND e.died>? ORDER BY e.name",
-                (number, ordinal, ordinal),
+                " WHERE e.dir=?1 AND e.name>=?2 AND (?3 IS NULL OR e.name<?3) AND e.born<=?4 AND e.died>?4"
+                " ORDER BY e.name",
+                (number, first, end, ordinal),
             ).fetchall()
             for row in _rows(rows):
-                key = (directory, row[0])
-                if key >= low and (high is None or key < high):
-                    yield entry_of(join(directory, row[0]), row[1:])
+                yield entry_of(join(directory, row[0]), row[1:])
 
     def history(self, path: bytes) -> list[tuple[int, int, Entry]]:
         """(born, died, entry) of every row of `path`, oldest first."""

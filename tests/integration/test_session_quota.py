@@ -10,7 +10,7 @@ import pytest
 from harness import Cluster, wait_for
 from test_lying_peer import DATA, Liar, answer, file, lie, push
 
-from crnode.net.peer import Peer
+from crnode.net.peer import Peer, PeerClosed
 from crproto import delta
 from crproto.ids import chunk_id
 from crproto.messages import Ack, Entries, ImageCommit, Objects, Refused, SetState
@@ -96,6 +96,8 @@ def test_what_goes_ahead_of_an_image_is_bounded_too(
         return said
 
     said = lie(liar, ahead)
+    if isinstance(said, PeerClosed) and "newer connection" in str(said):
+        said = lie(liar, ahead)  # that of the process which was killed had been on its way
     assert isinstance(said, Ack), said
     assert 1 << 20 < staged[0] <= free.f_bavail * free.f_frsize // 4
 
