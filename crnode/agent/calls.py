@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from crnode.agent import doctor, status
 from crnode.agent.brake import Brakes
+from crnode.agent.errands import Errands
 from crnode.agent.forced import Forced
 from crnode.agent.groups import Groups, settled
 from crnode.agent.in_place import InPlace
@@ -41,8 +43,9 @@ from crnode.cluster.membership import (
 from crnode.cluster.node_file import ProofPlan
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
+from crnode.replicate.brake import Held, held
 from crnode.store.catalog import Catalog
-from crnode.store.reader import FUZZY, ROLLING, Image
+from crnode.store.reader import BAD, FUZZY, ROLLING, SUSPECT, VERDICTS, Image
 from crnode.versions.retention import Ladder, candidates, ladder_of, plan, retain
 from crproto.entries import Entry
 
@@ -61,7 +64,6 @@ WAITS_FOR_A_PERSON = ("root missing", "emptied")
 EXAMPLES = 5  # paths that an answer names of many
 ALL = 1_000_000  # paths that are counted
 GOES = "goes next: no rule keeps it"
-VERDICTS = ("untested", "good", "suspect", "bad")
 
 
 class Calls:
@@ -72,7 +74,8 @@ class Calls:
         self.restore = Restore(agent)
         self.maintenance = Maintenance(agent)
         self.looking = Looking(agent, self.restore, self._forward)
-        self.proof = Proof(agent, self.restore, self._forward)
+        self.errands = Errands(self._forward)
+        self.proof = Proof(agent, self.restore, self.errands)
         self.schedule = Schedule(agent, self.proof)
         self.brakes = Brakes(agent, self._forward, self._restore)
         self.groups = Groups(agent, self._forward, self._sync, self._peer_settle, self._master_only)
@@ -140,6 +143,7 @@ class Calls:
             "conflicts": self.groups.peer_conflicts,
             "restore": self._peer_restore,
             "verify": self._peer_verify,
+            "errand": self.errands.peer,
             "brake": self.brakes.peer,
             "takeover.state": self.moving.state_peer,
             "takeover.authority": self.forced.authority_peer,
@@ -561,6 +565,9 @@ class Calls:
             if args.get("plan"):
                 return _planned(images, ladder, self.agent.node.name)
             why = retain(candidates(images), ladder)
+            brake = held(catalog)
+            if brake is not None:
+                images = [_doubted(image, brake) for image in images]
             if path is None:
                 rows = [_version(i, why.get(i.ordinal, GOES), self.agent.node.name) for i in images]
                 if spec.members:  # of a group: which versions of its members it was made of
@@ -601,7 +608,7 @@ class Calls:
                 )
             if spec.source == self.agent.node.name:
                 return await self.in_place.run(spec, args, progress)
-            return await self._forward(spec.source, "restore", args)
+            return await self.errands.send(spec.source, "restore", args, progress)
         node = str(args.get("node") or self.agent.node.name)
         if node == self.agent.node.name:
             return await self.restore.run(spec, args, progress)
@@ -613,17 +620,20 @@ class Calls:
             elif holder != node:
                 with contextlib.suppress(CrnodeError):
                     await self._forward(holder, "grant", {"node": node, "set": spec.uuid}, 10)
-        return await self._forward(node, "restore", {k: v for k, v in args.items() if k != "node"})
+        question = {key: value for key, value in args.items() if key != "node"}
+        return await self.errands.send(node, "restore", question, progress)
 
     async def _peer_restore(self, sender: str, args: Args) -> Args:
         if args.get("in_place"):
             spec = self._set(str(args["set"]))
             if sender != self.agent.document.master.name and sender not in spec.targets:
                 raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
-            return await self.in_place.run(spec, args, lambda _: None, ordered_by=sender)
+            run = partial(self.in_place.run, spec, ordered_by=sender)
+            return await self.errands.carry(sender, args, run)
         if sender != self.agent.document.master.name:
             raise CrnodeError("Only the master orders a restore on another node.", "", "", ExitCode.REFUSED)
-        return await self.restore.run(self._set(str(args["set"])), args, lambda _: None, ordered_by=sender)
+        run = partial(self.restore.run, self._set(str(args["set"])), ordered_by=sender)
+        return await self.errands.carry(sender, args, run)
 
     async def _verify(self, args: Args, progress: Progress) -> Args:
         return await self.proof.verify(self._set(str(args["set"])), args, progress)
@@ -633,7 +643,7 @@ class Calls:
         if not self.agent.server.may_read(sender, spec.uuid):
             raise CrnodeError("You have no part in that set.", "", "", ExitCode.REFUSED)
         question = {**args, "node": self.agent.node.name}
-        return await self.proof.verify(spec, question, lambda _: None)
+        return await self.errands.carry(sender, question, partial(self.proof.verify, spec))
 
     async def _drill(self, args: Args, progress: Progress) -> Args:
         return await self.proof.drill(self._set(str(args["set"])), args, progress)
@@ -780,6 +790,14 @@ def _version(image: Image, why: str, node: str) -> Args:
         "why": image.why or why,
         "node": node,
     }
+
+
+def _doubted(image: Image, brake: Held) -> Image:
+    """A version as people see it while the brake holds: suspect until they have said what the change is."""
+    if image.ordinal < brake.ordinal or image.verdict == BAD:
+        return image
+    was = f" {image.evidence}" if image.evidence else ""
+    return image._replace(verdict=SUSPECT, evidence=f"the brake holds it: {brake.why}{was}")
 
 
 def _rungs(spec: ReplicationSet, node: str | None = None) -> list[str]:

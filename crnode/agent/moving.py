@@ -19,8 +19,8 @@ from collections.abc import Callable, Container, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from crnode.agent.proof import found_well
 from crnode.agent.restore import AGAIN, Chosen, Restore
-from crnode.agent.schedule import found_well
 from crnode.agent.sets import RunningSource, RunningTarget
 from crnode.agent.threads import in_thread
 from crnode.capture.commit import Point
@@ -32,7 +32,7 @@ from crnode.net.control import call
 from crnode.replicate.brake import Held
 from crnode.replicate.commit import FENCE, Refusal
 from crnode.store.catalog import Catalog
-from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image, Reader
+from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, SUSPECT, UNTESTED, Image, Reader
 from crproto.entries import Entry
 from crproto.errors import RemoteProtocolError
 from crproto.limits import DIGEST_SCHEME
@@ -394,7 +394,7 @@ class Moving:
         images = await self.agent.writer.submit(running.commit.catalog.images)
         for image in reversed(images):
             left = deadline - time.monotonic()
-            if image.verdict == UNTESTED and left > 0:
+            if image.verdict in (UNTESTED, SUSPECT) and left > 0:
                 try:
                     async with asyncio.timeout(left):
                         verdict = await schedule.judge(running, image)

@@ -10,11 +10,12 @@ import asyncio
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crnode.agent.errands import Errands
 from crnode.agent.inventory import EVIDENCE, ROUNDS
 from crnode.agent.restore import Args, Chosen, Progress, Restore, path_of
 from crnode.agent.threads import in_thread
@@ -22,7 +23,7 @@ from crnode.cluster.document import ReplicationSet
 from crnode.errors import CrnodeError, ExitCode
 from crnode.replicate.receive import stamp
 from crnode.store.manifest import log_again
-from crnode.store.reader import BAD, GOOD, Image
+from crnode.store.reader import BAD, GOOD, SUSPECT, VERDICTS, Image
 from crnode.store.store import Damaged, Missing, ObjectStore
 from crproto import content
 from crproto.entries import FILE, Entry
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 DRILLS = "drills"  # below the data directory: where versions are restored to and removed again
 BY_COMMAND = "'"  # how the evidence begins of what a command found: its name in quotes
+FOUND_WELL = "' found it well"  # what it says after the name of one that ended with 0
+NOT_FOUND = 127  # a shell's exit code: there is no such command
 NAMED = 20  # damaged paths that an answer names
 HEALED_MOST = 100_000  # objects that are fetched in one go
 READ_BYTES = 32 << 20  # between two looks at anything else
@@ -46,11 +49,11 @@ class Proof:
         self,
         agent: Agent,
         restore: Restore,
-        forward: Callable[[str, str, Args, float | None], Awaitable[Args]],
+        errands: Errands,
     ) -> None:
         self.agent = agent
         self.restore = restore
-        self.forward = forward
+        self.errands = errands
 
     def clean(self) -> None:
         """At start: a drill that was cut off leaves nothing."""
@@ -67,7 +70,8 @@ class Proof:
         node = str(args.get("node") or chosen.holder)
         if node != self.agent.node.name:
             self.agent.document.need_node(node)
-            return await self.forward(node, "verify", {"set": spec.name, "version": chosen.image.hex()}, None)
+            question = {"set": spec.name, "version": chosen.image.hex()}
+            return await self.errands.send(node, "verify", question, progress)
         chosen = await self._held_here(spec, chosen)
         begun = time.monotonic()
         async with self.restore.held(spec, chosen):
@@ -76,7 +80,7 @@ class Proof:
         verdict, evidence = await self._note(spec, chosen, verdict, evidence)
         return {
             "version": chosen.sequence,
-            "verdict": "good" if verdict == GOOD else "bad",
+            "verdict": VERDICTS[verdict],
             "evidence": evidence,
             "files": reading.files,
             "bytes": reading.bytes,
@@ -88,8 +92,9 @@ class Proof:
 
     async def drill(self, spec: ReplicationSet, args: Args, progress: Progress) -> Args:
         """Restore a version into a place of its own on this node, as after a loss; returns what
-        :meth:`Restore.run` does and "time_ns", "age_s" of the version. Whoever asked looks at it, and ends
-        the drill with :meth:`end`."""
+        :meth:`Restore.run` does and "image", "time_ns", "age_s" of the version. Whoever asked looks at it,
+        and ends the drill with :meth:`end`; with "checked" a command of a person's says what it is, with
+        "judged" that of the plan."""
         chosen = await self.restore.choose(spec, args.get("version"))
         if args.get("to"):
             to = Path(str(args["to"]))
@@ -118,12 +123,14 @@ class Proof:
                 raise
         # Whoever judges it by a command says what it is afterwards: while that runs it must not count as the
         # newest good one, for which the real one would be thinned (rule 81).
-        if chosen.holder == self.agent.node.name and not args.get("path") and not args.get("judged"):
-            did = f"all {out['files']} files were restored in {out['seconds']:.1f} s and read back"
+        by_command = args.get("judged") or args.get("checked")
+        if chosen.holder == self.agent.node.name and not args.get("path") and not by_command:
+            did = f"{_all_files(out['files'])} restored in {out['seconds']:.1f} s and read back"
             evidence = f"{did}{_also_healed(healed)}, {stamp(time.time_ns())}"
             await self._note(spec, chosen, GOOD, evidence)
         age_s = (time.time_ns() - chosen.at_ns) / 1e9
-        return {**out, "healed": healed, "time_ns": chosen.at_ns, "age_s": age_s}
+        known = {"image": chosen.image.hex(), "time_ns": chosen.at_ns, "age_s": age_s}
+        return {**out, "healed": healed, **known}
 
     async def _heal_for_drill(
         self, spec: ReplicationSet, chosen: Chosen, path: bytes, progress: Progress, error: CrnodeError
@@ -159,11 +166,26 @@ class Proof:
         await self._note(spec, chosen, BAD, evidence)
 
     async def end(self, spec: ReplicationSet, args: Args) -> Args:
-        """Remove what a drill restored into a place of its own."""
-        place = Path(str(args["to"]))
+        """Remove what a drill restored into a place of its own, and keep what a person's "command" said of
+        the "image" by its exit "code": {"verdict", "evidence"} that stand then. One that fails makes the
+        version suspect, no more, for it may have been a mere question; who takes over asks the plan's
+        (rule 80)."""
+        place = Path(str(args.get("to") or ""))
         if place.parent == self._drills():
             await in_thread(lambda: shutil.rmtree(place, ignore_errors=True))
-        return {}
+        if "command" not in args:
+            return {}
+        command, code, when = str(args["command"]), int(args["code"]), stamp(time.time_ns())
+        if code in (0, NOT_FOUND):
+            well = f", and {found_well(command)}" if code == 0 else ""
+            verdict, evidence = GOOD, f"restored and read back{well}, {when}"
+        else:
+            verdict, evidence = SUSPECT, f"{BY_COMMAND}{command}' ended with {code} in a drill, {when}"
+        name = bytes.fromhex(str(args["image"]))
+        verdict, evidence = await self._keep(
+            spec, name, verdict, evidence, reading=True, command=command if code == 0 else None
+        )
+        return {"verdict": VERDICTS[verdict], "evidence": evidence}
 
     async def _held_here(self, spec: ReplicationSet, chosen: Chosen) -> Chosen:
         for image in await self.restore.images(spec, self.agent.node.name):
@@ -225,14 +247,14 @@ class Proof:
         if reading.damaged:
             example = min(reading.damaged).decode("utf-8", "replace")
             return BAD, f"{EVIDENCE}{len(reading.damaged)} files, one is {example}, {when}"
-        did = f"all {reading.files} files were read back from the store{_also_healed(healed)}"
+        did = f"{_all_files(reading.files)} read back from the store{_also_healed(healed)}"
         return GOOD, f"{did}, {when}"
 
     async def _note(
         self, spec: ReplicationSet, chosen: Chosen, verdict: int, evidence: str
     ) -> tuple[int, str]:
-        """Keep what reading found. A version that a command found bad stays bad for that, however it reads:
-        returns what stands."""
+        """Keep what reading found. A version that a command found bad or suspect stays so for that, however
+        it reads: returns what stands."""
         return await self._keep(spec, chosen.image, verdict, evidence, reading=True)
 
     async def note(self, spec: ReplicationSet, image: Image, verdict: int, evidence: str) -> None:
@@ -241,9 +263,17 @@ class Proof:
             await self._keep(spec, image.id, verdict, evidence)
 
     async def _keep(
-        self, spec: ReplicationSet, name: bytes, verdict: int, evidence: str, *, reading: bool = False
+        self,
+        spec: ReplicationSet,
+        name: bytes,
+        verdict: int,
+        evidence: str,
+        *,
+        reading: bool = False,
+        command: str | None = None,
     ) -> tuple[int, str]:
-        """With the version, also for a catalog that is made again."""
+        """With the version, also for a catalog that is made again. `command`: what a person found it well by;
+        that takes back what it said before, or another one of a person's."""
         catalog, store = self.agent.sets.catalogs.get(spec.uuid), self.agent.store
 
         def note() -> tuple[int, str]:
@@ -253,8 +283,10 @@ class Proof:
             if image is None:
                 return verdict, evidence
             said = image.evidence or ""
-            if reading and image.verdict == BAD and said.startswith(BY_COMMAND):
-                return BAD, said
+            judged = said.startswith(BY_COMMAND) or FOUND_WELL in said
+            own = command is not None and (image.verdict == SUSPECT or f"{BY_COMMAND}{command}' " in said)
+            if reading and judged and not own and image.verdict >= verdict:
+                return image.verdict, said
             with catalog.transaction():
                 catalog.set_verdict(image.ordinal, verdict, evidence)
             log_again(store, catalog, image.ordinal)
@@ -263,8 +295,17 @@ class Proof:
         return await self.agent.writer.submit(note)
 
 
+def _all_files(count: int) -> str:
+    return f"all {count} files were" if count != 1 else "its file was"
+
+
 def _also_healed(count: int) -> str:
     return f", {count} objects were healed" if count else ""
+
+
+def found_well(command: str) -> str:
+    """What the evidence of a version says that a command found in order."""
+    return f"{BY_COMMAND}{command}{FOUND_WELL}"
 
 
 class _Reading:
@@ -311,4 +352,4 @@ class _Reading:
         return size
 
 
-__all__ = ["DRILLS", "Proof"]
+__all__ = ["DRILLS", "NOT_FOUND", "Proof", "found_well"]

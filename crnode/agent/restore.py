@@ -213,10 +213,11 @@ class Restore:
             await in_thread(lambda: staging.close(keep))
         files = await in_thread(lambda: sum(1 for e in entries if e.kind == FILE))
         by = f" as {ordered_by} ordered" if ordered_by is not None else ""
+        count = f"{files} file{'' if files == 1 else 's'}"
         if ordered_by is not None or not args.get("look"):
             self.agent.journal.add(
                 "restore",
-                f"Version {chosen.sequence} of {spec.name} was restored to {to}{by}: {files} files.",
+                f"Version {chosen.sequence} of {spec.name} was restored to {to}{by}: {count}.",
                 spec.name,
             )
         out: Args = {

@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crnode.agent.inventory import PROVED
-from crnode.agent.proof import BY_COMMAND, Proof
+from crnode.agent.proof import BY_COMMAND, NOT_FOUND, Proof, found_well
 from crnode.agent.restore import Args
 from crnode.agent.sets import RunningTarget
 from crnode.cluster.document import ReplicationSet
 from crnode.cluster.node_file import ProofPlan
 from crnode.errors import CrnodeError, ExitCode
 from crnode.replicate.receive import stamp
-from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, Image
+from crnode.store.reader import BAD, FUZZY, GOOD, ROLLING, UNTESTED, VERDICTS, Image
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
 
-NOT_FOUND = 127  # a shell's exit code
 LOG_BYTES = 2000  # of what a command printed that a report repeats
 
 
@@ -75,8 +74,7 @@ class Schedule:
             raise CrnodeError(f"There is no whole version of {spec.name} here yet.", "")
         await self._prove(running, self.plan(spec.name), whole[-1], pace)
         image = await self.agent.writer.submit(catalog.image_at, whole[-1].ordinal) or whole[-1]
-        verdict = ("untested", "good", "suspect", "bad")[image.verdict]
-        return {"version": image.sequence, "verdict": verdict, "evidence": image.evidence}
+        return {"version": image.sequence, "verdict": VERDICTS[image.verdict], "evidence": image.evidence}
 
     async def judge(self, running: RunningTarget, image: Image) -> int:
         """Let the plan's command judge a version now; the verdict that stands then. Cancelled, it has said
@@ -171,11 +169,6 @@ class Schedule:
 
     def _tell(self, name: str, image: Image, text: str) -> None:
         self.agent.journal.add("proof", f"Version {image.sequence} of {name} {text}", name)
-
-
-def found_well(command: str) -> str:
-    """What the evidence of a version says that a command found in order."""
-    return f"'{command}' found it well"
 
 
 async def _command(plan: ProofPlan, folder: Path) -> tuple[int, str]:

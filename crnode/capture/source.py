@@ -116,7 +116,7 @@ class SourceSet:
         self._reader: Reader | None = None
         self._selection = Selection(list(spec.include), list(spec.exclude), list(spec.page_files))
         self._loop = asyncio.get_running_loop()
-        self._accept = False
+        self._accepts = self._accepts_done = 0  # how often a person accepted the source as it is
         self._rolling = False
         self._view = 0  # ordinal that captures compare with
         self._staged = False  # whether that is an image in the making
@@ -192,8 +192,13 @@ class SourceSet:
 
     def accept(self) -> None:
         """A person says that the source is right as it is: a new root, or an emptied one (rule 59)."""
-        self._accept = True
+        self._accepts += 1
         self._want_scan("accepted by a person")
+
+    @property
+    def _accept(self) -> bool:
+        """Whether what a person accepted was not yet seen by a whole scan that began after they did."""
+        return self._accepts > self._accepts_done
 
     def _want_scan(self, reason: str, *, beside: bool = False) -> None:
         self._scan_wanted = True
@@ -497,7 +502,7 @@ class SourceSet:
     async def _scan(self) -> None:
         """Compare the whole set with the newest image in a process of its own and capture what differs,
         before anything else is captured."""
-        serving, reason = self._scans_asked, self._scan_reason
+        serving, reason, accepts = self._scans_asked, self._scan_reason, self._accepts
         self._scan_wanted = self._scan_alone = False
         if self._scanning is not None:
             scanning, self._scanning = self._scanning, None
@@ -509,6 +514,8 @@ class SourceSet:
         self._watched_now = False
         await self._cookie()
         await self._scanned(await scan_set(self._scan_request()), serving, reason)
+        if self.state == "ok":
+            self._accepts_done = accepts
 
     async def _scan_beside(self) -> None:
         """The same, while points are taken: a million files take seconds, and a change is not to wait for
@@ -691,5 +698,4 @@ class SourceSet:
                     self._settle.note(path, Change.TREE, self._now())
         if lost:
             self.lost = await self.writer.submit(self.catalog.lost)
-        self._accept = False
         self._set_state("ok")

@@ -13,7 +13,7 @@ import typer
 from crnode.cli.common import Data, Json, ask, interruptible
 from crnode.cli.output import duration, ended, moment, number, print_json, progress, show, size
 from crnode.cli.setup import parse_span
-from crnode.cli.versions import Wanted, chosen_version, split_place
+from crnode.cli.versions import Wanted, chosen_version, counted_files, split_place
 from crnode.errors import CrnodeError, ExitCode
 
 Version = Annotated[
@@ -22,7 +22,7 @@ Version = Annotated[
 At = Annotated[
     str | None, typer.Option(metavar="TIME", help="Then: '2026-11-22 10:30', 'yesterday 14:05'.")
 ]
-NOT_FOUND = 127  # a shell's exit code
+NOT_FOUND = 127  # a shell's exit code: there is no such command
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def verify(
     as_json: Json = False,
 ) -> int:
     """Read a version back from the store of a node that keeps it, and note whether it is good. What is
-    damaged is healed from another node. Exit code 6 when it is bad.
+    damaged is healed from another node. Exit code 6 when it is no good.
     """
     wanted = chosen_version(data, name, version, at, as_json)
     args = {"set": name, "version": wanted.version, "node": node}
@@ -100,16 +100,22 @@ def drill(
             )
         return _now(data, name, as_json) if planned else _plan(data, name, str(every), run, as_json)
     wanted = chosen_version(data, name, version, at, as_json)
-    args = {"set": name, "path": path, "version": wanted.version, "to": to}
+    args = {"set": name, "path": path, "version": wanted.version, "to": to, "checked": run}
     with interruptible():  # whatever ends this, what was restored is removed again
         with progress(f"Restoring {place} for a drill", as_json) as report:
             answer = ask(data, "drill", {k: v for k, v in args.items() if v is not None}, report, None)
+        ended_with: dict[str, Any] = {}
         try:
             if run is not None:
                 answer |= _checked(run, str(answer["to"]))
+                if path is None:  # of a part, nothing is said of the version
+                    code = answer["command_code"]
+                    ended_with = {"image": answer["image"], "command": run, "code": code}
         finally:
             if to is None:
-                ask(data, "drill.end", {"set": name, "to": answer["to"]})
+                ended_with["to"] = answer["to"]
+            if ended_with:
+                answer |= ask(data, "drill.end", {"set": name, **ended_with})
     if answer.get("command_code") == NOT_FOUND:
         raise CrnodeError(
             f"There is no such command: '{run}'.",
@@ -177,7 +183,7 @@ def _show(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     seconds = max(float(answer["seconds"]), 0.001)
     show(
         f"Version {answer['version']} of {place}, of {moment(answer['time_ns'])}{wanted.said}, was restored"
-        f" from {answer['from']} in {duration(answer['seconds'])}: {number(answer['files'])} files,"
+        f" from {answer['from']} in {duration(answer['seconds'])}: {counted_files(answer['files'])},"
         f" {size(answer['bytes'])} ({size(int(answer['bytes'] / seconds))} a second)."
     )
     if answer.get("healed"):
@@ -185,7 +191,9 @@ def _show(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     proven = "; their digest is that of the version" if answer.get("digest_ok") else ""
     show(f"All of them were read back and are as they were captured{proven}.")
     if "command" in answer:
-        took, judged = duration(answer["command_seconds"]), "good" if answer["good"] else "no good"
-        code = answer["command_code"]
-        show(f"'{answer['command']}' ended with {code} after {took}: the version is {judged}.")
+        took, code = duration(answer["command_seconds"]), answer["command_code"]
+        judged = f"the version is {answer['verdict']}" if "verdict" in answer else "this part is " + (
+            "good" if answer["good"] else "no good"
+        )
+        show(f"'{answer['command']}' ended with {code} after {took}: {judged}.")
     show(f"It is in {answer['to']}." if answer["kept"] else "What was restored is removed again.")

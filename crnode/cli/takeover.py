@@ -261,7 +261,9 @@ def _show_all(item: dict[str, Any]) -> None:
         ("command that moves the address", item["address_hook"] or None),
         ("command that switches off", item["fence_hook"] or None),
         ("watchdog", item["watchdog"] or None),
+        ("/active is answered on port", item["active_port"]),
         ("has to be reached", item["veto"] or None),
+        ("goes back by itself at most", duration(item["max_loss_s"])),
         ("hands back by itself", duration(item["failback_s"]) if item["failback_s"] is not None else "no"),
     ]
     show(table("Taking over", ("what", "as it was said"), rows))

@@ -80,7 +80,8 @@ def _examples(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _files(count: int) -> str:
+def counted_files(count: int) -> str:
+    """'1 file', '2 files'."""
     return f"{number(count)} file{'' if count == 1 else 's'}"
 
 
@@ -308,7 +309,7 @@ def restore(
         took = duration(answer.get("seconds"))
         of = moment(answer.get("time_ns"))
         version = f"Version {answer['version']} of {of}{wanted.said}: " if "version" in answer else ""
-        what = f"{_files(answer['files'])}, {size(answer['bytes'])}"
+        what = f"{counted_files(answer['files'])}, {size(answer['bytes'])}"
         show(f"{version}{what}, written to {answer['to']} in {took}.")
     return int(ExitCode.BEHIND if answer.get("skipped") else ExitCode.OK)
 

@@ -22,6 +22,7 @@ CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
 NO_IMAGE = bytes(32)
 STAGING, COMPLETE = 0, 1
 UNTESTED, GOOD, SUSPECT, BAD = 0, 1, 2, 3  # verdicts
+VERDICTS = ("untested", "good", "suspect", "bad")
 SPOOL_GIVEN_UP = "spool-given-up"  # meta key of a source: nothing of its chunks has to be kept (rule 40)
 BUSY_MS = 250  # for a lock of another program, where the writer thread, and so every set, waits with it
 MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)

@@ -85,7 +85,7 @@ def test_a_tree_that_is_encrypted_is_held_and_rolled_back(office: Office) -> Non
 
     wait_for(is_durable)  # also what was shown right before it was held
     shown = [path.read_bytes() for path in office.live.rglob("letter*")]
-    assert sum(data in before.values() for data in shown) >= FILES * 0.6  # not many came through before
+    assert sum(data in before.values() for data in shown) >= FILES * 0.45  # at most the share came through
 
     code, answer = brake(office.shop1)
     assert code == ExitCode.BEHIND and answer["targets"][0]["held"]["why"] == found["why"]
@@ -102,7 +102,8 @@ def test_a_tree_that_is_encrypted_is_held_and_rolled_back(office: Office) -> Non
     assert not (office.live / "more").exists() and office.held()
     kept = office.shop1.call("versions", {"set": "docs"})["versions"]
     (pin,) = (v for v in kept if (v["name"] or "").startswith("before the mass change of"))
-    assert pin["number"] == found["before"]
+    assert pin["number"] == found["before"] and pin["verdict"] != "suspect"
+    assert kept[-1]["verdict"] == "suspect" and found["why"] in kept[-1]["evidence"]
     assert kept[-1]["number"] > found["sequence"]  # what came is received all the same
 
     code, answer = brake(office.shop1, "--roll-back")
@@ -129,6 +130,7 @@ def test_half_of_a_tree_that_is_deleted_is_held_and_accepted(office: Office) -> 
         (office.source / f"new {number}").write_bytes(text(number))
     wait_for(office.same)
     assert office.held() is None
+    assert "suspect" not in [v["verdict"] for v in office.shop1.call("versions", {"set": "docs"})["versions"]]
     assert brake(office.shop1, "--accept")[0] == ExitCode.REFUSED  # there is nothing to accept
 
 

@@ -607,7 +607,7 @@ def test_a_source_whose_folders_nobody_knows_any_more_captures_none_that_is_empt
                 spec, made, store, writer, commit, cookie_dir=tmp_path / "cookies", seed=7,
                 now_ns=lambda: 10**18, on_point=lambda _: None, journal=lambda *_: None,
             )  # fmt: skip
-            source._accept = accept
+            source._accepts = int(accept)
             assert await source._open_roots() == (source.state != "root missing")
             await source._close_session()
             source._thread.shutdown()

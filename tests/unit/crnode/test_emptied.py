@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,40 @@ def test_a_consent_to_an_emptied_set_is_not_kept_for_the_next_time(
         await asyncio.sleep(2)
         newest = here.catalog.newest()
         assert newest is not None and newest.entries > 1
+
+    capturing(tmp_path / "place", root, 0.1, work)
+
+
+def test_a_consent_given_while_a_point_is_being_taken_counts_for_the_next_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore back to an empty beginning gives it while its deletions are captured: lost with that point,
+    it waited for a person until its time was over."""
+    root = _made(tmp_path)
+
+    async def work(here: Capturing) -> None:
+        source = here.source
+        real = source.commit.finish
+        met: list[int] = []
+
+        def finish(*args: Any) -> Any:
+            out = real(*args)
+            if not met:
+                met.append(1)
+                _empty(root)
+                source._loop.call_soon_threadsafe(source.accept)
+                time.sleep(0.2)
+            return out
+
+        monkeypatch.setattr(source.commit, "finish", finish)
+        (root / "f0").write_bytes(b"changed")
+
+        def is_empty() -> bool:
+            newest = here.catalog.newest()
+            return newest is not None and newest.entries == 1
+
+        assert await until(is_empty), (source.state, source.detail)
+        assert met and source.state == "ok"
 
     capturing(tmp_path / "place", root, 0.1, work)
 
