@@ -107,7 +107,8 @@ class Groups:
             left = max(1.0, seconds - (time.monotonic() - begun))
             try:
                 if node == self.agent.node.name:
-                    answer = await asyncio.wait_for(self._settle(node, question), left)
+                    async with asyncio.timeout(left):
+                        answer = await self._settle(node, question)
                 else:
                     answer = await self._forward(node, "settle", question, left)
             except TimeoutError:

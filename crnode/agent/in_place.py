@@ -192,10 +192,11 @@ class InPlace:
         }
         async with self.restore.held(spec, chosen):
             planned = await self._plan(running, chosen, path)
-            if args.get("plan"):
-                return out | _described(planned.plan)
-            self._check_privileges(spec, planned.plan, ordered_by)
+            if not args.get("plan"):
+                self._check_privileges(spec, planned.plan, ordered_by)
             planned, spared = await self._spare(running, planned)
+            if args.get("plan"):
+                return out | _described(planned.plan) | {"skipped": _skipped(spared)}
             if planned.plan and source.state != "emptied":  # that is less than a version
                 out["kept"] = await self._keep(running, planned, progress)
             done = await self._apply(running, planned, progress)
@@ -219,10 +220,7 @@ class InPlace:
             "removed": done.removed,
             "bytes": done.bytes,
             "fetched": done.fetched,
-            "skipped": [
-                {"path": os.fsdecode(p), "reason": reason}
-                for p, reason in sorted(done.skipped.items())[:SHOWN_MOST]
-            ],
+            "skipped": _skipped(done.skipped),
             "verified": not done.skipped,
         }
 
@@ -524,6 +522,11 @@ class InPlace:
             return wrong
 
         return await in_thread(look)
+
+
+def _skipped(left: Mapping[bytes, str]) -> list[Args]:
+    """What is left as it is, and why, for people."""
+    return [{"path": os.fsdecode(p), "reason": reason} for p, reason in sorted(left.items())[:SHOWN_MOST]]
 
 
 def _described(plan: Plan) -> Args:

@@ -316,7 +316,7 @@ def restore(
 
 def _show_plan(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     said = f"To be as in version {answer['version']}{wanted.said}, {place} needs"
-    if not answer["written"] and not answer["removed"]:
+    if not answer["written"] and not answer["removed"] and not answer["skipped"]:
         show(f"{said} no change.")
         return
     rows = [(item["change"], item["path"]) for item in answer["paths"]]
@@ -325,6 +325,7 @@ def _show_plan(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     show(table(title, ("change", "path"), rows, ""))
     if len(rows) < answer["written"] + answer["removed"]:
         show(f"The first {len(rows)} are shown.")
+    _show_skipped("Would be left as they are", answer)
 
 
 def _show_in_place(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
@@ -339,6 +340,10 @@ def _show_in_place(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     )
     if kept := answer.get("kept"):
         show(f"What was there is version {kept['version']}, kept as '{kept['name']}'.")
+    _show_skipped("Left as they are", answer)
+
+
+def _show_skipped(title: str, answer: dict[str, Any]) -> None:
     if answer["skipped"]:
         rows = [(item["path"], item["reason"]) for item in answer["skipped"]]
-        show(table("Left as they are", ("path", "reason"), rows, ""))
+        show(table(title, ("path", "reason"), rows, ""))

@@ -134,7 +134,8 @@ class Foreground:
         if self._process is not None and self._process.returncode is None:
             signal_group(self._process, signal.Signals[f"SIG{self.spec.stop_signal}"])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._process.wait()
         self.kill()
         gone = await _until(self.is_gone, KILLED_SECONDS)
         if gone and self._group is not None:
@@ -238,7 +239,8 @@ class Commands:
         except (OSError, subprocess.SubprocessError) as error:
             return str(getattr(error, "strerror", None) or error)
         try:
-            code = await asyncio.wait_for(process.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                code = await process.wait()
         except TimeoutError:
             signal_group(process, signal.SIGKILL)
             await process.wait()

@@ -443,8 +443,10 @@ class TargetSet:
         if not self.status.held:  # nothing was begun that has to be looked at anew
             self._tree = None
         await self._announce()
+        # Not wait_for: in Python 3.11 it swallows a cancellation that comes as it is woken.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._told.wait(), RETRY_SECONDS)
+            async with asyncio.timeout(RETRY_SECONDS):
+                await self._told.wait()
         self._told.clear()
         self._wake.set()
 
