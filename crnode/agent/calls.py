@@ -24,6 +24,7 @@ from crnode.agent.in_place import InPlace
 from crnode.agent.looking import Looking
 from crnode.agent.maintenance import Maintenance
 from crnode.agent.moving import Moving
+from crnode.agent.past import past
 from crnode.agent.proof import Proof
 from crnode.agent.restore import Restore
 from crnode.agent.schedule import Schedule
@@ -44,10 +45,8 @@ from crnode.cluster.node_file import ProofPlan
 from crnode.errors import CrnodeError, ExitCode
 from crnode.net.peer import PeerClosed
 from crnode.replicate.brake import Held, held
-from crnode.store.catalog import Catalog
 from crnode.store.reader import BAD, FUZZY, ROLLING, SUSPECT, VERDICTS, Image
 from crnode.versions.retention import Ladder, candidates, ladder_of, plan, retain
-from crproto.entries import Entry
 
 if TYPE_CHECKING:
     from crnode.agent.node import Agent
@@ -574,22 +573,17 @@ class Calls:
                     for row, image in zip(rows, images, strict=True):
                         row["members"] = json.loads(catalog.meta(f"members/{image.ordinal}") or b"{}")
                 return rows
-            rows = []
-            for born, died, entry in lives(catalog):
-                at = next((i for i in images if born <= i.ordinal < died), None)
-                if at is not None:
-                    rows.append(
-                        {**_version(at, why.get(at.ordinal, ""), self.agent.node.name), "size": entry.size}
-                    )
-            return rows
+            return [
+                {**_version(image, why.get(image.ordinal, ""), self.agent.node.name), **row}
+                for image, row in past(self.agent, spec, catalog, wanted, images)
+            ]
 
-        def lives(catalog: Catalog) -> list[tuple[int, int, Entry]]:
-            return catalog.history(str(path).encode("utf-8", "surrogateescape").strip(b"/"))
+        wanted = str(path or "").encode("utf-8", "surrogateescape").strip(b"/")
 
         def answer() -> Args:
             out: Args = {"versions": look()}
             if path is not None:  # a path that was deleted is known, one that never was is not
-                out |= {"any": catalog.newest() is not None, "known": bool(lives(catalog))}
+                out |= {"any": catalog.newest() is not None, "known": bool(catalog.history(wanted))}
             return out
 
         return await self.agent.writer.submit(answer)

@@ -101,7 +101,8 @@ def versions(
     path: Annotated[
         str | None,
         typer.Argument(
-            help="Only versions in which this path changed: a file, or a folder itself (not what lies below)."
+            help="What became of this path, and by which source: a file, or a folder itself (not what lies"
+            " below)."
         ),
     ] = None,
     plan: Annotated[
@@ -131,6 +132,9 @@ def versions(
     if plan:
         _show_plan_of_versions(name, answer["versions"])
         return
+    if path is not None:
+        _show_past(path, answer["versions"])
+        return
     grouped = any("members" in item for item in answer["versions"])
     rows = [
         (
@@ -147,10 +151,32 @@ def versions(
         )
         for item in answer["versions"]
     ]
-    empty = "There are no versions yet." if path is None else "No version that is kept has it."
+    empty = "There are no versions yet."
     columns: tuple[str, ...] = ("version", "time", "entries", "size", "quality", "verdict")
     columns += ("name", "kept because", "node", *(["made of"] if grouped else []))
     show(table(f"Versions of {name}", columns, rows, empty))
+
+
+def _show_past(path: str, rows: list[dict[str, Any]]) -> None:
+    """What became of a path, from version to version."""
+    grouped = any(item.get("member") for item in rows)
+    shown = [
+        (
+            item["number"],
+            moment(item.get("time_ns")),
+            item["change"] + (f": {', '.join(item['what'])}" if item["what"] else ""),
+            size(item["size"]) if item["kind"] == "file" else item["kind"],
+            moment(item["mtime_ns"]),
+            item["source"],
+            *([item["member"]] if grouped else []),
+            item["last"],
+            item.get("node"),
+        )
+        for item in rows
+    ]
+    columns: tuple[str, ...] = ("version", "time", "change", "size", "modified", "by")
+    columns += (*(["set"] if grouped else []), "up to version", "kept at")
+    show(table(f"What became of {path}", columns, shown, "No version that is kept has it."))
 
 
 def _made_of(members: dict[str, list[int]]) -> str | None:

@@ -281,7 +281,10 @@ def test_versions_of_a_path_that_never_was_are_a_usage_error(cluster: Cluster, t
         assert never.returncode == ExitCode.USAGE and "'never/was'" in never.stderr
         assert "no versions yet" not in never.stdout
         gone = json.loads(crnode("versions", "docs", "a", *at, "--json").stdout)["versions"]
-        assert [v["size"] for v in gone] == [5]  # it was deleted, and comes back from the version that had it
+        # It was deleted, and comes back from the version that had it.
+        assert [(v["change"], v["size"], v["source"]) for v in gone] == [
+            ("added", 5, "shop1"), ("deleted", None, "shop1"),
+        ]  # fmt: skip
         crnode("restore", "docs:a", "--version", str(gone[0]["number"]), "--to", f"{at[1]}-back", *at)
         assert len(json.loads(crnode("versions", "docs", "/", *at, "--json").stdout)["versions"]) == 2
     cluster.nodes["box2"].kill()

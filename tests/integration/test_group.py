@@ -114,10 +114,20 @@ def test_two_sources_come_together_and_a_path_of_both_shows_the_newer_and_loses_
     assert (to / "shared/plan").read_text() == "of anna" and (to / "figures").read_text() == "1 2 3"
 
     # The newer one goes: the other is shown again, and nothing is hidden.
+    time.sleep(1.1)  # what is followed by a quiet second is kept
     (studio.ben / "shared" / "plan").unlink()
     studio.cluster.sync("project")
     assert (studio.workspace / "shared/plan").read_text() == "of anna"
     assert studio.conflicts() == {} and studio.shown() == tree(studio.anna, studio.ben)
+
+    # And whose each was.
+    past = studio.one.call("versions", {"set": "project", "path": "shared/plan"})["versions"]
+    assert [(row["change"], row["member"], row["source"]) for row in past] == [
+        (past[0]["change"], "anna", "one"), ("changed", "ben", "two"), ("changed", "anna", "one"),
+    ]  # fmt: skip
+    assert past[0]["change"] in ("added", "older")  # the first version may have been of one of them only
+    said = crnode("versions", "project", "shared/plan", "--data", str(studio.box.data)).stdout
+    assert "changed: content" in said and "SET" in said
 
 
 def test_names_that_change_their_kind_in_one_of_them(studio: Studio) -> None:

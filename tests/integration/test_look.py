@@ -86,6 +86,18 @@ def test_versions_are_looked_at(history: tuple[Cluster, list[int]], tmp_path: Pa
     assert cat("docs:folder/Invoice 1.txt", "--version", str(two)) == b"one, corrected"
     assert cat("docs:stays") == (tmp_path / "source" / "stays").read_bytes()
 
+    past = ask(box2, "versions", "docs", "folder/Invoice 1.txt")["versions"]
+    mine = [item for item in past if item["node"] == "box2"]
+    assert [(i["number"], i["change"], i["what"], i["size"], i["source"], i["last"]) for i in mine] == [
+        (one, "added", [], 3, "shop1", one),
+        (two, "changed", ["content"], 14, "shop1", two),
+        (three, "deleted", [], None, "shop1", three),
+    ]
+    (whole, kept) = [i for i in ask(shop1, "versions", "docs", "stays")["versions"] if i["node"] == "box2"]
+    assert (whole["last"], kept["change"], kept["what"]) == (two, "attributes", ["mode"])
+    text = crnode("versions", "docs", "stays", "--data", str(shop1.data)).stdout
+    assert "attributes: mode" in text and "UP TO VERSION" in text and "shop1" in text
+
     changes = ask(shop1, "diff", "docs", str(one), str(three))
     assert {(item["what"], item["path"].encode(errors="surrogateescape")) for item in changes["rows"]} == {
         ("deleted", b"folder/Invoice 1.txt"),

@@ -19,6 +19,10 @@ TARGET = {
     "behind_bytes": 4096,
     "reason": "slow\x1b",
 }
+PAST = {  # what is said of a path in a version besides
+    "change": "changed", "what": ["content"], "kind": "file", "size": 4, "mtime_ns": 5, "source": "box2",
+    "member": None, "last": 7, "node": "box2",
+}  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
     "status": {
         "cluster": {"name": "shop", "id": "ab", "version": [1, 0, 1]},
@@ -69,6 +73,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
                 "bytes": 9,
                 "quality": "clean",
                 "verdict": "good",
+                **PAST,
             },
             {
                 "number": 7,
@@ -77,6 +82,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
                 "bytes": 9,
                 "quality": "clean",
                 "verdict": "bad",
+                **PAST,
             },
         ]
     },
@@ -273,7 +279,7 @@ ASKING: list[tuple[list[str], str, dict[str, Any], str]] = [
         "crnode join crnode1-ABC",
     ),
     (["sync", "web", "--timeout", "9"], "sync", {"set": "web", "timeout_s": 9.0}, "in sync"),
-    (["versions", "web", "a/b"], "versions", {"set": "web", "path": "a/b"}, "good"),
+    (["versions", "web", "a/b"], "versions", {"set": "web", "path": "a/b"}, "changed: content"),
     (
         ["restore", "web:a/b", "--version", "3", "--to", "/tmp/x", "--node", "box2"],
         "restore",
