@@ -178,6 +178,8 @@ class _Walk:
             return None
         here = self.old[self.index]
         after = self.old[self.index + 1] if self.index + 1 < len(self.old) else None
+        if after is not None and not after.hashes:
+            after = None  # a hole, of any length: it says nothing, and what is there now is not read for it
         if not here.hashes or self.at + here.length > self.size:
             return None
         wanted = min(here.length + (after.length if after is not None else 0), self.size - self.at)
@@ -185,7 +187,7 @@ class _Walk:
         if len(view) < wanted:
             return None  # it shrank meanwhile: cutting finds the end
         stands = self.at + here.length == self.size or self._block(here, -1, view)
-        if not stands and after is not None and after.hashes:
+        if not stands and after is not None:
             rest = view[here.length :]
             stands = self._block(after, 0, rest) or self._block(after, -1, rest)
         if not stands:

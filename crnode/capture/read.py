@@ -282,16 +282,18 @@ class PathReader:
             try:
                 info = os.fstat(fd)
                 extra = read_extra(fd, info, None)
+                with os.scandir(fd) as listing:  # where it cannot be listed, somebody has to know
+                    next(listing, None)
             finally:
                 os.close(fd)
-            return Taken(_entry(path, DIRECTORY, info, 0, None, 0, extra), _print(info))
+            return Taken(_entry(path, DIRECTORY, info, 0, None, 0, extra), fingerprint_of(info))
         if stat.S_ISLNK(info.st_mode):
             head, _, name = below.rpartition(b"/")
             target = os.readlink(name, dir_fd=self._open_parent(path[: len(path) - len(name)], root_fd, head))
             if len(target) > 4095:
                 raise Unreadable("the link's target is longer than 4095 bytes")
             extra = Extra(target, link=self._link(path, info))
-            return Taken(_entry(path, SYMLINK, info, 0, None, 0, extra, mode=0o777), _print(info))
+            return Taken(_entry(path, SYMLINK, info, 0, None, 0, extra, mode=0o777), fingerprint_of(info))
         raise Unreadable(f"a {_kind(info.st_mode)} is not replicated")
 
     def _device(self, root_fd: int) -> int:
@@ -363,7 +365,8 @@ class PathReader:
             fresh.hold(named[0], data, self._most, self.spill)
         elif trial is not None:
             _merge(fresh, trial)
-        return Taken(_entry(path, FILE, before, before.st_size, named[0], named[1], extra), _print(before))
+        entry = _entry(path, FILE, before, before.st_size, named[0], named[1], extra)
+        return Taken(entry, fingerprint_of(before))
 
     @property
     def _most(self) -> int:
@@ -398,19 +401,16 @@ class PathReader:
         number = chunking.choose_cutter(size, pages=self.pages(path), previous=previous)
         builder = content.RecipeBuilder(number)
         sink = _Sink(trial, self._most, self.spill, builder)
-        total = 0
-        for _, length, view in chunking.cut_stream(
-            lambda at, n: memoryview(os.pread(fd, min(n, size - at), at)),
-            size,
-            chunking.make_cutter(number),
-        ):
-            sink.add(length, chunk_id(view), block_hashes(view, self.seed), view)
-            total += length
+        if _sparse(info):
+            self._sparse_file(fd, size, number, sink)
+        else:
+            self._cut(fd, 0, size, number, sink)
+        total = sink.total
         named: tuple[bytes | None, int] = sink.finish() if total else (None, 0)
         _merge(fresh, trial)
         entry = _entry(path, FILE, info, total, named[0], named[1], read_extra(fd, info, link, fuzzy=True))
         # A fingerprint that matches nothing: the next scan reads this file again.
-        return Taken(entry, _print(info)._replace(ctime_ns=0))
+        return Taken(entry, fingerprint_of(info)._replace(ctime_ns=0))
 
     def _large(
         self, path: bytes, fd: int, info: os.stat_result, old: Entry | None, fresh: Fresh, *, twice: bool
@@ -681,11 +681,7 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
         at = end
 
 
-def _print(info: os.stat_result) -> Fingerprint:
-    return Fingerprint(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-
-
-fingerprint_of = _print
+fingerprint_of = Fingerprint.of
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:

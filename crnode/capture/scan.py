@@ -69,7 +69,15 @@ def _below(
         known = catalog.names(path, ordinal)
         subdirectories: list[bytes] = []
         with os.scandir(fd) as listing:
-            for item in listing:
+            while True:
+                try:
+                    item = next(listing, None)
+                except OSError:  # a damaged folder: what was in it is not known to be gone
+                    yield path
+                    known = {}
+                    break
+                if item is None:
+                    break
                 name = os.fsencode(item.name)
                 child = join(path, name)
                 try:
@@ -110,11 +118,12 @@ def _kind(mode: int) -> int:
 
 
 def _differs(info: os.stat_result, known: Fingerprint | None) -> bool:
+    here = Fingerprint.of(info)
     return known is None or (
-        known.ino != info.st_ino
-        or known.ctime_ns != info.st_ctime_ns
-        or known.mtime_ns != info.st_mtime_ns
-        or (not stat.S_ISDIR(info.st_mode) and known.size != info.st_size)
+        known.ino != here.ino
+        or known.ctime_ns != here.ctime_ns
+        or known.mtime_ns != here.mtime_ns
+        or (not stat.S_ISDIR(info.st_mode) and known.size != here.size)
     )
 
 

@@ -222,6 +222,12 @@ class TargetCommit:
                 "base", "the difference is against an image that is not the newest here", retry=True
             )
 
+    def drop_staged(self) -> None:
+        """Forget what came of an image that is not whole: the next try begins anew."""
+        if (staging := self.catalog.staging()) is not None:
+            with self.catalog.transaction():
+                self.catalog.undo(staging.ordinal)
+
     def add(self, incoming: Incoming, changed: Iterable[Entry], removed: Iterable[bytes]) -> None:
         """Take a part of the difference."""
         for path in removed:

@@ -22,6 +22,8 @@ Run = Callable[[Callable[[], T]], Awaitable[T]]
 RANGE_ENTRIES = 256  # entries of ours between two borders
 RANGES = 4000  # borders of one question
 LISTED = 4000  # items of one answer
+TOLD_BYTES = 700 << 10  # of paths in one question or answer, about: long ones fill a message before so many
+ITEM_BYTES = 48  # of a digest, and of what msgpack puts around it and the path
 
 Key = tuple[bytes, bytes]
 
@@ -43,10 +45,12 @@ def listing(
 ) -> tuple[list[tuple[bytes, bytes]], bool]:
     """(path, entry digest) of a range, at most LISTED, and whether that was all: the answer to List."""
     out: list[tuple[bytes, bytes]] = []
+    size = 0
     for entry in reader.in_key_order(ordinal, low, high):
-        if len(out) == LISTED:
+        if len(out) == LISTED or size > TOLD_BYTES:
             return out, False
         out.append((entry.path, entry_digest(entry_bytes(entry))))
+        size += len(entry.path) + ITEM_BYTES
     return out, True
 
 
@@ -58,17 +62,17 @@ async def difference(
     changed: list[bytes] = []
     removed: list[bytes] = []
     number = 0
-    for at in range(0, max(len(borders), 1), RANGES):
+    for at, to in _questions(borders):
         # Each further question begins at the border where the one before ended; its first range was compared
         # already.
-        here = borders[max(at - 1, 0) : at + RANGES]
+        here = borders[max(at - 1, 0) : to]
         ours = await _run(run, lambda h=here: ranges(reader, ordinal, h))  # type: ignore[misc]
         number += 1
         answer = await ask(Compare(number, tuple(here)))
         assert isinstance(answer, Compared)
         lows: list[Key] = [(b"", b""), *here]
         highs: list[Key | None] = [*here, None]
-        more = at + RANGES < len(borders)
+        more = to < len(borders)
         for low, high, mine, theirs in zip(lows, highs, ours, answer.ranges, strict=True):
             if (at and low == (b"", b"")) or (high is None and more) or mine == theirs:
                 continue
@@ -111,6 +115,17 @@ async def _list(
 
 async def _run(run: Run[object], work: Callable[[], T]) -> T:
     return await run(work)  # type: ignore[return-value]
+
+
+def _questions(borders: Sequence[Key]) -> Iterator[tuple[int, int]]:
+    """From which border to which each question goes, so that each fits in a message."""
+    at = size = 0
+    for to, border in enumerate(borders):
+        if to - at == RANGES or size > TOLD_BYTES:
+            yield at, to
+            at, size = to, 0
+        size += sum(map(len, border)) + ITEM_BYTES
+    yield at, len(borders)
 
 
 def _borders(reader: Reader, ordinal: int) -> list[Key]:

@@ -607,7 +607,7 @@ class LiveTree:
         """Whether this is the file that we left at `path`, and all of its bytes are what one of `versions`
         has at their place: a change in place was cut off, and nobody's bytes are in it."""
         known = self._known(path)
-        if not self._again or known is None or (info.st_dev, info.st_ino) != (known.dev, known.ino):
+        if not self._again or known is None or Fingerprint.of(info)[:2] != (known.dev, known.ino):
             return False
         named: dict[tuple[bytes, int], int] = {}
         for version in versions:

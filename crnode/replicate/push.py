@@ -27,7 +27,7 @@ from crnode.capture.source import SourceSet
 from crnode.errors import CrnodeError
 from crnode.net.peer import Peer, PeerClosed
 from crnode.replicate import compare
-from crnode.replicate.commit import COMPARED
+from crnode.replicate.commit import COMPARED, SPILL_ENTRIES
 from crnode.replicate.difference import (
     Abandoned,
     ObjectReader,
@@ -71,6 +71,7 @@ OFFER_ENTRIES = 64
 AHEAD_BYTES = 32 << 20  # of chunks that wait to go ahead, to one target
 IDS_PER_OFFER = 4096
 RETRY_FIRST, RETRY_MOST = 0.25, 10.0  # seconds between attempts to reach the target
+DIGEST_WAIT = 1.0  # seconds before an image that did not add up is sent again
 REFUSED_WAIT = 5.0  # seconds before a refused image is tried again
 CURSOR_SECONDS = 0.05  # a cursor is saved this long after the acknowledgement that moved it
 SPOOL_AFTER = 2  # abandoned images after which new bytes are spooled (rule 55)
@@ -227,7 +228,8 @@ class Push:
         except PeerClosed as error:
             self._down("offline" if error.code in ("lost", "", "shutdown") else "refused", str(error))
         except Restart as reason:
-            self.state, self.reason = "behind", str(reason)
+            if self.state != "full":
+                self.state, self.reason = "behind", str(reason)
         finally:
             listener.cancel()
             await asyncio.wait([listener])
@@ -314,7 +316,7 @@ class Push:
             self.state, self.reason = "waiting", "The set is being captured."
         while self.source.newest is None:
             await self._wait_news(peer)
-        if not state.problem:
+        if not state.problem and self.state != "full":
             self.state, self.reason = "behind", ""
         if self._reader is None:
             self._reader = await self._in_thread(self.source.catalog.reader)
@@ -430,6 +432,8 @@ class Push:
             and point.image.id == image.id
             and point.fresh is not None
             and point.base == (old_id or bytes(32))
+            # More would be staged on the way, and resumed in the order of the catalog.
+            and len(point.changed) + len(point.removed) <= SPILL_ENTRIES
         )
         if staged is not None and staged[0] == image.id:
             resume = staged[1] or None
@@ -538,11 +542,10 @@ class Push:
     async def _refused(self, answer: Refused) -> None:
         self._down("full" if answer.code == "full" else "refused", answer.text)
         self.reachable = True
-        if answer.code in ("base", "resume", "digest"):
+        if answer.code in ("base", "resume"):
             raise Restart(answer.text)
-        await asyncio.sleep(REFUSED_WAIT)
-        if answer.code != "full":
-            raise Restart(answer.text)
+        await asyncio.sleep(DIGEST_WAIT if answer.code == "digest" else REFUSED_WAIT)
+        raise Restart(answer.text)  # it says then what it staged of it: the rest follows, not the whole again
 
     async def _send_missing(
         self, peer: Peer, image: Image, base: int, missing: set[bytes], objects: ObjectReader

@@ -335,6 +335,9 @@ class TargetSet:
         try:
             missing = await self.writer.submit(self._finish, slot, message.id)
         except Refusal as refusal:
+            if refusal.code == "digest":  # gone on with, it would be refused for ever
+                slot.incoming = None
+                await self.writer.submit(self.commit.drop_staged)
             if slot.told != slot.begun:
                 await self._refuse(peer, slot, message, refusal)
             slot.refusal = None

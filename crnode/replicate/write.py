@@ -496,7 +496,7 @@ def _try(action: Callable[[], None], notes: list[str], name: bytes) -> None:
 
 def fingerprint(info: os.stat_result) -> Fingerprint:
     """The fingerprint of what stat(2) said."""
-    return Fingerprint(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    return Fingerprint.of(info)
 
 
 def loaded(

@@ -306,9 +306,11 @@ class Catalog(Reader):
     def undo(self, ordinal: int) -> None:
         """Drop everything staged under `ordinal`."""
         self._db.execute("DELETE FROM entry WHERE born=?", (ordinal,))
-        self._db.execute("UPDATE entry SET died=? WHERE died=?", (OPEN, ordinal))
+        # The last condition adds nothing but the index of the rows that ended: without it all are read.
+        self._db.execute(f"UPDATE entry SET died=? WHERE died=? AND died<{OPEN}", (OPEN, ordinal))
         self._db.execute("DELETE FROM image WHERE ordinal=? AND state=0", (ordinal,))
         self.set_meta("staged", None)
+        self.set_meta("resume", None)  # another image may be the next one that is staged
 
     # -- fingerprints, blocks, problems
 

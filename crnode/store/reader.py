@@ -7,6 +7,7 @@ already."""
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -24,6 +25,7 @@ STAGING, COMPLETE = 0, 1
 UNTESTED, GOOD, SUSPECT, BAD = 0, 1, 2, 3  # verdicts
 VERDICTS = ("untested", "good", "suspect", "bad")
 SPOOL_GIVEN_UP = "spool-given-up"  # meta key of a source: nothing of its chunks has to be kept (rule 40)
+KEY_PAGE = 1000  # names of a folder that are read in one go
 BUSY_MS = 250  # for a lock of another program, where the writer thread, and so every set, waits with it
 MINIMUM_SQLITE = (3, 51, 3)  # older ones have the WAL-reset bug (rule 36)
 
@@ -55,6 +57,11 @@ class Image(NamedTuple):
     manifest: _Bytes | None
 
 
+def signed(number: int) -> int:
+    """The same 64 bits as a signed number."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 class Fingerprint(NamedTuple):
     """What stat(2) said of the file that an entry came from: the answer to "is it still that file?"."""
 
@@ -63,6 +70,14 @@ class Fingerprint(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
+
+    @classmethod
+    def of(cls, info: os.stat_result) -> Fingerprint:
+        """That of what stat(2) said. Numbers are kept as SQLite can: an inode of 2^63 or more, as file
+        systems that hash a name into it have, wraps around."""
+        return cls(
+            info.st_dev, signed(info.st_ino), info.st_size, signed(info.st_mtime_ns), signed(info.st_ctime_ns)
+        )
 
 
 class Live(NamedTuple):
@@ -301,7 +316,7 @@ class Reader:
         rename."""
         rows = self._db.execute(
             "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=? LIMIT ?",
-            (ino, dev, limit),
+            (signed(ino), dev, limit),
         )
         return [join(row[0], row[1]) for row in _rows(rows)]
 
@@ -445,17 +460,22 @@ class Reader:
             (low[0], high[0] if high else None),
         ).fetchall()
         for number, directory in _rows(dirs):
-            # Only names of the range: a folder of a million has thousands of ranges.
+            # Only names of the range, and some at a time: a folder of a million has thousands of ranges.
             first = low[1] if directory == low[0] else b""
             end = high[1] if high is not None and directory == high[0] else None
-            rows = self._db.execute(
-                f"SELECT e.name,{ENTRY} FROM entry e {NAMES}"
-                " WHERE e.dir=?1 AND e.name>=?2 AND (?3 IS NULL OR e.name<?3) AND e.born<=?4 AND e.died>?4"
-                " ORDER BY e.name",
-                (number, first, end, ordinal),
-            ).fetchall()
-            for row in _rows(rows):
-                yield entry_of(join(directory, row[0]), row[1:])
+            below = "" if end is None else " AND e.name<?5"
+            while True:
+                rows = self._db.execute(
+                    f"SELECT e.name,{ENTRY} FROM entry e {NAMES}"
+                    f" WHERE e.dir=?1 AND e.name>=?2 AND e.born<=?3 AND e.died>?3{below}"
+                    " ORDER BY e.name LIMIT ?4",
+                    (number, first, ordinal, KEY_PAGE, *(() if end is None else (end,))),
+                ).fetchall()
+                for row in _rows(rows):
+                    yield entry_of(join(directory, row[0]), row[1:])
+                if len(rows) < KEY_PAGE:
+                    break
+                first = bytes(rows[-1][0]) + b"\0"  # type: ignore[arg-type]
 
     def history(self, path: bytes) -> list[tuple[int, int, Entry]]:
         """(born, died, entry) of every row of `path`, oldest first."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import Cluster, rsync_difference, wait_for
@@ -52,6 +54,36 @@ def test_target_fills_up_and_is_freed(cluster: Cluster, tmp_path: Path, small_di
     wait_for(caught_up, 90, 0.5)
     out = cluster.sync("docs")
     assert {t["digest"] for t in out["targets"]} == {out["digest"]}
+
+
+@pytest.mark.timeout(300)
+def test_what_a_full_node_has_of_a_first_copy_is_not_sent_again(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.init()
+    box2 = cluster.join("box2", quota="64MiB")
+    source, live = tmp_path / "source", tmp_path / "live"
+    source.mkdir()
+    for number in range(2500):
+        (source / f"{number}").write_bytes(os.urandom(40_000))
+    cluster.add_set("docs", "shop1", source, [f"box2:{live}"])
+
+    def target() -> dict[str, Any]:
+        found: dict[str, Any] = cluster.master.call("status")["sets"][0]["targets"][0]
+        return found
+
+    wait_for(lambda: target()["state"] == "full", 60)
+    time.sleep(6)  # it was asked once more
+    before = target()["sent_bytes"]
+    for _ in range(2):
+        box2.call("gc")
+        time.sleep(6)
+    assert target()["state"] in ("full", "copying")
+    assert target()["sent_bytes"] - before < 25 << 20
+    box2.stop()
+    set_quota(box2.data, 300 << 20)
+    box2.start()
+    cluster.sync("docs", timeout=100)
+    assert rsync_difference(source, live) == ""
+    assert target()["sent_bytes"] < 170_000_000
 
 
 def test_a_node_keeps_to_its_own_quota(cluster: Cluster, tmp_path: Path) -> None:

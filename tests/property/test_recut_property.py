@@ -199,3 +199,25 @@ def test_where_many_pages_changed_little_is_read_twice() -> None:
     pieces = list(recut(chunks, len(data), reader, chunking.make_cutter(chunking.CUTTER_64K), SEED))
     assert sum(piece.length for piece in pieces) == len(data)
     assert read < 1.25 * len(data)
+
+
+def test_a_hole_that_was_filled_is_not_read_in_one_go() -> None:
+    """A hole is one chunk of any length: reading it for a look at the one before it took that much memory."""
+    before = noise(7, 1 << 20)
+    hole = 64 << 20
+    chunks = [*known(before, chunking.CUTTER_64K), OldChunk(hole, HOLE, b"")]
+    new = bytearray(before + noise(8, hole))
+    new[len(before) - 9 :] = bytes(9) + new[len(before) :]
+    view, largest = memoryview(bytes(new)), 0
+
+    def read(at: int, length: int) -> memoryview:
+        nonlocal largest
+        largest = max(largest, length)
+        return view[at : at + length]
+
+    cutter = chunking.make_cutter(chunking.CUTTER_64K)
+    at = 0
+    for piece in recut(chunks, len(new), read, cutter, SEED):
+        assert piece.offset == at
+        at += piece.length
+    assert at == len(new) and largest <= 16 * cutter.max_size

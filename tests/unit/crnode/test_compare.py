@@ -12,6 +12,7 @@ from store_samples import SET, commit, directory, file
 
 from crnode.replicate import compare
 from crnode.store.catalog import Catalog
+from crproto.limits import MESSAGE
 from crproto.messages import Compare, Compared, List, Listed, encode
 
 
@@ -51,6 +52,43 @@ def test_a_range_with_more_than_an_answer_holds_is_asked_for_on_and_on(
     assert changed == [folder + b"000"]
     assert sorted(removed) == sorted({e.path for e in other} - {e.path for e in mine})
     assert len(questions) > 20
+
+
+@pytest.mark.parametrize("only_theirs", [True, False])
+def test_long_paths_fill_a_question_or_an_answer_before_their_number_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_theirs: bool
+) -> None:
+    """What is too large for a message was refused by our own encoder, and the comparison began anew."""
+    monkeypatch.setattr(compare, "RANGE_ENTRIES", 1)
+    folders = [b"/".join([b"%d" % depth * 250 for depth in range(to)]) for to in range(5)]
+    files = [file(folders[-1] + b"/%04d" % number, None, number) for number in range(1500)]
+    ours = Catalog(tmp_path / "ours.db", SET)
+    theirs = Catalog(tmp_path / "theirs.db", SET)
+    above = [directory(path) for path in folders]
+    at = commit(ours, above if only_theirs else above + files).ordinal
+    there = commit(theirs, above + files[:-1]).ordinal
+    sizes: list[int] = []
+
+    async def ask(question: Compare | List) -> Compared | Listed:
+        sizes.append(len(encode(question, 0)))
+        with theirs.reader() as reader:
+            if isinstance(question, Compare):
+                return Compared(question.number, tuple(compare.ranges(reader, there, question.borders)))
+            high = None if question.open_end else (question.hi_dir, question.hi_name)
+            low = (question.lo_dir, question.lo_name)
+            items, last = compare.listing(reader, there, low, high)
+            listed = Listed(question.number, tuple(items), last)
+            sizes.append(len(encode(listed, 0)))
+            return listed
+
+    async def run(work: Callable[[], object]) -> object:
+        return work()
+
+    with ours.reader() as reader:
+        changed, removed = asyncio.run(compare.difference(reader, at, ask, run))
+    assert changed == ([] if only_theirs else [files[-1].path])
+    assert sorted(removed) == ([e.path for e in files[:-1]] if only_theirs else [])
+    assert 500_000 < max(sizes) < MESSAGE and len(sizes) >= 4
 
 
 def test_a_range_reads_the_names_of_its_own(tmp_path: Path) -> None:

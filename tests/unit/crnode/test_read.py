@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -11,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from store_samples import SET, commit, directory, file
 
 from crnode.capture import read as read_module
 from crnode.capture.read import Fresh, Gone, PathReader, Unreadable
 from crnode.capture.roots import OpenRoots, OwnPlaces, labels
+from crnode.capture.scan import dirty_paths
+from crnode.store.catalog import Catalog
 from crnode.store.store import Missing
 from crproto import content
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra
@@ -272,6 +276,80 @@ def test_a_file_that_never_settles_is_fuzzy(source: Source, monkeypatch: pytest.
     entry, _ = source.take(b"hot")
     monkeypatch.undo()
     assert Extra.decode(entry.extra).fuzzy
+
+
+def test_a_sparse_file_that_never_settles_keeps_its_holes(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken as long as it says it is, a disk image of a machine that runs held up all others, and filled the
+    disk of a target."""
+    path = source.root / "disk"
+    with open(path, "wb") as file:
+        file.truncate(1 << 30)
+        file.seek(1 << 20)
+        file.write(random.Random(1).randbytes(1 << 20))
+    real = PathReader._large
+
+    def large(self: PathReader, *args: Any, **more: Any) -> Any:
+        out = real(self, *args, **more)
+        with open(path, "r+b") as file:
+            file.seek(1 << 20)
+            file.write(os.urandom(8))
+        return out
+
+    monkeypatch.setattr(PathReader, "_large", large)
+    entry, fresh = source.take(b"disk")
+    assert Extra.decode(entry.extra).fuzzy and entry.size == 1 << 30 and entry.content is not None
+    found = content.walk(entry.content, entry.level, fresh.recipes.__getitem__, size=entry.size)
+    assert sum(length for _, length, name in found if name != HOLE) <= 2 << 20
+
+
+class Damaged:
+    """What lists a folder whose blocks cannot be read."""
+
+    def __init__(self, listing: Any, after: int) -> None:
+        self.listing, self.left = listing, after
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listing.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        if not self.left:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.left -= 1
+        return next(self.listing)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_folder_that_cannot_be_listed_stops_no_scan_and_loses_nothing(
+    source: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
+) -> None:
+    for name in ("bad", "good"):
+        (source.root / name / "sub").mkdir(parents=True)
+        (source.root / name / "new").write_bytes(b"new")
+    catalog = Catalog(tmp_path / "c.db", SET)
+    at = commit(catalog, [directory(b""), directory(b"bad"), file(b"bad/known", None, 0)]).ordinal
+    real = os.scandir
+
+    def scandir(place: Any) -> Any:
+        listing = real(place)
+        is_bad = isinstance(place, int) and os.readlink(f"/proc/self/fd/{place}").endswith("/bad")
+        return Damaged(listing, after) if is_bad else listing
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with catalog.reader() as reader:
+        takes = lambda path, is_dir: True  # noqa: E731
+        found = set(dirty_paths(source.roots, reader, at, takes, b"", OwnPlaces("00" * 16)))
+    assert {b"bad", b"good/new", b"good/sub"} <= found and b"bad/known" not in found
+    if not after:
+        with pytest.raises(Unreadable, match="Input/output error"):
+            source.take(b"bad")
 
 
 def _reads(source: Source, monkeypatch: pytest.MonkeyPatch) -> list[int]:
