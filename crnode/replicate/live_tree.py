@@ -426,15 +426,17 @@ class LiveTree:
             # else it may have what a move that was given up wrote, and not what `old` says
             and not self.reader.touched(entry.path)
         ):
+            # PermissionError: who is not root may not open what is read-only, and may replace it.
             if (old.content, old.level) == (entry.content, entry.level):
-                self._done(entry.path, writer.attributes_only(entry), entry)
-                return
-            if _in_place(old) and _in_place(entry):
+                with contextlib.suppress(PermissionError):
+                    self._done(entry.path, writer.attributes_only(entry), entry)
+                    return
+            elif _in_place(old) and _in_place(entry):
                 try:
                     left = partial(self._prints.__setitem__, entry.path)
                     self._done(entry.path, writer.patch(entry, old, left), entry)
                     return
-                except NotInPlace:
+                except (NotInPlace, PermissionError):
                     pass  # written whole below; the old file is replaced, never mended by halves
         others = tuple(p for p in parts.get(_alike(entry), ()) if p != entry.path)
         for path in others:

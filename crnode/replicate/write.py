@@ -34,6 +34,10 @@ from crproto.ids import HOLE
 
 NOBODY = 65534
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NOT_HELD = (*_UNSUPPORTED, errno.EPERM, errno.EINVAL)  # owners and modes, on exFAT or a share of the network
+_NO_LINKS = (*_UNSUPPORTED, errno.EPERM, errno.EMLINK)
+_NO_OWNER = "its owner cannot be stored here"
+_APART = "its other names are files of their own here"
 FICLONE = 0x40049409  # ioctl_ficlone(2): _IOW(0x94, 9, int)
 MIX_BYTES = 1 << 16
 WRITE_BACK_BYTES = 8 << 20  # of a whole file that the disk begins with while the rest is written
@@ -103,12 +107,29 @@ class TreeWriter:
         self.share: Callable[[Entry], int | None] | None = None  # an open file with the content of that entry
         self.shared = 0  # files that share their blocks with another
         self._parent: tuple[bytes, int] | None = None
+        self._mode: int | None = None  # what the parent's was before it was made writable
 
     def close(self) -> None:
         """Forget the parent directory that is kept open between paths."""
         if self._parent is not None:
-            os.close(self._parent[1])
-            self._parent = None
+            fd, mode = self._parent[1], self._mode
+            self._parent = self._mode = None
+            try:
+                if mode is not None:
+                    os.fchmod(fd, mode)
+            finally:
+                os.close(fd)
+
+    def changing(self, path: bytes) -> tuple[int, bytes]:
+        """:meth:`parent` of what is made, replaced or removed at `path`. Who is not root is kept out by the
+        mode of a folder of its own, and may lift that for the moment."""
+        fd, name = self.parent(path)
+        if not self.policy.root and self._mode is None and path:
+            info = os.fstat(fd)
+            if info.st_uid == os.geteuid() and info.st_mode & 0o300 != 0o300:
+                os.fchmod(fd, stat.S_IMODE(info.st_mode) | 0o300)
+                self._mode = stat.S_IMODE(info.st_mode)
+        return fd, name
 
     def parent(self, path: bytes) -> tuple[int, bytes]:
         """(open directory that holds `path`, last component); missing directories are made, private for
@@ -120,7 +141,7 @@ class TreeWriter:
         try:
             fd = open_beneath(self.root_fd, head, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
         except FileNotFoundError:
-            above, last = self.parent(head)
+            above, last = self.changing(head)
             os.mkdir(last, 0o700, dir_fd=above)
             self.close()
             fd = open_beneath(self.root_fd, head, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
@@ -156,7 +177,7 @@ class TreeWriter:
         """Make the directory (its attributes come at the end, by :meth:`finish_directory`)."""
         if not entry.path:
             return
-        parent, name = self.parent(entry.path)
+        parent, name = self.changing(entry.path)
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
@@ -167,6 +188,8 @@ class TreeWriter:
 
     def finish_directory(self, entry: Entry) -> Outcome:
         """Owner, mode, attributes and times of a directory, once nothing in it moves any more."""
+        if self._parent is not None and self._parent[0] == entry.path:
+            self.close()
         fd = open_beneath(self.root_fd, entry.path, os.O_RDONLY | os.O_DIRECTORY, cross_devices=True)
         try:
             note = self._attributes(fd, entry)
@@ -179,17 +202,27 @@ class TreeWriter:
         target = Extra.decode(entry.extra).target
         if target is None:
             raise OSError(errno.EINVAL, "a link without a target")
-        temporary = _temporary_name()
-        os.symlink(target, temporary, dir_fd=self.temporary_fd)
+
+
+        def make() -> Finished:
+            temporary = _temporary_name()
+            os.symlink(target, temporary, dir_fd=self.temporary_fd)
+            try:
+                note = self._own_link(temporary, entry)
+                os.utime(
+                    temporary,
+                    ns=(entry.mtime_ns, entry.mtime_ns),
+                    dir_fd=self.temporary_fd,
+                    follow_symlinks=False,
+                )
+            except BaseException:
+                self.discard(temporary)
+                raise
+            return Finished(temporary, note)
+
+        temporary, note = make()
         try:
-            note = self._own_link(temporary, entry)
-            os.utime(
-                temporary,
-                ns=(entry.mtime_ns, entry.mtime_ns),
-                dir_fd=self.temporary_fd,
-                follow_symlinks=False,
-            )
-            return self._names(temporary, entry.path, others, note)
+            return self._names(temporary, entry.path, others, note, make)
         except BaseException:
             self.discard(temporary)
             raise
@@ -201,7 +234,7 @@ class TreeWriter:
         `finished` is what :meth:`make` made of it already, and the caller's no more."""
         temporary, note = finished if finished is not None else self.make(entry)
         try:
-            return self._names(temporary, entry.path, others, note)
+            return self._names(temporary, entry.path, others, note, partial(self.make, entry))
         except BaseException:
             self.discard(temporary)
             raise
@@ -211,7 +244,7 @@ class TreeWriter:
         CannotTell where the file system cannot know that in the same step."""
         temporary, note = finished if finished is not None else self.make(entry)
         try:
-            parent, name = self.parent(entry.path)
+            parent, name = self.changing(entry.path)
             try:
                 rename_new(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
             except OSError as error:
@@ -240,20 +273,34 @@ class TreeWriter:
         return Finished(temporary, note)
 
     def _names(
-        self, temporary: str, path: bytes, others: tuple[bytes, ...], note: str
+        self,
+        temporary: str,
+        path: bytes,
+        others: tuple[bytes, ...],
+        note: str,
+        again: Callable[[], Finished],
     ) -> list[tuple[bytes, Outcome]]:
-        """Give a finished temporary its name and its further ones."""
-        names = []
+        """Give a finished temporary its name and its further ones. Where the file system has no hard links,
+        or not so many of one file, another one is made `again` for the rest."""
+        names: list[str] = []
+        linked = temporary
         try:
             for _ in others:
                 name = _temporary_name()
-                os.link(
-                    temporary,
-                    name,
-                    src_dir_fd=self.temporary_fd,
-                    dst_dir_fd=self.temporary_fd,
-                    follow_symlinks=False,
-                )
+                try:
+                    os.link(
+                        linked,
+                        name,
+                        src_dir_fd=self.temporary_fd,
+                        dst_dir_fd=self.temporary_fd,
+                        follow_symlinks=False,
+                    )
+                except OSError as error:
+                    if error.errno not in _NO_LINKS:
+                        raise
+                    name = linked = again().temporary
+                    if _APART not in note:
+                        note = "; ".join(filter(None, (note, _APART)))
                 names.append(name)
             done = [(path, self._move(temporary, path, note))]
             for other, name in zip(others, names, strict=True):
@@ -262,10 +309,9 @@ class TreeWriter:
             for name in names:  # each of them would keep the whole file
                 self.discard(name)
             raise
-        if others:  # each rename and link changed the inode's ctime: the last one counts for all
-            last = done[-1][1].fingerprint
-            done = [(path, outcome._replace(fingerprint=last)) for path, outcome in done]
-        return done
+        # Each rename and link changed the inode's ctime: the last one counts for all names of it.
+        last = {outcome.fingerprint[:2]: outcome.fingerprint for _, outcome in done}
+        return [(p, outcome._replace(fingerprint=last[outcome.fingerprint[:2]])) for p, outcome in done]
 
     def _content(self, fd: int, entry: Entry) -> None:
         if entry.content is None or (self.share is not None and self._shared(fd, entry)):
@@ -380,7 +426,7 @@ class TreeWriter:
         info = self.lstat(path)
         if info is None:
             return
-        parent, name = self.parent(path)
+        parent, name = self.changing(path)
         if stat.S_ISDIR(info.st_mode):
             os.rmdir(name, dir_fd=parent)
         else:
@@ -391,7 +437,7 @@ class TreeWriter:
     def _move(self, temporary: str, path: bytes, note: str) -> Outcome:
         if self.before_rename is not None:
             self.before_rename(path)
-        parent, name = self.parent(path)
+        parent, name = self.changing(path)
         try:
             os.rename(temporary, name, src_dir_fd=self.temporary_fd, dst_dir_fd=parent)
         except IsADirectoryError:
@@ -418,7 +464,12 @@ class TreeWriter:
         uid, gid = self._owner(entry)
         if not self.policy.root:
             return ""
-        os.chown(name, uid, gid, dir_fd=self.temporary_fd, follow_symlinks=False)
+        try:
+            os.chown(name, uid, gid, dir_fd=self.temporary_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NOT_HELD:
+                raise
+            return _NO_OWNER
         return ""
 
     def _attributes(self, fd: int, entry: Entry, *, new: bool = False) -> str:
@@ -430,14 +481,26 @@ class TreeWriter:
         if self.policy.root:
             owner = self._owner(entry)
             if owner != ((os.geteuid(), os.getegid()) if new else _ids(fd)):
-                os.fchown(fd, *owner)
+                try:
+                    os.fchown(fd, *owner)
+                except OSError as error:  # exFAT, a share: what has no owners is no reason to hold nothing
+                    if error.errno not in _NOT_HELD:
+                        raise
+                    notes.append(_NO_OWNER)
         mode = entry.mode
+        if notes:
+            mode &= 0o1777  # set-id bits would be another one's
         if not self.policy.privileged:
             mode &= 0o3777 if entry.kind == DIRECTORY else 0o1777
         extra = Extra.decode(entry.extra) if entry.extra else None
         if extra is not None or not new:
             self._acls(fd, entry, extra, notes)
-        os.fchmod(fd, mode)
+        try:
+            os.fchmod(fd, mode)
+        except OSError as error:
+            if error.errno not in _NOT_HELD or not self.policy.root:
+                raise
+            notes.append("its mode cannot be stored here")
         if extra is not None or not new:
             self._xattrs(fd, extra, notes)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
