@@ -314,11 +314,13 @@ class Job:
         batch.changed[path] = entry
         partners = self._partners(old)
         if link is not None:
-            partners += self._partners(entry)
+            # One that was taken when the inode was as it is now is right: of a first copy each batch would
+            # take all names again that the batches before it had.
+            partners += self._partners(entry, taken.fingerprint)
             inode = (taken.fingerprint.dev, taken.fingerprint.ino)
             if inode not in self._groups:
                 self._groups.add(inode)
-                partners += self.catalog.with_inode(*inode)
+                partners += self.catalog.with_inode(*inode, unlike=taken.fingerprint)
         return [p for p in partners if p != path]
 
     def _note_inode(self, path: bytes, print_: Fingerprint | None, *, linked: bool = False) -> None:
@@ -339,13 +341,14 @@ class Job:
                     self._stale[other] = None
         self._names.add(path, print_)
 
-    def _partners(self, entry: Entry | None) -> list[bytes]:
-        """The members of the link group of an entry, unless they were looked at because of another one."""
+    def _partners(self, entry: Entry | None, unlike: Fingerprint | None = None) -> list[bytes]:
+        """The members of the link group of an entry, unless they were looked at because of another one;
+        without those whose fingerprint is `unlike`."""
         link = link_of(entry) if entry is not None else None
         if entry is None or link is None or (entry.kind, link) in self._groups:
             return []
         self._groups.add((entry.kind, link))
-        return self.catalog.link_members(link, entry.kind, self.view)
+        return self.catalog.link_members(link, entry.kind, self.view, unlike)
 
     def _renamed_from(self, dev: int, ino: int) -> Entry | None:
         """The entry that had this inode under another path: what it names need not be cut again."""

@@ -23,6 +23,10 @@ CLEAN, ROLLING, FUZZY, DIVERGED, CRASH = 1, 2, 4, 8, 16  # image flags
 NO_IMAGE = bytes(32)
 STAGING, COMPLETE = 0, 1
 UNTESTED, GOOD, SUSPECT, BAD = 0, 1, 2, 3  # verdicts
+_UNLIKE = (
+    "NOT EXISTS (SELECT 1 FROM seen s WHERE s.dir=e.dir AND s.name=e.name AND s.dev=? AND s.ino=?"
+    " AND s.size=? AND s.mtime_ns=? AND s.ctime_ns=?)"
+)
 VERDICTS = ("untested", "good", "suspect", "bad")
 SPOOL_GIVEN_UP = "spool-given-up"  # meta key of a source: nothing of its chunks has to be kept (rule 40)
 KEY_PAGE = 1000  # names of a folder that are read in one go
@@ -311,12 +315,15 @@ class Reader:
         )
         return Fingerprint(*row) if row else None
 
-    def with_inode(self, dev: int, ino: int, limit: int = 1000) -> list[bytes]:
+    def with_inode(
+        self, dev: int, ino: int, limit: int = 1000, unlike: Fingerprint | None = None
+    ) -> list[bytes]:
         """Paths whose recorded fingerprint has this inode: other names of a file, or its name before a
-        rename."""
+        rename. Without those where it is `unlike`."""
         rows = self._db.execute(
-            "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=? LIMIT ?",
-            (signed(ino), dev, limit),
+            "SELECT d.path,s.name FROM seen s JOIN dir d ON d.id=s.dir WHERE s.ino=? AND s.dev=?"
+            " AND (? IS NULL OR s.size!=? OR s.mtime_ns!=? OR s.ctime_ns!=?) LIMIT ?",
+            (signed(ino), dev, *((None,) * 4 if unlike is None else (1, *unlike[2:])), limit),
         )
         return [join(row[0], row[1]) for row in _rows(rows)]
 
@@ -430,13 +437,19 @@ class Reader:
         )
         return [row[0] for row in _rows(rows)]
 
-    def link_members(self, link: bytes, kind: int, ordinal: int) -> list[bytes]:
-        """Paths of a hard link group, of files or of symbolic links: inode numbers come again."""
+    def link_members(
+        self, link: bytes, kind: int, ordinal: int, unlike: Fingerprint | None = None
+    ) -> list[bytes]:
+        """Paths of a hard link group, of files or of symbolic links: inode numbers come again. Without those
+        whose recorded fingerprint is `unlike`."""
+        seen, values = "", tuple[object, ...]()
+        if unlike is not None:
+            seen, values = f" AND {_UNLIKE}", unlike
         rows = self._db.execute(
             "SELECT d.path,e.name FROM entry e JOIN dir d ON d.id=e.dir"
-            " WHERE e.link=? AND e.kind=? AND e.born<=? AND e.died>?"
+            f" WHERE e.link=? AND e.kind=? AND e.born<=? AND e.died>?{seen}"
             " ORDER BY d.path,e.name",
-            (link, kind, ordinal, ordinal),
+            (link, kind, ordinal, ordinal, *values),
         )
         return [join(row[0], row[1]) for row in _rows(rows)]
 
