@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 HOUR = 3600.0
 KEPT_HOURS = 24
+OPEN_MOST = 4096  # points that are remembered one by one while a target is away
 # Upper ends of the classes of ages: 1 ms to two days, each an eighth greater than the one before.
 EDGES = tuple(0.001 * 2 ** (n / 6) for n in range(math.ceil(6 * math.log2(2 * 86400 / 0.001)) + 1))
 
@@ -91,6 +92,8 @@ class Lag:
     def __init__(self) -> None:
         self._meter = Meter()
         self._open: deque[tuple[int, float]] = deque()  # (sequence, when it was made), oldest first
+        self._together = 1  # so many points in a row are remembered as one
+        self._in_last = 0  # ... and the last of these stands for so many
         self.acknowledged = 0
         self.last_seconds = 0.0  # from point to acknowledgement, of the last one that was waited for
 
@@ -98,7 +101,27 @@ class Lag:
         """A point was made."""
         self._note(now)
         if sequence > self.acknowledged and (not self._open or sequence > self._open[-1][0]):
-            self._open.append((sequence, now))
+            self._remember(sequence, now)
+
+    def _remember(self, sequence: int, now: float) -> None:
+        """Several points in a row become one that is open as long as any of them: what is told is too old,
+        never too young."""
+        if not self._open:
+            self._together = 1
+        elif self._in_last < self._together:
+            self._open[-1] = (sequence, self._open[-1][1])
+            self._in_last += 1
+            return
+        self._open.append((sequence, now))
+        self._in_last = 1
+        if len(self._open) > OPEN_MOST:
+            known = list(self._open)
+            self._open = deque((b, at) for (_, at), (b, _) in zip(known[::2], known[1::2], strict=False))
+            if len(known) % 2:
+                self._open.append(known[-1])
+            else:
+                self._in_last += self._together
+            self._together *= 2
 
     def acked(self, sequence: int, now: float) -> None:
         """The target has this point and all before it."""
@@ -113,7 +136,7 @@ class Lag:
         self._note(now)
         self.acknowledged = 0
         if not self._open and newest:
-            self._open.append((newest, now))
+            self._remember(newest, now)
 
     def seconds(self, now: float) -> float:
         """Age of the oldest point that the target has not acknowledged; 0 when there is none."""

@@ -101,6 +101,7 @@ class LiveTree:
         self._report = Report()
         self._counting = threading.Lock()
         self._cleared: set[bytes] = set()
+        self._unsaid: dict[bytes, str] = {}  # of what is not applied, what no record has yet
         # Paths of this move that hold something of ours, and not what the image has: until they were written
         # whole no change may build upon them, whatever the catalog's rows say.
         self._stale: set[bytes] = set()
@@ -138,7 +139,7 @@ class LiveTree:
             self._begun = self._redo = False
             return None
         self.place.check()
-        self._report, self._stale = Report(), set()
+        self._report, self._stale, self._unsaid = Report(), set(), {}
         self._again = self._begun or self._redo
         wanted = self.reader.image_at(live.target) if self._again else None
         if wanted is not None and give_up and wanted.ordinal != newest.ordinal:
@@ -251,7 +252,7 @@ class LiveTree:
         """Put `paths` right, which a scan found to differ from what was applied; what differs is kept
         aside. `aside`: also what looks like what was applied, because its bytes are others."""
         live = self.reader.live()
-        self._report, self._stale = Report(), set()
+        self._report, self._stale, self._unsaid = Report(), set(), {}
         if live is None or live.state != "clean" or live.at == 0:
             return self._report
         self.place.check()
@@ -516,9 +517,10 @@ class LiveTree:
         self._stale.discard(path)
         self._report.written += 1
         if outcome.note:
-            self._report.unapplied[path] = outcome.note
+            self._report.unapplied[path] = self._unsaid[path] = outcome.note
         else:
             self._report.unapplied.pop(path, None)
+            self._unsaid.pop(path, None)
             self._cleared.add(path)
 
     def _known(self, path: bytes) -> Fingerprint | None:
@@ -716,7 +718,7 @@ class LiveTree:
             self._failed(path, LACKING)
 
     def _failed(self, path: bytes, reason: str) -> None:
-        self._report.unapplied[path] = reason
+        self._report.unapplied[path] = self._unsaid[path] = reason
         if self._known(path) is not None:
             self._stale.add(path)
 
@@ -724,8 +726,8 @@ class LiveTree:
         """Record what was done so far; `live` ends the move, `put_right` a repair."""
         prints, self._prints = self._prints, {}
         cleared, self._cleared = self._cleared, set()
-        unapplied = dict(self._report.unapplied)
-        stale = set(self._stale)
+        unapplied, self._unsaid = self._unsaid, {}
+        stale = set(self._stale) if put_right or live is not None else set()
 
         def write() -> None:
             for path, print_ in prints.items():

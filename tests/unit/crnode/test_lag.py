@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from crnode.replicate.lag import Lag, Throttle
+from crnode.replicate.lag import OPEN_MOST, Lag, Throttle
 
 
 def test_lag_is_the_age_of_the_oldest_point_that_is_not_acknowledged() -> None:
@@ -114,3 +114,18 @@ def test_a_target_that_is_away_ages() -> None:
     assert found.max == 40 * 3600.0
     assert abs(found.over - 24 * 3600) < 1e-6
     assert found.p50 >= 28 * 3600.0 * 8 / 9
+
+
+def test_a_target_that_is_away_for_long_takes_no_more_memory() -> None:
+    """A busy set makes dozens of points a second: each was remembered for as long as a target was away."""
+    lag = Lag()
+    for sequence in range(1, 50_001):
+        lag.made(sequence, float(sequence))
+    assert len(lag._open) <= OPEN_MOST
+    assert lag.seconds(60_000.0) == 59_999.0
+    for acked in (1, 777, 30_000, 49_999):
+        lag.acked(acked, 60_000.0)
+        oldest = 60_000.0 - lag.seconds(60_000.0)
+        assert acked - 32 <= oldest <= acked + 1  # never younger than it is
+    lag.acked(50_000, 60_000.0)
+    assert lag.seconds(60_000.0) == 0.0
