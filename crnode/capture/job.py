@@ -117,6 +117,7 @@ class Job:
         self._names = _Names()
         self._again: dict[bytes, None] = {}  # other names of files that were taken, to be looked at
         self._stale: dict[bytes, None] = {}  # names that were taken before their file changed
+        self._emptied: list[tuple[bytes, int]] = []  # what lies below in that image is to be removed
         self._asked_for: set[bytes] = set()  # names that this batch has looked at
         self._groups: set[tuple[int, bytes] | Inode] = set()  # groups and inodes all of whose names are
         self._asked: tuple[bytes | None, bool] = (None, False)  # the directory asked last; had it anything?
@@ -131,9 +132,13 @@ class Job:
         for path, tree in paths:
             found: Iterable[bytes] = self._scan(path) if tree else (path,)
             for each in found:
-                self._look_at(self._take(each))
+                names = self._take(each)
+                yield from self._remove_what_was_below()
+                self._look_at(names)
                 while (name := self._next(times)) is not None:
-                    self._look_at(self._take(name))
+                    names = self._take(name)
+                    yield from self._remove_what_was_below()
+                    self._look_at(names)
                     if self.batch.full():
                         yield self.flush()
                 if self.batch.full():
@@ -380,11 +385,20 @@ class Job:
         self.batch.prints[path] = None
 
     def _remove_below(self, path: bytes) -> None:
-        for entry in self.catalog.subtree(path, self.view) if self.view else ():
-            if entry.path != path:
-                self._remove(entry.path)
+        """All below a path goes: what the image has of it in as many batches as it takes."""
+        if self.view:
+            self._emptied.append((path, self.view))
         for other in [p for p in self.batch.changed if p.startswith(path + b"/")]:
             self._remove(other)
+
+    def _remove_what_was_below(self) -> Iterator[Batch]:
+        while self._emptied:
+            path, view = self._emptied.pop()
+            for entry in self.catalog.subtree(path, view):
+                if entry.path != path:
+                    self._remove(entry.path)
+                    if self.batch.full():
+                        yield self.flush()
 
 
 def watch_directory(reader: PathReader, watcher: Watcher | None, path: bytes) -> None:

@@ -169,7 +169,8 @@ class LiveTree:
         with self._writer() as writer:
             gone, deferred = self._deletions(live.at, newest)
             self._remove_gone(writer, gone)
-            touched = self._write_came(writer, live.at, newest.ordinal)
+            touched = {split(path)[0] for path in gone}
+            touched |= self._write_came(writer, live.at, newest.ordinal)
             self._finish_directories(writer, touched, newest.ordinal)
         self._flush(Live(newest.ordinal, newest.ordinal, live.synced, "clean", boot_id()), deferred)
         self._begun = self._redo = False
@@ -358,6 +359,8 @@ class LiveTree:
             return
         for path in sorted(gone, reverse=True):  # what is inside a directory comes before it
             self._guarded(path, partial(self._remove, writer, path))
+            if len(self._prints) >= RECORD_EVERY:
+                self._flush(None)
 
     def _remove(self, writer: TreeWriter, path: bytes) -> None:
         self._clear_drift(writer, path, None)
