@@ -27,11 +27,16 @@ Acl = tuple[tuple[int, int, str, int], ...]
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENODATA)
 
 
+def _if_text(name: str) -> str:
+    """A name, or '' where it is not UTF-8: the number says enough then."""
+    return name if name.isprintable() else ""
+
+
 @lru_cache(maxsize=4096)
 def user_name(number: int) -> str:
     """The user's name, or '' where this machine has none for the number."""
     try:
-        return pwd.getpwuid(number).pw_name
+        return _if_text(pwd.getpwuid(number).pw_name)
     except KeyError:
         return ""
 
@@ -40,7 +45,7 @@ def user_name(number: int) -> str:
 def group_name(number: int) -> str:
     """The group's name, or '' where this machine has none for the number."""
     try:
-        return grp.getgrgid(number).gr_name
+        return _if_text(grp.getgrgid(number).gr_name)
     except KeyError:
         return ""
 

@@ -251,8 +251,7 @@ class ObjectReader:
             if roots is None:
                 raise Abandoned(item.path)
             try:
-                root_fd, below = roots.resolve(item.path)
-                fd = open_beneath(root_fd, below, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                fd = _opened(roots, item.path)
             except (OSError, KeyError) as error:
                 raise Abandoned(item.path) from error
             self._open = (item.path, fd)
@@ -266,3 +265,16 @@ class ObjectReader:
         except OSError as error:
             raise Abandoned(item.path) from error
         return data
+
+
+def _opened(roots: OpenRoots, path: bytes) -> int:
+    """The file at `path`, by its folder, as capture opens it: what that took can be read here. A path of
+    4,096 bytes is too long for the system, and a file may be mounted over another one."""
+    root_fd, below = roots.resolve(path)
+    head, _, name = below.rpartition(b"/")
+    parent = open_beneath(root_fd, head, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=parent)
+    finally:
+        os.close(parent)

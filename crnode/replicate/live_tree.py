@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 import threading
@@ -32,6 +33,7 @@ from crnode.store.reader import ROLLING, Fingerprint, Image, Live, Reader
 from crnode.store.store import Damaged, Missing
 from crproto.entries import DIRECTORY, FILE, SYMLINK, Entry, Extra, link_of
 from crproto.errors import RemoteProtocolError
+from crproto.limits import COMPONENT
 from crproto.paths import split
 
 IN_PLACE = 1 << 20  # bytes from which a changed file is patched instead of written anew
@@ -638,22 +640,22 @@ class LiveTree:
             self._set_aside(writer, path)
 
     def _set_aside(self, writer: TreeWriter, path: bytes) -> None:
-        parent, name = writer.parent(path)
+        parent, name = writer.changing(path)
         self._aside.keep(parent, name, path)
         self._report.set_aside.append(path)
 
     def _rename_deleted(self, writer: TreeWriter, path: bytes) -> None:
         """An archive keeps what something of another kind now replaces, under a name that says so (rule
         49)."""
-        parent, name = writer.parent(path)
-        stamp = os.fsencode(time.strftime(" (deleted %Y-%m-%d %H.%M)"))
-        other = name[: 255 - len(stamp)] + stamp
-        while True:
+        parent, name = writer.changing(path)
+        stamp = time.strftime(" (deleted %Y-%m-%d %H.%M")
+        for again in itertools.count():
+            ending = os.fsencode(f"{stamp}{f', {again}' if again else ''})")
+            other = _beginning(name, COMPONENT - len(ending)) + ending
             try:
                 os.lstat(other, dir_fd=parent)
             except FileNotFoundError:
                 break
-            other = other[:-1] + b"+)" if not other.endswith(b"+)") else other[:-2] + b"++)"
         os.rename(name, other, src_dir_fd=parent, dst_dir_fd=parent)
 
     # -- ends
@@ -758,6 +760,17 @@ class LiveTree:
                 )
 
         self.record(write)
+
+
+def _beginning(name: bytes, length: int) -> bytes:
+    """At most so many bytes of a name, and no half of a character."""
+    if len(name) <= length:
+        return name
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return name[:length]
+    return name[:length].decode(errors="ignore").encode()
 
 
 def _alike(entry: Entry) -> _Alike:

@@ -337,6 +337,8 @@ class Catalog(Reader):
         """Note (or clear) why `path` is not applied (`unapplied`) or not captured (`lost`)."""
         if table not in ("unapplied", "lost"):
             raise ValueError(table)
+        if reason is not None:  # it may name what is not UTF-8
+            reason = reason.encode("utf-8", "replace").decode()
         if reason is None:
             self._db.execute(f"DELETE FROM {table} WHERE path=?", (path,))
         elif table == "lost":

@@ -4,7 +4,9 @@ links."""
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import random
 import shutil
 import stat
@@ -12,13 +14,16 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from store_samples import directory, file, put_file
 from test_live_tree import LINK, Tree
 
+from crnode.capture.attributes import group_name, user_name
 from crnode.replicate.write import Policy
+from crproto.entries import Extra
 
 NOBODY = 65534
 
@@ -136,3 +141,43 @@ def test_a_place_without_hard_links_or_with_few_has_files_of_their_own(
     tree.move([file(name, fresh, 3, 2, LINK) for name in names])
     assert all((tree.live / os.fsdecode(name)).read_bytes() == b"two" for name in names)
     assert not any(".crnode-" in name for name in os.listdir(tree.live))
+
+
+def test_an_archive_keeps_a_file_of_the_longest_name_again_and_again(tmp_path: Path) -> None:
+    """What is replaced by something of another kind gets a name that says so, and no file system has a longer
+    one than that was."""
+    tree = Tree(tmp_path)
+    tree.tree.archive = True
+    name = ("ж" * 127 + "x").encode()
+    assert len(name) == 255
+    contents = [put_file(tree.store, text) for text in (b"one", b"two", b"six")]
+    tree.move([directory(b"")])
+    for number, data in enumerate(contents):
+        assert not tree.move([file(name, data, 3, number)]).unapplied
+        assert not tree.move([directory(name)]).unapplied
+        assert not tree.move([], [name]).unapplied
+        shutil.rmtree(tree.live / os.fsdecode(name))  # an archive keeps it; a person does not
+        tree.tree.repair([])
+    kept = {path.read_bytes() for path in tree.live.iterdir() if path.is_file()}
+    assert kept == {b"one", b"two", b"six"}
+    for path in tree.live.iterdir():
+        assert len(os.fsencode(path.name)) <= 255 and path.name.isprintable()
+
+
+def test_an_attribute_whose_name_is_no_text_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Tree(tmp_path)
+    extra = Extra(xattrs=((b"user.\xff", b"1"),)).encode()
+
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "no attributes here")
+
+    monkeypatch.setattr(os, "setxattr", refuses)
+    report = tree.move([directory(b""), file(b"f", put_file(tree.store, b"one"), 3, 1, extra)])
+    assert "cannot be stored" in report.unapplied[b"f"] and (tree.live / "f").read_bytes() == b"one"
+    assert "cannot be stored" in dict(tree.catalog.reader().unapplied(10))[b"f"]
+
+
+def test_a_user_whose_name_is_no_text_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="m\udcfcller"))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_name="m\udcfcller"))
+    assert (user_name.__wrapped__(4321), group_name.__wrapped__(4321)) == ("", "")

@@ -6,12 +6,14 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -21,6 +23,7 @@ from crnode.capture import read as read_module
 from crnode.capture.read import Fresh, Gone, PathReader, Unreadable
 from crnode.capture.roots import OpenRoots, OwnPlaces, labels
 from crnode.capture.scan import dirty_paths
+from crnode.replicate.difference import ObjectReader, Wanted
 from crnode.store.catalog import Catalog
 from crnode.store.store import Missing
 from crproto import content
@@ -302,6 +305,31 @@ def test_a_sparse_file_that_never_settles_keeps_its_holes(
     assert Extra.decode(entry.extra).fuzzy and entry.size == 1 << 30 and entry.content is not None
     found = content.walk(entry.content, entry.level, fresh.recipes.__getitem__, size=entry.size)
     assert sum(length for _, length, name in found if name != HOLE) <= 2 << 20
+
+
+def test_what_was_taken_at_the_longest_path_can_be_read_for_a_push(source: Source) -> None:
+    """As one name it is too long for open(2): it was given up each time, and with it every image."""
+    parts = [b"d" * 255] * 15 + [b"e" * 100]
+    last = b"f" * 155
+    path = b"/".join([*parts, last])
+    assert len(path) == 4096
+    fd = os.open(source.root, os.O_RDONLY | os.O_DIRECTORY)
+    for part in parts:
+        os.mkdir(part, dir_fd=fd)
+        below = os.open(part, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    made = os.open(last, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=fd)
+    os.write(made, b"hello")
+    os.close(made)
+    os.close(fd)
+    entry, _ = source.take(path)
+    assert entry.content is not None
+    store: Any = SimpleNamespace(has=lambda _: False)
+    reader = ObjectReader(store, lambda: source.roots, None)
+    assert reader.bytes_of(Wanted(entry.content, 0, 5, path, 0)) == b"hello"
+    reader.close()
+    shutil.rmtree(source.root / os.fsdecode(parts[0]))
 
 
 class Damaged:
