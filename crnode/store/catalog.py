@@ -451,8 +451,13 @@ class Catalog(Reader):
         newest = complete[-1] if spare_deleted else None
         removed = 0
         for low, high in zip([-1, *kept], kept, strict=False):  # see keep_ended for rows of ordinal 0
-            if unfinished or any(low < ordinal < high for ordinal in drop):
-                removed += self._prune_between(low, high, newest, limit - removed)
+            going = [ordinal for ordinal in drop if low < ordinal < high]
+            if unfinished or going:
+                # Rows that ended before the first of them went with those that were dropped before: where a
+                # target is away, all that it lacks would be looked through at each commit. An archive's may
+                # have been spared then.
+                since = low if unfinished or newest is not None else going[0]
+                removed += self._prune_between(low, high, since, newest, limit - removed)
                 if removed >= limit:
                     break
         left = removed >= limit
@@ -461,8 +466,9 @@ class Catalog(Reader):
         self.pruned_rows += removed
         return removed
 
-    def _prune_between(self, low: int, high: int, newest: int | None, limit: int) -> int:
-        """Delete rows that live only strictly between the kept neighbours: born > low and died <= high.
+    def _prune_between(self, low: int, high: int, since: int, newest: int | None, limit: int) -> int:
+        """Delete rows that live only strictly between the kept neighbours, born > low and died <= high, of
+        those that ended after `since`.
 
         With `newest`, only those whose path came back by then: an image that is still staged may be undone.
         """
@@ -475,7 +481,7 @@ class Catalog(Reader):
         self._db.execute(
             "DELETE FROM entry WHERE (dir,name,born) IN (SELECT dir,name,born FROM entry"
             f" WHERE died>? AND died<=? AND died<4611686018427387904 AND born>?{spare} LIMIT ?)",
-            (low, high, low, max(limit, 1)),
+            (since, high, low, max(limit, 1)),
         )
         return int(self._db.changes())
 
