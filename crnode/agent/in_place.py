@@ -464,9 +464,11 @@ class InPlace:
         roots = await in_thread(lambda: OpenRoots(labels(list(running.spec.paths))))
         work = Changes(running.spec.uuid, roots, self.agent.store, planned)
         try:
+            files = planned.plan.written
+            large = [w.entry for w in files if w.entry.level]
+            work.allocated = await self.restore.allocated(running.spec, large)
             self._go_on(running.spec)
             await self._change(running.spec, work.begin)
-            files = planned.plan.written
             at = 0
             while at < len(files):
                 self._go_on(running.spec)

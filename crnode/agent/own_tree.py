@@ -170,6 +170,7 @@ class Changes:
         self.here: dict[bytes, tuple[bytes, int, int]] = {}  # chunk -> (path, offset, length) of the tree
         self._roots = roots
         self._store = store
+        self.allocated: dict[bytes, int] = {}  # by path: what a file with holes takes on the disk
         self._done: set[bytes] = set()
         self._planned = planned
         self._writers: dict[bytes, TreeWriter] = {}
@@ -278,10 +279,10 @@ class Changes:
 
     def _check_room(self) -> None:
         """A file is written beside the one that it replaces, and what goes, goes last."""
-        files = [w.entry for w in self._planned.plan.written]
         now = self._planned.now
-        grown = sum(max(0, e.size - (now[e.path].size if e.path in now else 0)) for e in files)
-        need = grown + max((e.size for e in files), default=0)
+        files = {w.entry.path: w.entry.size for w in self._planned.plan.written} | self.allocated
+        grown = sum(max(0, size - (now[path].size if path in now else 0)) for path, size in files.items())
+        need = grown + max(files.values(), default=0)
         for label in self._roots.tops():
             info = os.fstatvfs(self._roots.resolve(label)[0])
             if info.f_bavail * info.f_frsize < need:

@@ -167,12 +167,16 @@ class Restore:
                 keep = staging.resumed
                 resumed = staging.resumed
                 groups = await in_thread(lambda: _link_groups(entries))
-                left = await in_thread(lambda: sum(e.size for e in _left(staging, entries, top, groups)))
+                left = await in_thread(lambda: _files_of(_left(staging, entries, top, groups)))
                 free, _ = await in_thread(lambda: free_bytes(staging.path))
-                if free < left:
+                need = sum(e.size for e in left)
+                if free < need:  # as long as they say they are; holes take nothing
+                    need = sum(e.size for e in left if not e.level)
+                    need += sum((await self.allocated(spec, [e for e in left if e.level])).values())
+                if free < need:
                     raise CrnodeError(
                         f"There is no room for the restore at {to}.",
-                        f"It needs {left >> 20} MiB and {free >> 20} MiB are free.",
+                        f"It needs {need >> 20} MiB and {free >> 20} MiB are free.",
                         "Choose another place with --to.",
                         ExitCode.FULL,
                     )
@@ -565,6 +569,17 @@ class Restore:
             ]
         )
 
+    async def allocated(self, spec: ReplicationSet, files: Sequence[Entry]) -> dict[bytes, int]:
+        """For each of the files, which have recipes, how many bytes it takes on a disk, by path: all but its
+        holes. The recipes are fetched. Raises CrnodeError."""
+        out: dict[bytes, int] = {}
+        load = self.agent.store.get
+        for at in range(0, len(files), BATCH):
+            some = files[at : at + BATCH]
+            await self.have(spec, some, least=1)
+            out |= await in_thread(lambda some=some: {e.path: _allocated(e, load) for e in some})  # type: ignore[misc]
+        return out
+
     async def _have_below(
         self,
         spec: ReplicationSet,
@@ -745,6 +760,25 @@ def _link_groups(entries: list[Entry]) -> Groups:
     return groups
 
 
+def _files_of(entries: Iterable[Entry]) -> list[Entry]:
+    """Of each hard link group one."""
+    groups: set[tuple[int, bytes]] = set()
+    out = []
+    for entry in entries:
+        if (link := link_of(entry)) is not None:
+            if (entry.kind, link) in groups:
+                continue
+            groups.add((entry.kind, link))
+        out.append(entry)
+    return out
+
+
+def _allocated(entry: Entry, load: Callable[[bytes], bytes]) -> int:
+    assert entry.content is not None
+    pieces = content.walk(entry.content, entry.level, load, size=entry.size)
+    return sum(length for _, length, name in pieces if name != HOLE)
+
+
 def _below(path: bytes, top: bytes) -> bytes:
     """Where a path of the image goes under the destination: a folder's contents directly, a file by its
     name."""
@@ -810,31 +844,59 @@ def _verify(
     """Paths that do not read back as their entries say, and entries whose recipes are missing."""
     wrong: list[bytes] = []
     lacking: list[Entry] = []
-    tree = os.fsencode(staging.tree)
-    for entry in entries:
-        where = _below(entry.path, top) or (b"" if entry.kind == DIRECTORY else top.rpartition(b"/")[2])
-        place = os.path.join(tree, where) if where else tree
-        try:
-            if not _same(place, entry, load):
+    with contextlib.closing(_Written(staging.tree)) as tree:
+        for entry in entries:
+            where = _below(entry.path, top) or (b"" if entry.kind == DIRECTORY else top.rpartition(b"/")[2])
+            try:
+                if not _same(*tree.place(where), entry, load):
+                    wrong.append(entry.path)
+            except Missing:
+                lacking.append(entry)
+            except (OSError, Damaged):
                 wrong.append(entry.path)
-        except Missing:
-            lacking.append(entry)
-        except (OSError, Damaged):
-            wrong.append(entry.path)
     return wrong, lacking
 
 
-def _same(place: bytes, entry: Entry, load: Callable[[bytes], bytes]) -> bool:
-    info = os.lstat(place)
+class _Written:
+    """The tree that a restore wrote, by its folders: below a destination a path may be longer than the system
+    takes in one go (PATH_MAX)."""
+
+    def __init__(self, tree: Path) -> None:
+        self._root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._folder: tuple[bytes, int] | None = None
+
+    def place(self, where: bytes) -> tuple[int, bytes]:
+        """(open folder, name in it) of a path below, until the next one is asked for. Raises OSError."""
+        head, _, name = where.rpartition(b"/")
+        if not head:
+            return self._root, name or b"."
+        if self._folder is None or self._folder[0] != head:
+            self._forget()
+            self._folder = head, open_beneath(self._root, head, os.O_RDONLY | os.O_DIRECTORY)
+        return self._folder[1], name
+
+    def _forget(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            os.close(folder[1])
+
+    def close(self) -> None:
+        self._forget()
+        os.close(self._root)
+
+
+def _same(folder: int, name: bytes, entry: Entry, load: Callable[[bytes], bytes]) -> bool:
+    info = os.lstat(name, dir_fd=folder)
     if entry.kind == DIRECTORY:
         return stat.S_ISDIR(info.st_mode)
     if entry.kind == SYMLINK:
-        return stat.S_ISLNK(info.st_mode) and os.readlink(place) == Extra.decode(entry.extra).target
+        target = os.readlink(name, dir_fd=folder) if stat.S_ISLNK(info.st_mode) else None
+        return target is not None and target == Extra.decode(entry.extra).target
     if not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
         return False
     if entry.content is None:
         return entry.size == 0
-    fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
     try:
         return _has(fd, content.walk(entry.content, entry.level, load, size=entry.size), entry.size)
     finally:
