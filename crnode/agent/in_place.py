@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from crnode.agent.looking import fitting
 from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned, in_use, is_database
 from crnode.agent.restore import AGAIN, Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
 from crnode.agent.sets import RunningSource
@@ -43,6 +44,7 @@ BATCH_BYTES = 64 << 20  # of such files, about: what is fetched for them is the 
 KEEP_SECONDS = 60.0  # for a target to acknowledge what is there
 CAPTURE_SECONDS = 600.0  # for what was restored to be captured
 SHOWN_MOST = 1000  # paths that an answer names
+SHOWN_BYTES = 400_000  # ... and how much of it they fill: another node may have asked, in one message
 KEPT = "before restore"  # how the name of what was there begins
 
 
@@ -377,7 +379,7 @@ class InPlace:
                     f"Version {chosen.sequence} of {spec.name} has nothing at '{os.fsdecode(path)}'.",
                     "",
                     f"What it has: crnode ls {spec.name} --version {chosen.sequence}; where a name is:"
-                    f" crnode search {os.fsdecode(path).rsplit('/', 1)[-1]}",
+                    f" crnode search {spec.name} {os.fsdecode(path).rsplit('/', 1)[-1]}",
                     ExitCode.USAGE,
                 )
 
@@ -527,24 +529,26 @@ class InPlace:
 
 
 def _skipped(left: Mapping[bytes, str]) -> list[Args]:
-    """What is left as it is, and why, for people."""
-    return [{"path": os.fsdecode(p), "reason": reason} for p, reason in sorted(left.items())[:SHOWN_MOST]]
+    """What is left as it is, and why, for people: as many as an answer holds."""
+    rows = [{"path": os.fsdecode(p), "reason": reason} for p, reason in sorted(left.items())[:SHOWN_MOST]]
+    return fitting(rows, SHOWN_BYTES)[0]
 
 
 def _described(plan: Plan) -> Args:
     """What a plan would do, for people."""
     removed = [*plan.in_the_way, *plan.removed]
     written = [e.path for e in plan.folders] + [p for w in plan.written for p in (w.entry.path, *w.others)]
+    rows: list[Args] = [
+        {"path": os.fsdecode(path) or ".", "change": change}
+        for change, paths in (("removed", sorted(removed)), ("written", sorted(written)))
+        for path in paths[:SHOWN_MOST]
+    ]
     return {
         "plan": True,
         "written": len(written),
         "removed": len(removed),
         "bytes": sum(w.entry.size for w in plan.written),
-        "paths": [
-            {"path": os.fsdecode(path) or ".", "change": change}
-            for change, paths in (("removed", sorted(removed)), ("written", sorted(written)))
-            for path in paths[:SHOWN_MOST]
-        ],
+        "paths": fitting(rows, SHOWN_BYTES)[0],
     }
 
 

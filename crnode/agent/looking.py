@@ -131,7 +131,7 @@ class Looking:
                 f"Look for it: crnode search {spec.name} {os.path.basename(os.fsdecode(path))}",
                 ExitCode.USAGE,
             )
-        entries, cut = _fitting([_row(entry, path) for entry in rows])
+        entries, cut = fitting([_row(entry, path) for entry in rows])
         return {"entries": entries, "more": cut or len(rows) == PAGE}
 
     async def _deleted(self, args: Args, progress: Progress) -> Args:
@@ -167,7 +167,7 @@ class Looking:
             return [_gone(row, images) for row in rows], count, total
 
         rows, count, total = await self._look(spec, work)
-        entries, _ = _fitting(rows)
+        entries, _ = fitting(rows)
         return {"entries": entries, "count": count, "bytes": total}
 
     # -- diff
@@ -230,7 +230,7 @@ class Looking:
             }
             for row in found.rows
         ]
-        rows, _ = _fitting(rows)
+        rows, _ = fitting(rows)
         total = sum(paths for paths, _ in found.counts.values())
         return {"counts": found.counts, "rows": rows, "more": total - len(rows)}
 
@@ -286,8 +286,8 @@ class Looking:
                 ]
 
         newest_ns, rows = await self._look(spec, work)
-        fitting, cut = _fitting(rows)
-        return {"found": fitting, "more": cut or len(rows) == PAGE, "newest_ns": newest_ns}
+        found, cut = fitting(rows)
+        return {"found": found, "more": cut or len(rows) == PAGE, "newest_ns": newest_ns}
 
     # -- pin
 
@@ -433,12 +433,12 @@ def _gone(row: Deleted, images: list[Image]) -> Args:
     }
 
 
-def _fitting(rows: list[Args]) -> tuple[list[Args], bool]:
-    """The first rows, as many as one answer holds; whether that is not all."""
+def fitting(rows: list[Args], most: int = PAGE_BYTES) -> tuple[list[Args], bool]:
+    """The first rows, as many as one answer holds (`most` bytes of JSON); whether that is not all."""
     size = 0
     for number, row in enumerate(rows):
         size += len(json.dumps(row)) + 2
-        if size > PAGE_BYTES and number:
+        if size > most and number:
             return rows[:number], True
     return rows, False
 

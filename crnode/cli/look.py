@@ -237,7 +237,8 @@ def diff(
     if older.at_ns is not None or newer.at_ns is not None:
         show(f"{title}.")  # what was understood
     if answer["more"]:
-        show(f"{number(answer['more'])} more are not named: see --limit, or name a folder with SET:PATH.")
+        way = "name a folder with SET:PATH" if len(answer["rows"]) < limit else "see --limit"
+        show(f"{number(answer['more'])} more are not named: {way}.")
 
 
 def _sizes(item: dict[str, Any]) -> str | None:

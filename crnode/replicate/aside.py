@@ -8,6 +8,7 @@ another folder begins (rule 63).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,15 @@ class Aside:
             self._folder, self._held = folder, set()
             return
 
+    def _forget(self, top: int, above: list[bytes]) -> None:
+        """Remove folders that nothing came into: what cannot be moved is tried again with each image."""
+        assert self._folder is not None
+        ways = [os.fsencode(self._folder), *above]
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            while ways:
+                os.rmdir(b"/".join(ways), dir_fd=top)
+                ways.pop()
+
     def _kept(self, top: int, parent: int, name: bytes, path: bytes) -> bool:
         """Move it into the present folder; False when a new one has to begin."""
         *above, last = path.split(b"/")
@@ -77,7 +87,11 @@ class Aside:
                 os.lstat(last, dir_fd=here)
                 return False  # the way to something else that was set aside
             except FileNotFoundError:
-                os.rename(name, last, src_dir_fd=parent, dst_dir_fd=here)
+                try:
+                    os.rename(name, last, src_dir_fd=parent, dst_dir_fd=here)
+                except OSError:
+                    self._forget(top, above)
+                    raise
         finally:
             os.close(here)
         self._held.add(path)

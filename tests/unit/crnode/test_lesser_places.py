@@ -10,6 +10,7 @@ import pwd
 import random
 import shutil
 import stat
+import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -181,3 +182,21 @@ def test_a_user_whose_name_is_no_text_is_a_number(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pwd, "getpwuid", lambda _: SimpleNamespace(pw_name="m\udcfcller"))
     monkeypatch.setattr(grp, "getgrgid", lambda _: SimpleNamespace(gr_name="m\udcfcller"))
     assert (user_name.__wrapped__(4321), group_name.__wrapped__(4321)) == ("", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a file immutable")
+def test_what_cannot_be_moved_away_leaves_no_folder_with_each_image(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    one, two = put_file(tree.store, b"one"), put_file(tree.store, b"two")
+    tree.move([directory(b""), directory(b"d"), file(b"d/f", one, 3)])
+    if subprocess.run(["chattr", "+i", tree.live / "d" / "f"], capture_output=True, check=False).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        for number in range(3):
+            report = tree.move([file(b"d/f", two, 3, number), directory(b"d/f2" + b"%d" % number)])
+            assert b"d/f" in report.unapplied
+            tree.tree.repair([b"d/f"])
+        aside = tree.tree.place.temporary.parent / "aside"
+        assert not aside.exists() or list(aside.rglob("*")) == []
+    finally:
+        subprocess.run(["chattr", "-i", tree.live / "d" / "f"], check=True)
