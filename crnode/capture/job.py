@@ -106,6 +106,7 @@ class Job:
         guard: RotGuard | None = None,
     ) -> None:
         self.reader = reader
+        self.reader.begin()
         self.guard = guard
         self.catalog = catalog
         self.view = view

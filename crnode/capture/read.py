@@ -30,6 +30,7 @@ from crproto.ids import HOLE, chunk_id
 from crproto.limits import PATCH_PARTS
 from crproto.recut import BLOCK, OldChunk, block_hashes, recut
 
+NAMED_MOST = 4096  # files of several names of which it is known what they had
 SMALL = 32 << 10  # bytes up to which a file is one chunk
 YOUNG_NS = 50_000_000  # a file that changed within this time is read twice
 WAIT_BYTES = 64 << 20  # ... or, from this size on, not before it is over: a second reading takes longer
@@ -156,10 +157,16 @@ class PathReader:
         self.spill_bytes = budget
         self._fetched: OldChunks | None = None  # of the file that is read now
         self.earlier = Fresh()
+        # What files of several names had, of this round of capture: a large one is read once for all of them.
+        self._named: dict[Fingerprint, tuple[bytes | None, int]] = {}
         self.mapped: set[bytes] = set()  # files whose bytes may change while their times do not: read twice
         self._devices: dict[int, int] = {}  # open root -> its file system
         self._parent: tuple[bytes, int] | None = None
         self._parent_info: os.stat_result | None = None
+
+    def begin(self) -> None:
+        """A round of capture begins."""
+        self._named.clear()
 
     def close(self) -> None:
         """Forget the parent directory that is kept open between paths."""
@@ -341,7 +348,11 @@ class PathReader:
             named: tuple[bytes | None, int] = (None, 0)
             data: bytes | None = None
             trial: Fresh | None = None
-            if 0 < before.st_size <= SMALL and not _sparse(before):
+            print_ = fingerprint_of(before)
+            again = self._named.get(print_) if link is not None and not young else None
+            if again is not None:
+                named = again
+            elif 0 < before.st_size <= SMALL and not _sparse(before):
                 data = _small(fd, before.st_size, twice=young)
                 named = chunk_id(data), 0
             elif before.st_size:
@@ -365,8 +376,12 @@ class PathReader:
             fresh.hold(named[0], data, self._most, self.spill)
         elif trial is not None:
             _merge(fresh, trial)
+            if link is not None:
+                if len(self._named) >= NAMED_MOST:
+                    self._named.clear()
+                self._named[print_] = named
         entry = _entry(path, FILE, before, before.st_size, named[0], named[1], extra)
-        return Taken(entry, fingerprint_of(before))
+        return Taken(entry, print_)
 
     @property
     def _most(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from store_samples import INCARNATION, SET, small_store
 
 from crnode.capture.commit import SourceCommit
@@ -15,9 +17,63 @@ from crnode.capture.read import PathReader
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.store.catalog import Catalog
 from crnode.store.reader import CLEAN
+from crproto.content import walk
 from crproto.entries import Extra
+from crproto.ids import chunk_id
 
 FILES, FOLDERS = 300, 12
+LARGE = 1 << 20
+
+
+def test_a_large_file_is_read_once_for_all_of_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    data = random.Random(1).randbytes(LARGE)
+    (root / "0").write_bytes(data)
+    for number in range(1, 600):  # more than one batch
+        os.link(root / "0", root / f"{number}")
+    catalog, store = Catalog(tmp_path / "c.db", SET), small_store(tmp_path / "store", 8 << 20)
+    commit = SourceCommit(catalog, store, INCARNATION, 0, 1, time.time_ns, set)
+    reader = catalog.reader()
+    paths = PathReader(
+        OpenRoots(labels([str(root)])), store.load, reader.blocks, 1, lambda _: False, 1 << 40,
+        lambda: time.time_ns() + 10**10, 16 << 20, OwnPlaces(""),
+    )  # fmt: skip
+    came = 0
+    real = os.preadv
+
+    def preadv(fd: int, buffers: Any, at: int) -> int:
+        nonlocal came
+        got = real(fd, buffers, at)
+        came += got
+        return got
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    view = 0
+    for content, tops in ((data, [(b"", True)]), (data[:500] + b"changed" + data[507:], [(b"5", False)])):
+        if content != data:
+            with open(root / "7", "r+b") as file:
+                file.write(content)
+        came = 0
+        job, staged = Job(paths, reader, view, Selection([], []), None), False
+        for batch in job.run(tops):
+            if not batch.empty():
+                job.staged(commit.stage(batch, False))
+                staged = True
+        point = commit.finish(job.flush(), CLEAN, staged, False, False, False)
+        view = point.image.ordinal
+        assert came <= 2 * LARGE
+        entries = [reader.entry(b"%d" % number, view) for number in range(600)]
+        assert len({(e.content, e.level, e.size, e.extra) for e in entries if e is not None}) == 1
+        (entry,) = {e.content for e in entries if e is not None}
+        found = b"".join(
+            content[at : at + length]
+            for at, length, name in walk(entry, entries[0].level, store.load, size=LARGE)
+            if name == chunk_id(content[at : at + length])
+        )
+        assert found == content and None not in entries
 
 
 def test_a_first_copy_of_hard_links_reads_each_name_once_and_a_change_all_of_a_group(tmp_path: Path) -> None:
