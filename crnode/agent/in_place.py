@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from crnode.agent.looking import fitting
+from crnode.agent.fitting import fitting
 from crnode.agent.own_tree import NOTHING, Changes, OwnTree, Planned, in_use, is_database
 from crnode.agent.restore import AGAIN, Args, Chosen, Progress, Restore, damaged_here, not_those, path_of
 from crnode.agent.sets import RunningSource

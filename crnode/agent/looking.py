@@ -4,7 +4,6 @@ against pruning meanwhile."""
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
+from crnode.agent.fitting import fitting
 from crnode.agent.in_place import KEPT
 from crnode.agent.restore import Chosen, Progress, Restore
 from crnode.agent.threads import in_thread
@@ -31,7 +31,6 @@ Handler = Callable[[Args, Progress], Awaitable[Args]]
 Forward = Callable[[str, str, Args, float | None], Awaitable[Args]]
 
 PAGE = 1000  # entries of an answer, about: as many as one message holds
-PAGE_BYTES = 600 << 10
 SECONDS = 60.0  # within which another node has to answer
 NAME_MOST = 100  # characters of the name of a version
 KINDS = {DIRECTORY: "folder", SYMLINK: "link"}
@@ -431,16 +430,6 @@ def _gone(row: Deleted, images: list[Image]) -> Args:
         "after_ns": images[at - 1].at_ns if at else None,
         "version": having.sequence if having is not None else None,
     }
-
-
-def fitting(rows: list[Args], most: int = PAGE_BYTES) -> tuple[list[Args], bool]:
-    """The first rows, as many as one answer holds (`most` bytes of JSON); whether that is not all."""
-    size = 0
-    for number, row in enumerate(rows):
-        size += len(json.dumps(row)) + 2
-        if size > most and number:
-            return rows[:number], True
-    return rows, False
 
 
 def _merged(answers: dict[str, Args]) -> dict[str, Args]:

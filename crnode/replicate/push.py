@@ -133,6 +133,7 @@ class Push:
         self._unsaved: set[bytes] = set()  # acknowledged images whose cursor is not in the catalog yet
         self._save_timer: asyncio.TimerHandle | None = None
         self._opened = False  # whether the target took the present session
+        self._holds = False  # whether it has any image
         self._peer: Peer | None = None
         self._reader: Reader | None = None
 
@@ -309,6 +310,7 @@ class Push:
         )
         state = await self._state_message
         self.reachable = self._opened = True
+        self._holds = bool(state.newest)
         if state.problem:
             self._down("refused", state.problem)
             self.reachable = True
@@ -360,7 +362,8 @@ class Push:
             objects = ObjectReader(self.source.store, lambda: self.source.open_roots, fresh)
             # Patches are small: that the target has one already is rare, and asking costs more.
             whole = sum(len(data) for name, data in fresh.chunks.items() if name not in fresh.patches)
-            offer = whole > OFFER_BYTES
+            # Where our catalog was lost the target has nearly all of it: then it is asked about each part.
+            offer = whole > OFFER_BYTES or (self._holds and self.source.newest is None)
             with contextlib.suppress(Abandoned):  # a recipe of ours is damaged: the image's push finds that
                 await self._sender(peer).send(from_fresh(fresh), objects, offer=offer, patches=True)
 
