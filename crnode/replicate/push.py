@@ -227,6 +227,8 @@ class Push:
         try:
             await self._session(peer)
         except PeerClosed as error:
+            if error.code in ("internal", "protocol"):  # it would be so at once again
+                self._opened = False
             self._down("offline" if error.code in ("lost", "", "shutdown") else "refused", str(error))
         except Restart as reason:
             if self.state != "full":
@@ -661,6 +663,7 @@ class Push:
         except Abandoned as abandoned:
             await self._abandon(abandoned)
         except LocalProtocolError as error:
+            self._opened = False
             raise Restart(str(error)) from error
         finally:
             self._verdict = None

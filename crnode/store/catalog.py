@@ -37,6 +37,7 @@ from crnode.store.reader import (
 from crproto.entries import DIRECTORY, Entry, entry_bytes, image_digest, link_of
 from crproto.paths import split
 
+FOLDERS_LOOKED_AT = 20  # by each pruning
 SCHEMA_VERSION = 1  # another one comes with another text of the schema: a flipped bit of it alone is damage
 
 
@@ -56,6 +57,7 @@ class Catalog(Reader):
             raise _unusable(path, error) from error
         self._principals: dict[tuple[str, int], int] = {}
         self._dirs: dict[bytes, int] = {}
+        self._walked = 0  # id of the folder up to which it was looked whether they are used
         self.suspect = False  # the store may not be the one that the rows were written with (rule 32)
         self.looked_up = False  # since then every id was looked up, and what is lacking is known
         self.lacking: set[bytes] = set()  # paths of the newest image whose content is not all here
@@ -464,7 +466,22 @@ class Catalog(Reader):
         if left != unfinished:
             self.set_meta("pruning", b"1" if left else None)
         self.pruned_rows += removed
+        self._forget_folders()
         return removed
+
+    def _forget_folders(self) -> None:
+        """Of the next few folders drop those of which no row is left: names that are never used again would
+        be walked over for ever."""
+        rows = self._db.execute(
+            "SELECT id,path,EXISTS (SELECT 1 FROM entry e WHERE e.dir=dir.id)"
+            " OR EXISTS (SELECT 1 FROM seen s WHERE s.dir=dir.id) FROM dir WHERE id>? ORDER BY id LIMIT ?",
+            (self._walked, FOLDERS_LOOKED_AT),
+        ).fetchall()
+        self._walked = int(rows[-1][0]) if len(rows) == FOLDERS_LOOKED_AT else 0  # type: ignore[arg-type]
+        for number, path, is_used in rows:
+            if not is_used:
+                self._db.execute("DELETE FROM dir WHERE id=?", (number,))
+                self._dirs.pop(path, None)  # type: ignore[arg-type]
 
     def _prune_between(self, low: int, high: int, since: int, newest: int | None, limit: int) -> int:
         """Delete rows that live only strictly between the kept neighbours, born > low and died <= high, of

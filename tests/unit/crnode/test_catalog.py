@@ -294,3 +294,26 @@ def test_a_live_tree_is_noted_durable_only_where_it_has_been(tmp_path: Path) -> 
     catalog.note_synced(2)
     assert catalog.live() == Live(0, newest.ordinal, 0, "moving", "boot")
     catalog.put_away()
+
+
+def test_folders_whose_names_are_used_once_leave_nothing(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "c.db", SET)
+    stays = [directory(b""), directory(b"stays"), file(b"stays/f", None, 0)]
+    commit(catalog, [*stays, *(directory(b"old %d" % n) for n in range(30))])
+    for number in range(300):
+        name = b"%d" % number
+        commit(catalog, [directory(name), directory(name + b"/d"), file(name + b"/d/f", None, 0)])
+        with catalog.transaction():
+            catalog.see(name + b"/d/f", Fingerprint(1, number, 3, 4, 5))
+        commit(catalog, [], [name + b"/d/f", name + b"/d", name])
+        with catalog.transaction():
+            catalog.see(name + b"/d/f", None)
+            catalog.prune(set(), 1000)
+    rows = {bytes(row[0]) for row in catalog._db.execute("SELECT path FROM dir")}
+    assert {b"", b"stays"} <= rows and len(rows) < 40
+    commit(catalog, [directory(b"7"), directory(b"7/d"), file(b"7/d/f", None, 9)])  # a name comes again
+    with catalog.reader() as reader:
+        newest = reader.newest()
+        assert newest is not None and [e.size for e in reader.subtree(b"7/d", newest.ordinal)] == [0, 9]
+        assert reader.entry(b"stays/f", newest.ordinal) is not None
+    assert catalog.digest(catalog.totals()) == newest.digest
