@@ -79,8 +79,11 @@ def block_hashes(data: Buffer, seed: int) -> bytes:
     return b"".join(map(xxhash.xxh3_64_digest, map(view.__getitem__, slices[:count]), repeat(seed)))
 
 
-def recut(old: Sequence[OldChunk], size: int, read: Reader, cutter: Cutter, seed: int) -> Iterator[Piece]:
-    """The chunks of a file of `size` bytes whose version before had the chunks `old`.
+def recut(
+    old: Sequence[OldChunk], size: int, read: Reader, cutter: Cutter, seed: int, old_size: int | None = None
+) -> Iterator[Piece]:
+    """The chunks of a file of `size` bytes whose version before had the chunks `old`, which are `old_size`
+    bytes.
 
     The pieces cover the file without gap or overlap, in order; where `read` comes back short the cover ends
     early (the caller sees that the file changed under it and reads again). What `read` returned is not used
@@ -88,7 +91,8 @@ def recut(old: Sequence[OldChunk], size: int, read: Reader, cutter: Cutter, seed
     """
     walk = _Walk(old, size, read, cutter, seed)
     # The old end was no content-defined border: a file that grew is cut from its last chunk on.
-    stop = len(old) - 1 if size > sum(chunk.length for chunk in old) else len(old)
+    before = old_size if old_size is not None else sum(chunk.length for chunk in old)
+    stop = len(old) - 1 if size > before else len(old)
     while walk.at < size and not walk.short:
         yield from walk.verify(stop)
         if walk.at < size and (piece := walk.in_place(stop)) is not None:

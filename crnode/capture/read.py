@@ -12,18 +12,20 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
 from crnode.capture.attributes import group_name, read_extra, user_name
+from crnode.capture.earlier import AT_ONCE, Segmented, chunks_of
 from crnode.capture.roots import RESTORING, OpenRoots, OwnPlaces
 from crnode.platform.files import open_beneath
 from crnode.store.reader import Fingerprint
 from crnode.store.store import Damaged, Missing
 from crproto import chunking, content, delta
+from crproto.content import ITEM
 from crproto.entries import DIRECTORY, FILE, NOTHING, SYMLINK, Entry, Extra, entry_from_wire
 from crproto.errors import RemoteProtocolError
 from crproto.ids import HOLE, chunk_id
@@ -110,7 +112,7 @@ class Taken(NamedTuple):
 
 
 Load = Callable[[bytes], bytes]
-OldChunks = tuple[list[OldChunk], int | None]  # of the version before, and its cutter
+OldChunks = tuple[Sequence[OldChunk], int | None]  # of the version before, and its cutter
 
 
 class PathReader:
@@ -442,7 +444,8 @@ class PathReader:
         if _sparse(info):
             self._sparse_file(fd, size, number, sink)
         elif known and previous == number:
-            self._recut(fd, size, known, number, sink)
+            assert old is not None
+            self._recut(fd, size, known, number, sink, old.size)
         else:
             self._cut(fd, 0, size, number, sink)
         if sink.total != size:
@@ -467,23 +470,40 @@ class PathReader:
             return [], None
 
         load = self._loader(fresh)
+
+        def chunks(segment: bytes) -> list[OldChunk]:
+            hashes = fresh.blocks.get(segment) or self.earlier.blocks.get(segment) or self.blocks(segment)
+            return chunks_of(load(segment), hashes)
+
+        def later(segment: bytes) -> list[OldChunk]:
+            try:
+                return chunks(segment)
+            except (Missing, Damaged) as error:
+                raise _Changed from error  # it was there a moment ago: the file is begun anew
+
         out: list[OldChunk] = []
+        segments: list[tuple[bytes, int]] = []
+        count = 0
         try:
             cutter = content.parse_recipe(load(old.content)).cutter
             for segment in _segments(old.content, old.level, load):
-                hashes = fresh.blocks.get(segment) or self.earlier.blocks.get(segment) or self.blocks(segment)
-                at = 0
-                for length, name in content.parse_recipe(load(segment)).iter_items():
-                    end = at if name == HOLE else at + 8 * -(-length // BLOCK)
-                    out.append(OldChunk(length, name, hashes[at:end]))
-                    at = end
+                if count <= AT_ONCE:
+                    some = chunks(segment)
+                    out += some
+                    segments.append((segment, len(some)))
+                else:
+                    out.clear()
+                    segments.append((segment, len(content.parse_recipe(load(segment), 1).items) // ITEM.size))
+                count += segments[-1][1]
         except (Missing, Damaged):
             return [], None
-        return out, cutter
+        return (out if count <= AT_ONCE else Segmented(segments, later)), cutter
 
-    def _recut(self, fd: int, size: int, known: list[OldChunk], number: int, sink: _Sink) -> None:
+    def _recut(
+        self, fd: int, size: int, known: Sequence[OldChunk], number: int, sink: _Sink, old_size: int
+    ) -> None:
         read = _Buffer(fd).read
-        for piece in recut(known, size, read, chunking.make_cutter(number), self.seed):
+        for piece in recut(known, size, read, chunking.make_cutter(number), self.seed, old_size):
             sink.add(piece.length, piece.id, piece.hashes, piece.data)
             if piece.base is not None and piece.length >= _PATCH_MINIMUM:
                 sink.fresh.patches[piece.id] = Patch(piece.base, piece.ranges)
