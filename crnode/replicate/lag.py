@@ -86,50 +86,56 @@ class Meter:
         return Rpo(percentile(0.5), percentile(0.95), worst, over)
 
 
+class _Points(NamedTuple):
+    """Points in a row that are remembered as one."""
+
+    sequence: int  # of the last of them
+    made: float  # when the first was
+    many: int
+
+
 class Lag:
     """Follows points made and acknowledged by one target; sequences rise."""
 
     def __init__(self) -> None:
         self._meter = Meter()
-        self._open: deque[tuple[int, float]] = deque()  # (sequence, when it was made), oldest first
+        self._open: deque[_Points] = deque()  # oldest first
         self._together = 1  # so many points in a row are remembered as one
-        self._in_last = 0  # ... and the last of these stands for so many
+        self._behind = 0  # points in all of them
         self.acknowledged = 0
         self.last_seconds = 0.0  # from point to acknowledgement, of the last one that was waited for
 
     def made(self, sequence: int, now: float) -> None:
         """A point was made."""
         self._note(now)
-        if sequence > self.acknowledged and (not self._open or sequence > self._open[-1][0]):
+        if sequence > self.acknowledged and (not self._open or sequence > self._open[-1].sequence):
             self._remember(sequence, now)
 
     def _remember(self, sequence: int, now: float) -> None:
-        """Several points in a row become one that is open as long as any of them: what is told is too old,
-        never too young."""
+        """What became one is open as long as any of it: what is told is too old, never too young."""
+        self._behind += 1
         if not self._open:
             self._together = 1
-        elif self._in_last < self._together:
-            self._open[-1] = (sequence, self._open[-1][1])
-            self._in_last += 1
+        last = self._open[-1] if self._open else None
+        if last is not None and last.many < self._together:
+            self._open[-1] = _Points(sequence, last.made, last.many + 1)
             return
-        self._open.append((sequence, now))
-        self._in_last = 1
+        self._open.append(_Points(sequence, now, 1))
         if len(self._open) > OPEN_MOST:
             known = list(self._open)
-            self._open = deque((b, at) for (_, at), (b, _) in zip(known[::2], known[1::2], strict=False))
-            if len(known) % 2:
-                self._open.append(known[-1])
-            else:
-                self._in_last += self._together
+            pairs = zip(known[::2], known[1::2], strict=False)
+            self._open = deque(_Points(b.sequence, a.made, a.many + b.many) for a, b in pairs)
+            self._open.extend(known[len(known) // 2 * 2 :])
             self._together *= 2
 
     def acked(self, sequence: int, now: float) -> None:
         """The target has this point and all before it."""
         self._note(now)
         self.acknowledged = max(self.acknowledged, sequence)
-        while self._open and self._open[0][0] <= sequence:
-            _, when = self._open.popleft()
-            self.last_seconds = now - when
+        while self._open and self._open[0].sequence <= sequence:
+            gone = self._open.popleft()
+            self._behind -= gone.many
+            self.last_seconds = now - gone.made
 
     def start_over(self, newest: int, now: float) -> None:
         """Nothing is known of the target any more: the newest point is open again."""
@@ -140,7 +146,7 @@ class Lag:
 
     def seconds(self, now: float) -> float:
         """Age of the oldest point that the target has not acknowledged; 0 when there is none."""
-        return now - self._open[0][1] if self._open else 0.0
+        return now - self._open[0].made if self._open else 0.0
 
     def rpo(self, now: float) -> Rpo:
         """How it was over the last day."""
@@ -148,11 +154,11 @@ class Lag:
         return self._meter.read()
 
     def _note(self, now: float) -> None:
-        self._meter.note(now, self._open[0][1] if self._open else None)
+        self._meter.note(now, self._open[0].made if self._open else None)
 
     def behind(self) -> int:
         """Points not acknowledged."""
-        return len(self._open)
+        return self._behind
 
 
 class Throttle:

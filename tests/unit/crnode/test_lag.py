@@ -122,10 +122,11 @@ def test_a_target_that_is_away_for_long_takes_no_more_memory() -> None:
     for sequence in range(1, 50_001):
         lag.made(sequence, float(sequence))
     assert len(lag._open) <= OPEN_MOST
-    assert lag.seconds(60_000.0) == 59_999.0
+    assert lag.seconds(60_000.0) == 59_999.0 and lag.behind() == 50_000
     for acked in (1, 777, 30_000, 49_999):
         lag.acked(acked, 60_000.0)
         oldest = 60_000.0 - lag.seconds(60_000.0)
         assert acked - 32 <= oldest <= acked + 1  # never younger than it is
+        assert 50_000 - acked <= lag.behind() <= 50_000 - acked + 32
     lag.acked(50_000, 60_000.0)
-    assert lag.seconds(60_000.0) == 0.0
+    assert lag.seconds(60_000.0) == 0.0 and lag.behind() == 0
