@@ -273,6 +273,8 @@ def _set(agent: Agent, spec: ReplicationSet, views: dict[str, Out], warnings: li
             state == "in sync" and there.get("state") in ("live tree waits", "held")
         ):
             state, reason = there["state"], there["reason"]
+        if state == "in sync" and not reason and push.get("applied") is False:
+            reason = "it is all there; the folder is still being brought to it"
         lag = push.get("lag_s")
         if state == "in sync" and source.get("state") not in FOLLOWING:
             state, lag = shown_state(source["state"]), None

@@ -18,7 +18,7 @@ from crnode.store.reader import ROLLING, Image, Live, connect
 from crnode.store.store import ObjectStore
 from crnode.versions.brake import Counts, judge
 from crnode.versions.changes import WINDOW_NS, Counter, baseline
-from crproto.entries import Entry
+from crproto.entries import Entry, Extra
 
 COUNT = 100
 
@@ -376,3 +376,17 @@ def test_no_count_that_every_image_brings_reads_the_whole_catalog(catalog: Catal
         steps = [row[3] for row in reader._db.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
         assert any("entry_died" in step for step in steps), steps
     reader.close()
+
+
+def test_a_file_of_many_names_that_changes_is_one(store: ObjectStore, catalog: Catalog) -> None:
+    """A line added to a file of a tree of snapshots was a mass change."""
+    link = Extra(link=b"l" * 10).encode()
+    old, new = put_file(store, _text(1)), put_file(store, _text(2))
+    names = [file(b"n%d" % number, old, 5, 0, link) for number in range(200)]
+    others = [file(b"o%d" % number, old, 5) for number in range(20)]
+    first = commit(catalog, [directory(b""), *names, *others])
+    changed = [entry._replace(content=new[0], level=new[1]) for entry in (*names, others[3])]
+    second = commit(catalog, changed)
+    with Counter(connect(catalog.path)) as counter:
+        found = counter.counts(first.ordinal, second.ordinal, store.get)
+    assert (found.files, found.rewritten, found.deleted) == (220, 2, 0)
