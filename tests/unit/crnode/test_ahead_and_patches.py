@@ -53,6 +53,7 @@ def idle_push() -> Any:
     """A push that is connected and has nothing to do."""
     push: Any = object.__new__(Push)
     push._ahead, push._queued, push._due = deque(), 0, 0
+    push._holds = False
     push._peer, push.state, push._news = object(), "in sync", asyncio.Event()
     push.source = SimpleNamespace(store=None, open_roots=None)
     push.lag, push._loop = SimpleNamespace(made=lambda *_: None), SimpleNamespace(time=lambda: 0.0)
