@@ -16,6 +16,7 @@ Progress = Callable[[Args], None]
 
 LOOK_SECONDS = 1.0  # between two questions how far it is
 ANSWER_SECONDS = 10.0
+STOP_SECONDS = 2.0  # whoever gives up, or ends, waits no longer for a node that hangs
 
 
 class Errands:
@@ -38,10 +39,11 @@ class Errands:
             return work.result()
         except asyncio.CancelledError:
             work.cancel()
-            with contextlib.suppress(CrnodeError, asyncio.CancelledError):
-                await asyncio.shield(
-                    self._forward(node, "errand", {"errand": errand, "stop": True}, ANSWER_SECONDS)
-                )
+            question = {"errand": errand, "stop": True}
+            stop = asyncio.ensure_future(self._forward(node, "errand", question, STOP_SECONDS))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({stop}, timeout=STOP_SECONDS)
+            stop.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
 
     async def carry(self, sender: str, args: Args, work: Callable[[Args, Progress], Awaitable[Args]]) -> Args:
@@ -77,6 +79,7 @@ class Errands:
         task, said = self._carried.get((sender, str(args.get("errand"))), (None, {}))
         if task is not None and args.get("stop"):
             task.cancel()
+            await asyncio.wait({task}, timeout=STOP_SECONDS)
         return dict(said)
 
 

@@ -169,11 +169,11 @@ class Proof:
         """Remove what a drill restored into a place of its own, and keep what a person's "command" said of
         the "image" by its exit "code": {"verdict", "evidence"} that stand then. One that fails makes the
         version suspect, no more, for it may have been a mere question; who takes over asks the plan's
-        (rule 80)."""
+        (rule 80). Only of what came "from" this node: what others keep was not looked at there."""
         place = Path(str(args.get("to") or ""))
         if place.parent == self._drills():
             await in_thread(lambda: shutil.rmtree(place, ignore_errors=True))
-        if "command" not in args:
+        if "command" not in args or args.get("from") != self.agent.node.name:
             return {}
         command, code, when = str(args["command"]), int(args["code"]), stamp(time.time_ns())
         if code in (0, NOT_FOUND):

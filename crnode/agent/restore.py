@@ -862,7 +862,8 @@ class _Written:
     takes in one go (PATH_MAX)."""
 
     def __init__(self, tree: Path) -> None:
-        self._root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # To go through a folder is enough: one that nobody may list is read back, too.
+        self._root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._folder: tuple[bytes, int] | None = None
 
     def place(self, where: bytes) -> tuple[int, bytes]:
@@ -872,7 +873,7 @@ class _Written:
             return self._root, name or b"."
         if self._folder is None or self._folder[0] != head:
             self._forget()
-            self._folder = head, open_beneath(self._root, head, os.O_RDONLY | os.O_DIRECTORY)
+            self._folder = head, open_beneath(self._root, head, os.O_PATH | os.O_DIRECTORY)
         return self._folder[1], name
 
     def _forget(self) -> None:

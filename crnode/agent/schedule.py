@@ -111,7 +111,7 @@ class Schedule:
             else:
                 wanted = {"version": (image.id or b"").hex(), "node": self.agent.node.name, "pace": pace}
                 out = await self.proof.verify(spec, wanted, lambda _: None)
-                if out["verdict"] != "good":
+                if out["damaged"]:
                     self._tell(spec.name, image, f"is damaged here: {out['evidence']}")
         except CrnodeError as error:
             if error.exit_code is not ExitCode.REFUSED:  # it was thinned meanwhile

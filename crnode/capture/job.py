@@ -106,7 +106,6 @@ class Job:
         guard: RotGuard | None = None,
     ) -> None:
         self.reader = reader
-        self.reader.begin()
         self.guard = guard
         self.catalog = catalog
         self.view = view
@@ -127,6 +126,7 @@ class Job:
     def run(self, paths: Iterable[tuple[bytes, bool]]) -> Iterator[Batch]:
         """Capture `paths` ((path, whether with everything below)); yields full batches. What is left stays in
         :attr:`batch`, so that a small capture is one batch that is never yielded."""
+        self.reader.begin()
         if self._known_lost is None:
             self._known_lost = {path for path, _ in self.catalog.lost(100_000)}
         times: Counter[bytes] = Counter()

@@ -378,7 +378,7 @@ class PathReader:
             fresh.hold(named[0], data, self._most, self.spill)
         elif trial is not None:
             _merge(fresh, trial)
-            if link is not None:
+            if link is not None and not young:
                 if len(self._named) >= NAMED_MOST:
                     self._named.clear()
                 self._named[print_] = named

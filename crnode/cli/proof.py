@@ -110,7 +110,8 @@ def drill(
                 answer |= _checked(run, str(answer["to"]))
                 if path is None:  # of a part, nothing is said of the version
                     code = answer["command_code"]
-                    ended_with = {"image": answer["image"], "command": run, "code": code}
+                    ended_with = {key: answer[key] for key in ("image", "from")}
+                    ended_with |= {"command": run, "code": code}
         finally:
             if to is None:
                 ended_with["to"] = answer["to"]
@@ -192,8 +193,12 @@ def _show(place: str, answer: dict[str, Any], wanted: Wanted) -> None:
     show(f"All of them were read back and are as they were captured{proven}.")
     if "command" in answer:
         took, code = duration(answer["command_seconds"]), answer["command_code"]
-        judged = f"the version is {answer['verdict']}" if "verdict" in answer else "this part is " + (
-            "good" if answer["good"] else "no good"
-        )
+        found = "good" if answer["good"] else "no good"
+        if "verdict" in answer:
+            judged = f"the version is {answer['verdict']}"
+        else:
+            judged = f"what was restored is {found}"
         show(f"'{answer['command']}' ended with {code} after {took}: {judged}.")
+        if "verdict" not in answer and ":" not in place:
+            show(f"{answer['from']} keeps the version; for a verdict that stays with it, run this there.")
     show(f"It is in {answer['to']}." if answer["kept"] else "What was restored is removed again.")

@@ -332,8 +332,8 @@ class LiveTree:
         make_private_dir(self.place.temporary)
         root = os.open(self.place.destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         temporary = os.open(self.place.temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        writer = self._writing = TreeWriter(root, temporary, self._load, self.policy)
-        ahead = self._ahead = Ahead(TreeWriter(root, temporary, self.load, self.policy))
+        writer = self._writing = TreeWriter(root, temporary, self._load, self.policy, lesser=True)
+        ahead = self._ahead = Ahead(TreeWriter(root, temporary, self.load, self.policy, lesser=True))
         try:
             yield writer
         finally:

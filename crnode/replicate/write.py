@@ -93,15 +93,25 @@ class TreeWriter:
         temporary_fd: an open directory on the same file system for temporaries, ours alone.
         load: object id -> verified bytes.
         write_back: the disk begins with a large file while it is written: a sync follows at once.
+        lesser: what the file system cannot hold, owners, modes and hard links, is left out and told in the
+            outcome's note. Else it is an OSError.
     """
 
     def __init__(
-        self, root_fd: int, temporary_fd: int, load: Load, policy: Policy, *, write_back: bool = False
+        self,
+        root_fd: int,
+        temporary_fd: int,
+        load: Load,
+        policy: Policy,
+        *,
+        write_back: bool = False,
+        lesser: bool = False,
     ) -> None:
         self.root_fd = root_fd
         self.temporary_fd = temporary_fd
         self.load = load
         self._write_back = write_back
+        self._lesser = lesser
         self.policy = policy
         self.before_rename: Callable[[bytes], None] | None = None  # asked with the path, last of all
         self.share: Callable[[Entry], int | None] | None = None  # an open file with the content of that entry
@@ -296,7 +306,7 @@ class TreeWriter:
                         follow_symlinks=False,
                     )
                 except OSError as error:
-                    if error.errno not in _NO_LINKS:
+                    if error.errno not in _NO_LINKS or not self._lesser:
                         raise
                     name = linked = again().temporary
                     if _APART not in note:
@@ -467,10 +477,17 @@ class TreeWriter:
         try:
             os.chown(name, uid, gid, dir_fd=self.temporary_fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NOT_HELD:
+            info = os.lstat(name, dir_fd=self.temporary_fd)
+            if error.errno not in _NOT_HELD or not self._may_be_of(info.st_uid):
                 raise
             return _NO_OWNER
         return ""
+
+    def _may_be_of(self, uid: int) -> bool:
+        """Whether a file may stay with user `uid` where its owner cannot be given to it: on exFAT, or a share
+        of the network. Root's are believed by others, so that only a set that is privileged has any (rule
+        66)."""
+        return self._lesser and (uid != 0 or self.policy.privileged)
 
     def _attributes(self, fd: int, entry: Entry, *, new: bool = False) -> str:
         """Owner, mode, ACLs, xattrs, times of an open file; returns what this file system cannot hold.
@@ -483,8 +500,8 @@ class TreeWriter:
             if owner != ((os.geteuid(), os.getegid()) if new else _ids(fd)):
                 try:
                     os.fchown(fd, *owner)
-                except OSError as error:  # exFAT, a share: what has no owners is no reason to hold nothing
-                    if error.errno not in _NOT_HELD:
+                except OSError as error:
+                    if error.errno not in _NOT_HELD or not self._may_be_of(os.fstat(fd).st_uid):
                         raise
                     notes.append(_NO_OWNER)
         mode = entry.mode
@@ -498,7 +515,7 @@ class TreeWriter:
         try:
             os.fchmod(fd, mode)
         except OSError as error:
-            if error.errno not in _NOT_HELD or not self.policy.root:
+            if error.errno not in _NOT_HELD or not (self._lesser and self.policy.root):
                 raise
             notes.append("its mode cannot be stored here")
         if extra is not None or not new:

@@ -31,7 +31,7 @@ ENDED = f"{{0}}died>?1 AND {{0}}died<=?2 AND {{0}}died<{OPEN}"
 SQLite reads every row of the catalog, a second where there are a million files."""
 
 _DIED = (
-    "SELECT e.content,e.level,e.size,n.kind,n.content,n.level,n.size,n.link FROM entry e"
+    "SELECT e.content,e.level,e.size,n.kind,n.content,n.level,n.size FROM entry e"
     " LEFT JOIN entry n ON n.dir=e.dir AND n.name=e.name AND n.born<=?2 AND n.died>?2"
     f" WHERE {ENDED.format('e.')} AND e.born<=?1 AND e.kind={FILE}"
     # What is again as an older version has it was brought back (rule 83).
@@ -59,18 +59,13 @@ class Counter(Reader):
         gone: dict[int, int] = {}  # what a path that is gone held -> how many such paths
         rewritten, deleted = 0, 0
         sample: list[tuple[Any, ...]] = []
-        linked: set[Any] = set()
-        for was, was_level, was_size, kind, now, now_level, now_size, link in self._db.execute(
-            _DIED, (base, to)
-        ):
+        for was, was_level, was_size, kind, now, now_level, now_size in self._db.execute(_DIED, (base, to)):
             if kind != FILE:
                 if was is None:
                     deleted += 1  # an empty file has no other name to be known by
                 else:
                     gone[_short(was)] = gone.get(_short(was), 0) + 1
-            elif was != now and (link is None or (link, now) not in linked):
-                if link is not None:  # however many names it has, it is one file
-                    linked.add((link, now))
+            elif was != now:
                 rewritten += 1
                 pair = (was, was_level, was_size, now, now_level, now_size)
                 if len(sample) < SAMPLE:

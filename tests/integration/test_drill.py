@@ -198,7 +198,14 @@ def test_a_drill_restores_checks_measures_and_leaves_nothing(shop: Cluster, tmp_
     done = crnode("verify", "docs", "--node", "box2", "--data", str(data), check=False)
     assert done.returncode == ExitCode.DAMAGE and "suspect" in done.stdout  # it reads well, that is no answer
     done = crnode("drill", "docs:d", "--run", "exit 4", "--data", str(data), check=False)
-    assert "this part is no good" in done.stdout and row(shop, "box2")["evidence"] == found["evidence"]
+    assert "what was restored is no good" in done.stdout
+    assert row(shop, "box2")["evidence"] == found["evidence"]
+    crnode("drill", "docs", "--planned", "--data", str(data), check=False)
+    assert not [text for text in shop.nodes["box2"].events() if "is damaged here" in text]
+    # Where it is not kept nothing is said of what is.
+    done = crnode("drill", "docs", "--run", "true", "--data", str(shop.master.data))
+    assert "what was restored is good" in done.stdout and "keeps the version" in done.stdout
+    assert row(shop, "box2")["evidence"] == found["evidence"]
     crnode("drill", "docs", "--run", "no-such-command-here", "--data", str(data), check=False)
     assert row(shop, "box2")["verdict"] == "suspect"
     assert "the version is good" in crnode("drill", "docs", "--run", "true", "--data", str(data)).stdout

@@ -378,15 +378,21 @@ def test_no_count_that_every_image_brings_reads_the_whole_catalog(catalog: Catal
     reader.close()
 
 
-def test_a_file_of_many_names_that_changes_is_one(store: ObjectStore, catalog: Catalog) -> None:
-    """A line added to a file of a tree of snapshots was a mass change."""
-    link = Extra(link=b"l" * 10).encode()
-    old, new = put_file(store, _text(1)), put_file(store, _text(2))
-    names = [file(b"n%d" % number, old, 5, 0, link) for number in range(200)]
-    others = [file(b"o%d" % number, old, 5) for number in range(20)]
-    first = commit(catalog, [directory(b""), *names, *others])
-    changed = [entry._replace(content=new[0], level=new[1]) for entry in (*names, others[3])]
-    second = commit(catalog, changed)
+@pytest.mark.parametrize("names", [1, 3, 30])
+def test_files_of_many_names_that_are_all_rewritten_are_a_mass_change(
+    store: ObjectStore, catalog: Catalog, names: int
+) -> None:
+    """A tree of snapshots: what is counted as rewritten and what there is are names, both of them."""
+    entries, again = [], []
+    for number in range(60):
+        link = Extra(link=b"%010d" % number).encode() if names > 1 else b""
+        old, new = put_file(store, _text(number)), put_file(store, os.urandom(5000))
+        for name in range(names):
+            entries.append(file(b"s%d-%d" % (name, number), old, len(_text(number)), 0, link))
+            again.append(file(b"s%d-%d" % (name, number), new, 5000, 1, link))
+    first = commit(catalog, [directory(b""), *entries])
+    second = commit(catalog, again)
     with Counter(connect(catalog.path)) as counter:
         found = counter.counts(first.ordinal, second.ordinal, store.get)
-    assert (found.files, found.rewritten, found.deleted) == (220, 2, 0)
+    assert found.rewritten == found.files == 60 * names and found.share == 1
+    assert judge(found, [], 50)

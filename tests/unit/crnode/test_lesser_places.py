@@ -19,11 +19,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from store_samples import directory, file, put_file
+from store_samples import directory, file, put_file, small_store
 from test_live_tree import LINK, Tree
 
 from crnode.capture.attributes import group_name, user_name
-from crnode.replicate.write import Policy
+from crnode.replicate.write import Policy, TreeWriter
 from crproto.entries import Extra
 
 NOBODY = 65534
@@ -115,6 +115,47 @@ def test_a_place_without_owners_holds_all_the_rest(tmp_path: Path, monkeypatch: 
     assert (tree.live / "tool").read_bytes() == b"one"
     assert "owner" in report.unapplied[b"tool"]
     assert stat.S_IMODE((tree.live / "tool").stat().st_mode) == 0o755  # set-id would be root's here
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes owners")
+def test_what_is_nobodys_is_never_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 66: of a set that is not privileged nothing stays with root, where its owner cannot be set."""
+    tree = Tree(tmp_path)
+    tree.tree.policy = Policy(False, True)
+    data = put_file(tree.store, b"one")
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuses)
+    monkeypatch.setattr(os, "chown", refuses)
+    link = file(b"l", None, 0)._replace(kind=3, extra=Extra(target=b"a").encode(), owner_id=7)
+    files = [file(b"f%d" % number, data, 3)._replace(owner_id=number) for number in (0, 7)]
+    report = tree.move([directory(b""), *files, link])
+    assert {b"f0", b"f7", b"l"} <= report.unapplied.keys() and os.listdir(tree.live) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes owners")
+@pytest.mark.parametrize("refused", ["fchown", "fchmod", "link"])
+def test_a_restore_leaves_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """It is the last resort, and says that it failed."""
+    store = small_store(tmp_path / "store")
+    data = put_file(store, b"one")
+    (tmp_path / "tmp").mkdir()
+    root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    temporary = os.open(tmp_path / "tmp", os.O_RDONLY | os.O_DIRECTORY)
+    writer = TreeWriter(root, temporary, store.get, Policy(True, True))
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, refused, refuses)
+    with pytest.raises(PermissionError):
+        writer.file(file(b"f", data, 3, 1, LINK)._replace(owner_id=1234), (b"g",))
+    assert os.listdir(tmp_path / "tmp") == [] and not (tmp_path / "f").exists()
+    writer.close()
+    os.close(root)
+    os.close(temporary)
 
 
 @pytest.mark.parametrize(("most", "code"), [(1, errno.EPERM), (1, errno.ENOTSUP), (40, errno.EMLINK)])
