@@ -27,7 +27,7 @@ class Proved:
 
     async def verify(self, spec: object, args: dict[str, Any], progress: object) -> dict[str, Any]:
         self.asked.append(args["version"])
-        return {"verdict": "good", "evidence": ""}
+        return {"verdict": "good", "evidence": "", "damaged": []}
 
 
 def test_the_newest_whole_version_is_proved_once_a_day_when_the_node_is_idle(tmp_path: Path) -> None:
