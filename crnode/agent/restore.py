@@ -577,7 +577,7 @@ class Restore:
         for at in range(0, len(files), BATCH):
             some = files[at : at + BATCH]
             await self.have(spec, some, least=1)
-            out |= await in_thread(lambda some=some: {e.path: _allocated(e, load) for e in some})  # type: ignore[misc]
+            out |= await in_thread(partial(_allocated, some, load))
         return out
 
     async def _have_below(
@@ -773,10 +773,14 @@ def _files_of(entries: Iterable[Entry]) -> list[Entry]:
     return out
 
 
-def _allocated(entry: Entry, load: Callable[[bytes], bytes]) -> int:
-    assert entry.content is not None
-    pieces = content.walk(entry.content, entry.level, load, size=entry.size)
-    return sum(length for _, length, name in pieces if name != HOLE)
+def _allocated(files: Iterable[Entry], load: Callable[[bytes], bytes]) -> dict[bytes, int]:
+    """By path, the bytes of each that are no hole."""
+    out = {}
+    for entry in files:
+        assert entry.content is not None
+        pieces = content.walk(entry.content, entry.level, load, size=entry.size)
+        out[entry.path] = sum(length for _, length, name in pieces if name != HOLE)
+    return out
 
 
 def _below(path: bytes, top: bytes) -> bytes:

@@ -40,6 +40,10 @@ def place() -> Iterator[Path]:
         shutil.rmtree(made)
 
 
+def refuses(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
 def as_nobody(place: Path, work: Callable[[], None]) -> None:
     """Run `work` in a process of a user who is not root; what fails there fails here."""
     if os.geteuid():
@@ -105,9 +109,6 @@ def test_a_place_without_owners_holds_all_the_rest(tmp_path: Path, monkeypatch: 
     tree.tree.policy = Policy(True, True)
     data = put_file(tree.store, b"one")
 
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
     monkeypatch.setattr(os, "fchown", refuses)
     monkeypatch.setattr(os, "chown", refuses)
     mine = file(b"tool", data, 3)._replace(mode=0o4755, owner="", owner_id=1234)
@@ -123,9 +124,6 @@ def test_what_is_nobodys_is_never_roots(tmp_path: Path, monkeypatch: pytest.Monk
     tree = Tree(tmp_path)
     tree.tree.policy = Policy(False, True)
     data = put_file(tree.store, b"one")
-
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "fchown", refuses)
     monkeypatch.setattr(os, "chown", refuses)
@@ -145,9 +143,6 @@ def test_a_restore_leaves_nothing_out(tmp_path: Path, monkeypatch: pytest.Monkey
     root = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     temporary = os.open(tmp_path / "tmp", os.O_RDONLY | os.O_DIRECTORY)
     writer = TreeWriter(root, temporary, store.get, Policy(True, True))
-
-    def refuses(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, refused, refuses)
     with pytest.raises(PermissionError):

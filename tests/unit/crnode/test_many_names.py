@@ -16,13 +16,25 @@ from crnode.capture.job import BATCH_ENTRIES, Job
 from crnode.capture.read import PathReader
 from crnode.capture.roots import OpenRoots, OwnPlaces, Selection, labels
 from crnode.store.catalog import Catalog
-from crnode.store.reader import CLEAN
+from crnode.store.reader import CLEAN, Reader
+from crnode.store.store import ObjectStore
 from crproto.content import walk
 from crproto.entries import Extra
 from crproto.ids import chunk_id
 
 FILES, FOLDERS = 300, 12
 LARGE = 1 << 20
+
+
+def captures(tmp_path: Path, root: Path) -> tuple[ObjectStore, SourceCommit, Reader, PathReader]:
+    """What captures `root`; its files count as old."""
+    catalog, store = Catalog(tmp_path / "c.db", SET), small_store(tmp_path / "store", 8 << 20)
+    reader = catalog.reader()
+    paths = PathReader(
+        OpenRoots(labels([str(root)])), store.load, reader.blocks, 1, lambda _: False, 1 << 40,
+        lambda: time.time_ns() + 10**10, 16 << 20, OwnPlaces(""),
+    )  # fmt: skip
+    return store, SourceCommit(catalog, store, INCARNATION, 0, 1, time.time_ns, set), reader, paths
 
 
 def test_a_large_file_is_read_once_for_all_of_its_names(
@@ -34,13 +46,7 @@ def test_a_large_file_is_read_once_for_all_of_its_names(
     (root / "0").write_bytes(data)
     for number in range(1, 600):  # more than one batch
         os.link(root / "0", root / f"{number}")
-    catalog, store = Catalog(tmp_path / "c.db", SET), small_store(tmp_path / "store", 8 << 20)
-    commit = SourceCommit(catalog, store, INCARNATION, 0, 1, time.time_ns, set)
-    reader = catalog.reader()
-    paths = PathReader(
-        OpenRoots(labels([str(root)])), store.load, reader.blocks, 1, lambda _: False, 1 << 40,
-        lambda: time.time_ns() + 10**10, 16 << 20, OwnPlaces(""),
-    )  # fmt: skip
+    store, commit, reader, paths = captures(tmp_path, root)
     came = 0
     real = os.preadv
 
@@ -89,13 +95,7 @@ def test_a_first_copy_of_hard_links_reads_each_name_once_and_a_change_all_of_a_g
         for number in range(FILES):
             os.link(root / "s0" / f"{number}", root / f"s{folder}" / f"{number}")
     assert FILES * FOLDERS > 3 * BATCH_ENTRIES
-    catalog, store = Catalog(tmp_path / "c.db", SET), small_store(tmp_path / "store")
-    commit = SourceCommit(catalog, store, INCARNATION, 0, 1, time.time_ns, set)
-    reader = catalog.reader()
-    paths = PathReader(
-        OpenRoots(labels([str(root)])), store.load, reader.blocks, 1, lambda _: False, 1 << 40,
-        lambda: time.time_ns() + 10**10, 16 << 20, OwnPlaces(""),
-    )  # fmt: skip
+    store, commit, reader, paths = captures(tmp_path, root)
     taken: list[bytes] = []
     real = paths.take
 
